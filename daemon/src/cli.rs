@@ -1,0 +1,191 @@
+//! The command line. One definition gives parser, help and errors.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Merge several pre-trained masked language models into one multilingual student, by distillation, while the
+/// text streams in.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// How much to log: error, warn, info, debug, trace, or tracing's filter syntax.
+    #[arg(long, global = true, env = "MERGEDISTILL_LOG", default_value = "info", value_name = "LEVEL")]
+    pub log: String,
+    /// Log lines as JSON.
+    #[arg(long, global = true)]
+    pub log_json: bool,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Distil embedded tiny teachers on embedded sample text: no network, no GPU, about two minutes.
+    Demo(DemoArgs),
+    /// Run the daemon.
+    Run(RunArgs),
+    /// Report everything that is wrong with a configuration, or print it with its defaults.
+    Check(ConfigArgs),
+    /// Control a running daemon.
+    Ctl(CtlArgs),
+    /// Look into a log; works on a live one too.
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Work with vocabularies.
+    #[command(subcommand)]
+    Vocab(VocabCommand),
+    /// Write the student as a Hugging Face folder.
+    Export(ExportArgs),
+    /// Compare the student with its teachers on held-out text: MLM loss, accuracy and RDT.
+    Evaluate(EvaluateArgs),
+}
+
+/// Arguments of `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Where the demo keeps its files.
+    #[arg(long, value_name = "DIR", default_value = "mergedistill-demo")]
+    pub state_dir: PathBuf,
+    /// Optimiser steps.
+    #[arg(long, value_name = "N", default_value_t = crate::demo::STEPS, value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: u64,
+    /// Seed of every random choice.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Stop after this step; alters no schedule, and a later run goes on from there.
+    #[arg(long, value_name = "N")]
+    pub until_step: Option<u64>,
+}
+
+/// A configuration file.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// Configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// One JSON document on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `ctl`.
+#[derive(Debug, Args)]
+pub struct CtlArgs {
+    /// What to ask of the daemon.
+    #[command(subcommand)]
+    pub action: CtlAction,
+    /// The daemon's control socket.
+    #[arg(long, global = true, value_name = "PATH", default_value = "state/control.sock")]
+    pub socket: PathBuf,
+    /// One JSON document on standard output.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What `ctl` can ask.
+#[derive(Debug, Subcommand)]
+pub enum CtlAction {
+    /// State, rates, positions, evaluation.
+    Status,
+    /// Pause a stage, or all.
+    Pause {
+        /// ingest, teacher or trainer.
+        stage: Option<String>,
+    },
+    /// Resume a stage, or all.
+    Resume {
+        /// ingest, teacher or trainer.
+        stage: Option<String>,
+    },
+    /// Write a checkpoint now.
+    Checkpoint,
+    /// Export the student as it is now.
+    Export {
+        /// Folder to write.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Stop in order: drain, make durable, checkpoint, exit.
+    Shutdown,
+}
+
+/// Subcommands of `log`.
+#[derive(Debug, Subcommand)]
+pub enum LogCommand {
+    /// Counts and sizes.
+    Stat(LogArgs),
+    /// Read everything and check it; exit code 65 if the log is corrupt.
+    Verify(LogArgs),
+    /// Print records.
+    Dump {
+        /// The log, and how to print.
+        #[command(flatten)]
+        log: LogArgs,
+        /// First sequence number.
+        #[arg(long, value_name = "SEQ", default_value_t = 0)]
+        from: u64,
+        /// Records at most.
+        #[arg(long, value_name = "N")]
+        count: Option<u64>,
+    },
+}
+
+/// A log's folder.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// Folder of the log.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// JSON on standard output (`dump`: a line per record).
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Subcommands of `vocab`.
+#[derive(Debug, Subcommand)]
+pub enum VocabCommand {
+    /// Write the union of teachers' vocabularies and the teacher → student maps.
+    Union {
+        /// Folder to write.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Hugging Face folders.
+        #[arg(value_name = "TEACHER", required = true)]
+        teachers: Vec<PathBuf>,
+        /// One JSON document on standard output.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// State folder of a run, running or stopped.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// Folder to write.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// Arguments of `evaluate`.
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// Configuration of the run; its newest checkpoint is evaluated on the held-out records of its log.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// One JSON document on standard output.
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,22 @@
+//! `mergedistill evaluate`.
+
+use super::{print_json, print_line};
+use crate::cli::EvaluateArgs;
+use crate::configuration::Configuration;
+use crate::failure::{ExitCode, Failure};
+use crate::inputs::Inputs;
+use serde_json::json;
+use store::LogReader;
+
+/// Evaluates the newest checkpoint of a run on the held-out records of its log.
+pub fn evaluate(args: &EvaluateArgs) -> Result<(), Failure> {
+    let configuration = Configuration::load(&args.config)?;
+    let inputs = Inputs::open(&configuration)?;
+    let options = crate::training::options(&configuration, &inputs, None)
+        .ok_or_else(|| Failure::new(ExitCode::Configuration, "there is no [student] to evaluate"))?;
+    let report = trainer::evaluate_newest(&options, &LogReader::open(&configuration.store.path)?)?;
+    if args.json {
+        return print_json(&json!({ "evaluation": report }));
+    }
+    crate::tables::evaluation_lines(&report).iter().try_for_each(|line| print_line(line))
+}

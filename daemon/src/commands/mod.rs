@@ -1,0 +1,35 @@
+//! Subcommands other than `run` and `demo`.
+
+mod check;
+mod ctl;
+mod evaluate;
+mod export;
+mod log;
+mod vocab;
+
+pub use check::check;
+pub use ctl::ctl;
+pub use evaluate::evaluate;
+pub use export::export;
+pub use log::log;
+pub use vocab::vocab;
+
+use crate::failure::{ExitCode, Failure};
+use serde::Serialize;
+use std::io::Write;
+
+/// Prints one JSON document on standard output.
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::new(ExitCode::Software, format!("cannot print JSON: {error}")))?;
+    print_line(&text)
+}
+
+/// Prints a line on standard output. A reader that has seen enough (`| head`) is no error.
+fn print_line(line: &str) -> Result<(), Failure> {
+    match writeln!(std::io::stdout().lock(), "{line}") {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(Failure::new(ExitCode::IoError, format!("cannot write to standard output: {error}"))),
+    }
+}

@@ -1,0 +1,32 @@
+//! The configuration file: every key, its default and its limits.
+//!
+//! Reading it never stops at the first mistake: all problems are collected, each with the key it is about.
+//! Relative paths are relative to the file.
+
+mod sections;
+mod table;
+
+pub use sections::{Configuration, CorpusFormat, Teacher};
+
+use crate::failure::{ExitCode, Failure};
+use std::path::Path;
+
+impl Configuration {
+    /// Reads and validates the file at `path`. The error lists everything that is wrong.
+    pub fn load(path: &Path) -> Result<Self, Failure> {
+        let text =
+            std::fs::read_to_string(path).map_err(|error| Failure::io("read the configuration", path, &error))?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Self::parse(&text, folder).map_err(|problems| {
+            let lines: Vec<String> = problems.iter().map(|problem| format!("  {problem}")).collect();
+            let count = match problems.len() {
+                1 => "1 problem".to_owned(),
+                n => format!("{n} problems"),
+            };
+            Failure::new(ExitCode::Configuration, format!("{} has {count}:\n{}", path.display(), lines.join("\n")))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+fn problems(text: &str) -> Vec<String> {
+    Configuration::parse(text, Path::new("/etc")).unwrap_err().iter().map(ToString::to_string).collect()
+}
+
+const MINIMAL: &str = r#"
+[[corpus]]
+name = "en"
+language = "en"
+path = "text/*.txt"
+[[teacher]]
+name = "en"
+path = "teachers/en"
+languages = ["en"]
+"#;
+
+#[test]
+fn defaults_are_filled_in_and_paths_are_relative_to_the_file() {
+    let configuration = Configuration::parse(MINIMAL, Path::new("/etc")).unwrap();
+    assert_eq!(configuration.corpus[0].path, ["/etc/text/*.txt"]);
+    assert_eq!(configuration.store.path, Path::new("/etc/state/log"));
+    assert_eq!(configuration.train.learning_rate, 5e-4);
+    assert!(configuration.student.is_none());
+}
+
+#[test]
+fn the_effective_configuration_reads_back_as_itself() {
+    let text =
+        format!("{MINIMAL}[student]\nlayers = 2\n[evaluate]\nfiles = [{{ language = \"en\", path = \"v.txt\" }}]\n");
+    let first = toml::to_string(&Configuration::parse(&text, Path::new("/etc")).unwrap()).unwrap();
+    let second = toml::to_string(&Configuration::parse(&first, Path::new("/")).unwrap()).unwrap();
+    assert_eq!(first, second);
+}
+
+#[test]
+fn everything_wrong_is_reported_at_once() {
+    let found = problems(
+        r#"
+        [run]
+        sed = 1
+        [[corpus]]
+        name = "fi"
+        language = "fi"
+        path = "x"
+        [[teacher]]
+        name = "en"
+        path = 3
+        languages = ["en"]
+        device = "cuda:0"
+        [train]
+        steps = 0
+        copies = "some"
+        [masking]
+        probability = 2
+        "#,
+    );
+    for expected in [
+        "run.sed: unknown key; did you mean `seed`?",
+        "corpus[fi].language: no teacher has language `fi`",
+        "teacher[en].path: must be a string",
+        "teacher[en].device: \"cuda:0\" is not available",
+        "train.steps: 0 is out of range",
+        "train.copies: \"some\" is not known; use \"all\" or \"best\"",
+        "masking.probability: 2 is out of range",
+    ] {
+        assert!(found.iter().any(|line| line.starts_with(expected)), "{expected} not in {found:#?}");
+    }
+    assert_eq!(found.len(), 7, "{found:#?}");
+}
+
+#[test]
+fn broken_toml_is_one_problem_with_a_place() {
+    let found = problems("[run\nseed = 1");
+    assert!(found.len() == 1 && found[0].contains("line 1"), "{found:?}");
+}
+
+#[test]
+fn paths_may_name_environment_variables() {
+    let text = MINIMAL.replace("teachers/en", "${CARGO_MANIFEST_DIR}/en").replace("text/", "${NO_SUCH_VARIABLE}/");
+    let found = problems(&text);
+    assert_eq!(found, ["corpus[en].path: environment variable NO_SUCH_VARIABLE is not set"]);
+}

@@ -1,0 +1,138 @@
+//! What the daemon prints while it runs: on a terminal a live line per stage, otherwise log lines.
+
+use crate::figures::Figures;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Without a terminal, figures are logged this often.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// Standard error, shared by log lines and progress lines.
+#[derive(Clone, Debug)]
+pub struct Console {
+    progress: Option<MultiProgress>,
+}
+
+/// The live lines of one run.
+#[derive(Debug)]
+pub struct Live {
+    bars: Option<[ProgressBar; 4]>,
+    logged: Instant,
+}
+
+impl Console {
+    /// Sets up logging. `filter` is a level or tracing's filter syntax.
+    pub fn start(filter: &str, json: bool) -> Result<Self, String> {
+        let filter = EnvFilter::try_new(filter).map_err(|error| format!("--log {filter}: {error}"))?;
+        let live = std::io::stderr().is_terminal() && !json;
+        let console = Self { progress: live.then(MultiProgress::new) };
+        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(console.clone()).with_target(false);
+        let result = if json { builder.json().try_init() } else { builder.with_ansi(live).try_init() };
+        result.map_err(|error| format!("cannot start logging: {error}"))?;
+        Ok(console)
+    }
+
+    /// Starts the live lines.
+    pub fn live(&self) -> Live {
+        let bars = self.progress.as_ref().map(|progress| {
+            ["ingest", "teachers", "log", "trainer"].map(|stage| {
+                let style = ProgressStyle::with_template("{prefix:>9.bold}  {msg}");
+                let bar =
+                    ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+                progress.add(bar.with_prefix(stage))
+            })
+        });
+        Live { bars, logged: Instant::now() }
+    }
+}
+
+impl Live {
+    /// Shows the figures of this moment.
+    pub fn show(&mut self, figures: &Figures, steps: u64, waiting_for: Option<&str>) {
+        match &self.bars {
+            Some(bars) => {
+                for (bar, line) in bars.iter().zip(lines(figures, steps, waiting_for)) {
+                    bar.set_message(line);
+                    bar.tick();
+                }
+            }
+            None if self.logged.elapsed() >= LOG_EVERY => {
+                self.logged = Instant::now();
+                let [ingest, teachers, log, trainer] = lines(figures, steps, waiting_for);
+                tracing::info!(ingest, teachers, log, trainer, "progress");
+            }
+            None => {}
+        }
+    }
+
+    /// Removes the live lines.
+    pub fn clear(&self) {
+        for bar in self.bars.iter().flatten() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn lines(figures: &Figures, steps: u64, waiting_for: Option<&str>) -> [String; 4] {
+    let value = |name: &str| figures.value(name);
+    let rate = |name: &str| figures.rate(name);
+    let trainer = match (waiting_for, value("mergedistill_train_step")) {
+        (Some(language), step) => format!("step {step}/{steps}, waits for labelled text of `{language}`"),
+        (None, step) => format!(
+            "step {step}/{steps}  loss {:.3}  λ {:.2}  {:.0} tokens/s",
+            value("mergedistill_train_loss"),
+            value("mergedistill_train_lambda_ratio"),
+            rate("mergedistill_train_tokens_total"),
+        ),
+    };
+    [
+        format!(
+            "{} documents, {} examples, {:.0} examples/s",
+            value("mergedistill_ingest_documents_total"),
+            value("mergedistill_ingest_examples_total"),
+            rate("mergedistill_ingest_examples_total"),
+        ),
+        format!(
+            "{} copies, {} masked positions, {:.0} tokens/s",
+            value("mergedistill_teacher_copies_total"),
+            value("mergedistill_teacher_masked_positions_total"),
+            rate("mergedistill_teacher_tokens_total"),
+        ),
+        format!(
+            "{} entries durable, {:.1} MB written",
+            value("mergedistill_log_durable_sequence"),
+            value("mergedistill_log_bytes_total") / 1e6,
+        ),
+        trainer,
+    ]
+}
+
+/// Writes log lines above the live lines.
+#[derive(Debug)]
+pub struct LineWriter(Option<MultiProgress>);
+
+impl Write for LineWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let write = || std::io::stderr().lock().write_all(bytes);
+        match &self.0 {
+            Some(progress) => progress.suspend(write)?,
+            None => write()?,
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
+impl<'a> MakeWriter<'a> for Console {
+    type Writer = LineWriter;
+
+    fn make_writer(&'a self) -> LineWriter {
+        LineWriter(self.progress.clone())
+    }
+}

@@ -1,0 +1,174 @@
+//! Why the program ends, and with which exit code (sysexits(3)).
+
+use ingest::IngestError;
+use model::ModelError;
+use ops::{ClientError, OpsError};
+use std::fmt;
+use store::StoreError;
+use teacher::TeacherError;
+use trainer::TrainerError;
+
+/// Exit codes, named as in sysexits(3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitCode {
+    /// The command line was wrong.
+    Usage = 64,
+    /// Input data are broken; a corrupt log too.
+    DataError = 65,
+    /// An input does not exist or cannot be read.
+    NoInput = 66,
+    /// A bug.
+    Software = 70,
+    /// An output cannot be created.
+    CannotCreate = 73,
+    /// Reading or writing failed.
+    IoError = 74,
+    /// Something is in use; try again.
+    TemporaryFailure = 75,
+    /// The configuration is wrong.
+    Configuration = 78,
+}
+
+/// An error on its way to the user.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The process's exit code.
+    pub code: ExitCode,
+    /// What was being done, to what, and what to do about it.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with an exit code and a message.
+    pub fn new(code: ExitCode, message: impl fmt::Display) -> Self {
+        Self { code, message: message.to_string() }
+    }
+
+    /// A failure to read or write `path`.
+    pub fn io(doing: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
+        let code = ExitCode::of_io(error);
+        let advice = match error.kind() {
+            std::io::ErrorKind::StorageFull => "; free some space and start again: nothing that was durable is lost",
+            _ => "",
+        };
+        Self::new(code, format!("cannot {doing} {}: {error}{advice}", path.display()))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.message.fmt(f)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl ExitCode {
+    /// The code for a failure of the operating system.
+    pub fn of_io(error: &std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        match error.kind() {
+            ErrorKind::NotFound => Self::NoInput,
+            ErrorKind::PermissionDenied | ErrorKind::AlreadyExists | ErrorKind::ReadOnlyFilesystem => {
+                Self::CannotCreate
+            }
+            _ => Self::IoError,
+        }
+    }
+
+    /// The code for a model's folder that cannot be used.
+    pub fn of_model(error: &ModelError) -> Self {
+        match error {
+            ModelError::Read { source, .. } => Self::of_io(source),
+            ModelError::NoWeights { .. } | ModelError::NoTokenizer { .. } => Self::NoInput,
+            ModelError::Write { .. } => Self::IoError,
+            _ => Self::DataError,
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let code = match &error {
+            StoreError::NoSpace { .. } => ExitCode::IoError,
+            StoreError::Io { source, .. } => ExitCode::of_io(source),
+            StoreError::Corrupt { .. } | StoreError::TooShort { .. } | StoreError::NewerVersion { .. } => {
+                ExitCode::DataError
+            }
+            StoreError::IdentityMismatch { .. } => ExitCode::Configuration,
+            StoreError::NoLog { .. } => ExitCode::NoInput,
+            StoreError::InUse { .. } => ExitCode::TemporaryFailure,
+            _ => ExitCode::Software,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<IngestError> for Failure {
+    fn from(error: IngestError) -> Self {
+        let code = match &error {
+            IngestError::NothingMatches { .. } => ExitCode::NoInput,
+            IngestError::Pattern { .. } | IngestError::Options(_) => ExitCode::Configuration,
+            IngestError::Io { source, .. } => ExitCode::of_io(source),
+            IngestError::Changed { .. } => ExitCode::DataError,
+            IngestError::Tokenise { .. } | IngestError::Metrics(_) => ExitCode::Software,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<TeacherError> for Failure {
+    fn from(error: TeacherError) -> Self {
+        let code = match &error {
+            TeacherError::Model { source, .. } => ExitCode::of_model(source),
+            TeacherError::NonFinite { .. } => ExitCode::DataError,
+            TeacherError::FewWords { .. } => ExitCode::Configuration,
+            TeacherError::Thread { .. } | TeacherError::Metrics(_) | TeacherError::Panicked(_) => ExitCode::Software,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<TrainerError> for Failure {
+    fn from(error: TrainerError) -> Self {
+        let code = match error {
+            TrainerError::Io { ref source, .. } => ExitCode::of_io(source),
+            TrainerError::Corrupt { .. } | TrainerError::LogBehind { .. } | TrainerError::Diverged { .. } => {
+                ExitCode::DataError
+            }
+            TrainerError::Identity { .. } | TrainerError::Configuration(_) => ExitCode::Configuration,
+            TrainerError::ExportTarget { .. } => ExitCode::CannotCreate,
+            TrainerError::NoCheckpoint { .. } => ExitCode::NoInput,
+            TrainerError::Model(ref source) => ExitCode::of_model(source),
+            TrainerError::Store(source) => return source.into(),
+            _ => ExitCode::Software,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<OpsError> for Failure {
+    fn from(error: OpsError) -> Self {
+        let code = match &error {
+            error if error.in_use() => ExitCode::TemporaryFailure,
+            OpsError::Http { source, .. } | OpsError::Socket { source, .. } => ExitCode::of_io(source),
+            OpsError::NotASocket { .. } => ExitCode::CannotCreate,
+            OpsError::NotLoopback { .. } | OpsError::SocketPathTooLong { .. } => ExitCode::Configuration,
+            _ => ExitCode::Software,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let code = match &error {
+            ClientError::NoSocket { .. } | ClientError::NobodyListens { .. } => ExitCode::TemporaryFailure,
+            ClientError::Connect { source, .. } => ExitCode::of_io(source),
+            ClientError::Request { .. } => ExitCode::Software,
+            _ => ExitCode::IoError,
+        };
+        Self::new(code, error)
+    }
+}

@@ -1,0 +1,200 @@
+//! What a configuration refers to, looked at before anything starts: teachers' folders and corpora's files.
+//! Like the configuration itself, everything that is wrong is reported at once.
+
+use crate::configuration::{Configuration, CorpusFormat, Teacher};
+use crate::failure::{ExitCode, Failure};
+use ingest::{CorpusOptions, Format};
+use model::Tokenizer;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use store::{Identity, TeacherEntry};
+
+/// A configuration whose teachers and corpora are there.
+#[derive(Debug)]
+pub struct Inputs {
+    /// In the order of the configuration.
+    pub teachers: Vec<LoadedTeacher>,
+    /// Corpora of `[evaluate] files`, then `[[corpus]]`, in order.
+    pub corpora: Vec<CorpusOptions>,
+    /// Tokens in an example at most, [CLS] and [SEP] included.
+    pub max_sequence_length: usize,
+}
+
+/// A teacher's configuration, and its tokenizer.
+#[derive(Debug)]
+pub struct LoadedTeacher {
+    /// Its section of the configuration.
+    pub section: Teacher,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Hash of its weights; empty for one that does not label.
+    pub weights_fingerprint: String,
+}
+
+impl Inputs {
+    /// Looks at everything that `configuration` refers to. The error lists all that is wrong, and its code is that
+    /// of the first problem.
+    pub fn open(configuration: &Configuration) -> Result<Self, Failure> {
+        let mut problems = Vec::new();
+        let limit = sequence_limit(configuration);
+        let mut teachers = Vec::new();
+        let mut positions = usize::MAX;
+        for section in &configuration.teacher {
+            match open_teacher(section, configuration, limit) {
+                Ok((teacher, teacher_positions)) => {
+                    positions = positions.min(teacher_positions);
+                    teachers.push(teacher);
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
+        let corpora = open_corpora(configuration, &mut problems);
+        match problems.split_first() {
+            None => Ok(Self { teachers, corpora, max_sequence_length: limit.unwrap_or(positions) }),
+            Some((first, [])) => Err(first.clone()),
+            Some((first, _)) => {
+                let lines: Vec<String> = problems.iter().map(|problem| format!("  {problem}")).collect();
+                Err(Failure::new(first.code, format!("{} problems:\n{}", problems.len(), lines.join("\n"))))
+            }
+        }
+    }
+
+    /// What determines the content of a log made from these inputs.
+    pub fn identity(&self, configuration: &Configuration) -> Identity {
+        let settings = [
+            ("run.seed", configuration.run.seed.to_string()),
+            ("masking.probability", configuration.masking.probability.to_string()),
+            ("store.top_k", configuration.store.top_k.to_string()),
+            ("store.precision", configuration.store.precision.to_owned()),
+            ("student.max_sequence_length", self.max_sequence_length.to_string()),
+            ("evaluate.holdout_fraction", configuration.evaluate.holdout_fraction.to_string()),
+        ];
+        Identity {
+            settings: settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+            teachers: self.teachers.iter().map(LoadedTeacher::entry).collect(),
+        }
+    }
+
+    /// Puts the teachers into the order of a log's table, for a run that only trains: every teacher of the log has
+    /// to be there, with the tokenizer that the log was made with.
+    pub fn arrange_for(&mut self, identity: &Identity) -> Result<(), Failure> {
+        let mut arranged = Vec::new();
+        for entry in &identity.teachers {
+            let Some(at) = self.teachers.iter().position(|teacher| teacher.section.name == entry.name) else {
+                let message = format!("the log has labels of teacher `{}`; add it to the configuration", entry.name);
+                return Err(Failure::new(ExitCode::Configuration, message));
+            };
+            let teacher = self.teachers.remove(at);
+            if teacher.tokenizer.fingerprint() != entry.tokenizer_fingerprint {
+                let message = format!(
+                    "teacher `{}`: the log was made with another tokenizer than that of {}",
+                    entry.name,
+                    teacher.section.path.display()
+                );
+                return Err(Failure::new(ExitCode::Configuration, message));
+            }
+            arranged.push(teacher);
+        }
+        if let Some(surplus) = self.teachers.first() {
+            let message = format!("teacher `{}` is not in the log; leave it out", surplus.section.name);
+            return Err(Failure::new(ExitCode::Configuration, message));
+        }
+        self.teachers = arranged;
+        Ok(())
+    }
+}
+
+impl LoadedTeacher {
+    fn entry(&self) -> TeacherEntry {
+        TeacherEntry {
+            name: self.section.name.clone(),
+            languages: self.section.languages.clone(),
+            labels: self.section.labels,
+            vocabulary_size: self.tokenizer.len() as u32,
+            tokenizer_fingerprint: self.tokenizer.fingerprint().to_owned(),
+            weights_fingerprint: self.weights_fingerprint.clone(),
+        }
+    }
+}
+
+/// The student's limit; a run that only labels goes as far as its teachers' positions do.
+fn sequence_limit(configuration: &Configuration) -> Option<usize> {
+    configuration.student.as_ref().map(|student| student.max_sequence_length)
+}
+
+/// Loads tokenizer and configuration (not the weights) of a teacher. Returns how many positions it has.
+fn open_teacher(
+    section: &Teacher,
+    configuration: &Configuration,
+    limit: Option<usize>,
+) -> Result<(LoadedTeacher, usize), Failure> {
+    let fail = |code, message: String| Failure::new(code, format!("teacher[{}]: {message}", section.name));
+    let path: &Path = &section.path;
+    if !path.is_dir() {
+        return Err(fail(ExitCode::NoInput, format!("there is no folder {}; correct its `path`", path.display())));
+    }
+    let from_model = |error: model::ModelError| fail(ExitCode::of_model(&error), error.to_string());
+    let tokenizer = Arc::new(Tokenizer::load(path).map_err(from_model)?);
+    let mut positions = usize::MAX;
+    let mut weights_fingerprint = String::new();
+    if section.labels && !configuration.corpus.is_empty() {
+        let shape = model::Configuration::load(path).map_err(from_model)?;
+        model::check_words(&shape, &tokenizer).map_err(from_model)?;
+        positions = shape.max_position_embeddings;
+        if let Some(limit) = limit.filter(|limit| *limit > positions) {
+            let message = format!("it has {positions} positions; lower student.max_sequence_length ({limit})");
+            return Err(fail(ExitCode::Configuration, message));
+        }
+        weights_fingerprint = model::fingerprint_weights(path).map_err(from_model)?;
+    }
+    Ok((LoadedTeacher { section: section.clone(), tokenizer, weights_fingerprint }, positions))
+}
+
+fn open_corpora(configuration: &Configuration, problems: &mut Vec<Failure>) -> Vec<CorpusOptions> {
+    if configuration.corpus.is_empty() {
+        return Vec::new(); // Train only: held-out records are in the log.
+    }
+    let mut corpora = Vec::new();
+    for (index, file) in configuration.evaluate.files.iter().enumerate() {
+        let patterns = std::slice::from_ref(&file.path);
+        corpora.push(CorpusOptions {
+            name: format!("evaluate/{}-{index}", file.language),
+            language: file.language.clone(),
+            files: expand(patterns, "evaluate.files", problems),
+            format: file.format.into(),
+            rounds: 1,
+            evaluation_only: true,
+        });
+    }
+    for corpus in &configuration.corpus {
+        corpora.push(CorpusOptions {
+            name: corpus.name.clone(),
+            language: corpus.language.clone(),
+            files: expand(&corpus.path, &format!("corpus[{}]", corpus.name), problems),
+            format: corpus.format.into(),
+            rounds: corpus.rounds,
+            evaluation_only: false,
+        });
+    }
+    corpora
+}
+
+fn expand(patterns: &[String], key: &str, problems: &mut Vec<Failure>) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for pattern in patterns {
+        match ingest::expand(Path::new(pattern)) {
+            Ok(found) => files.extend(found),
+            Err(error) => problems.push(Failure::new(ExitCode::NoInput, format!("{key}: {error}"))),
+        }
+    }
+    files
+}
+
+impl From<CorpusFormat> for Format {
+    fn from(format: CorpusFormat) -> Self {
+        match format {
+            CorpusFormat::Text => Format::Text,
+            CorpusFormat::Jsonl => Format::JsonLines,
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! The `mergedistill` binary: configuration, wiring of the stages, supervision, shutdown, the command line, the demo.
+//!
+//! Start at [`pipeline`]: it names the stages in the order in which a batch meets them.
+
+#![allow(unreachable_pub, reason = "in a binary nothing is reachable from outside; `pub` marks a module's interface")]
+
+mod cli;
+mod commands;
+mod configuration;
+mod console;
+mod demo;
+mod failure;
+mod figures;
+mod inputs;
+mod log_stage;
+mod pipeline;
+mod state_folder;
+mod status;
+mod supervisor;
+mod tables;
+mod threads;
+mod training;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use cli::{Cli, Command};
+use configuration::Configuration;
+use console::Console;
+use failure::{ExitCode, Failure};
+
+fn main() -> std::process::ExitCode {
+    threads::set_defaults();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            return if asked_for { std::process::ExitCode::SUCCESS } else { (ExitCode::Usage as u8).into() };
+        }
+    };
+    match dispatch(&cli) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("mergedistill: {failure}");
+            (failure.code as u8).into()
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<(), Failure> {
+    let console = Console::start(&cli.log, cli.log_json).map_err(|error| Failure::new(ExitCode::Usage, error))?;
+    match &cli.command {
+        Command::Demo(args) => demo::run(args, &console),
+        Command::Run(args) => {
+            supervisor::run(&Configuration::load(&args.config)?, args.until_step, &console).map(|_| ())
+        }
+        Command::Check(args) => commands::check(args),
+        Command::Ctl(args) => commands::ctl(args),
+        Command::Log(command) => commands::log(command),
+        Command::Vocab(command) => commands::vocab(command),
+        Command::Export(args) => commands::export(args),
+        Command::Evaluate(args) => commands::evaluate(args),
+    }
+}

@@ -1,0 +1,286 @@
+//! The pipeline: corpora → ingest → teachers → log → trainer. Follow one batch from top to bottom.
+//!
+//! One named thread per stage, bounded queues between them. A queue's sender belongs to the stage before it, so a
+//! stage that ends — done, stopped or failed — closes its queue, and the stages after it drain and end in turn.
+
+use crate::configuration::Configuration;
+use crate::failure::{ExitCode, Failure};
+use crate::inputs::{Inputs, LoadedTeacher};
+use crate::log_stage;
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use ingest::{Ingest, IngestOptions, IngestStatus, IngestTeacher};
+use prometheus::Registry;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use store::stage::{StageControl, StageMetrics};
+use store::{Entry, Group, LogOptions, LogReader, LogWriter, Precision, SequenceNumber};
+use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions};
+use trainer::{Event, Outcome, Request, Trainer, TrainerProgress};
+
+/// How one stage ended.
+#[derive(Debug)]
+pub struct StageEnd {
+    /// Its name.
+    pub stage: &'static str,
+    /// Why it ended: its work is done or it was told to, or it failed.
+    pub result: Result<Ended, Failure>,
+}
+
+/// A stage that did not fail.
+#[derive(Debug)]
+pub enum Ended {
+    /// Its input ended, or it was stopped.
+    Done,
+    /// The trainer, and how far it got.
+    Trainer(Outcome),
+}
+
+/// Switches of the stages.
+#[derive(Clone, Debug, Default)]
+pub struct Controls {
+    /// Reads, tokenises, masks.
+    pub ingest: StageControl,
+    /// Labels.
+    pub teacher: StageControl,
+    /// Trains.
+    pub trainer: StageControl,
+}
+
+impl Controls {
+    /// Stops every stage at its next safe point: what is in flight is labelled and made durable.
+    pub fn stop(&self) {
+        for stage in [&self.ingest, &self.teacher, &self.trainer] {
+            stage.stop();
+        }
+    }
+}
+
+/// The running stages.
+pub struct Pipeline {
+    /// Switches.
+    pub controls: Controls,
+    /// Each stage reports its end here, once.
+    pub ends: Receiver<StageEnd>,
+    /// Number of stages that will report.
+    pub stages: usize,
+    /// What the trainer reports.
+    pub events: Receiver<Event>,
+    /// Asks the trainer for a checkpoint or an export; `None`: there is no trainer.
+    pub requests: Option<Sender<Request>>,
+    /// The log.
+    pub log: LogReader,
+    /// What ingest is doing; `None`: there is no corpus.
+    pub ingest: Option<Arc<IngestStatus>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Everything the stages are started with.
+pub struct Setup<'a> {
+    /// The configuration.
+    pub configuration: &'a Configuration,
+    /// Its teachers and corpora.
+    pub inputs: &'a Inputs,
+    /// Where stages register their metrics.
+    pub registry: &'a Registry,
+    /// Stop training after this step.
+    pub until_step: Option<u64>,
+    /// The log must reach this far, because a checkpoint or the journal refers to it.
+    pub required: SequenceNumber,
+}
+
+impl Pipeline {
+    /// Opens the log and starts every stage that the configuration asks for.
+    pub fn start(setup: &Setup<'_>) -> Result<Self, Failure> {
+        let (end, ends) = unbounded(); // one message per stage
+        let mut starter =
+            Starter { setup, controls: Controls::default(), end, threads: Vec::new(), events: unbounded() };
+        let progress = Arc::new(TrainerProgress::default());
+        let (log, ingest) = if setup.configuration.corpus.is_empty() {
+            (open_reader(setup)?, None)
+        } else {
+            let (log, ingest) = starter.start_labelling(&progress)?;
+            (log, Some(ingest))
+        };
+        let requests = match &setup.configuration.student {
+            Some(_) => Some(starter.start_trainer(log.clone(), progress)?),
+            None => None,
+        };
+        let Starter { controls, threads, events: (_, events), .. } = starter;
+        Ok(Self { controls, ends, stages: threads.len(), events, requests, log, ingest, threads })
+    }
+
+    /// Waits for the threads, which have all reported their end.
+    pub fn join(self) {
+        for thread in self.threads {
+            let _ = thread.join(); // A panic was reported as the stage's end.
+        }
+    }
+}
+
+struct Starter<'a> {
+    setup: &'a Setup<'a>,
+    controls: Controls,
+    end: Sender<StageEnd>,
+    threads: Vec<JoinHandle<()>>,
+    events: (Sender<Event>, Receiver<Event>),
+}
+
+impl Starter<'_> {
+    /// corpora → ingest → \[groups\] → teachers → \[complete groups\] → log
+    fn start_labelling(&mut self, progress: &Arc<TrainerProgress>) -> Result<(LogReader, Arc<IngestStatus>), Failure> {
+        let Setup { configuration, inputs, registry, .. } = *self.setup;
+        let log = open_writer(self.setup)?;
+        let reader = log.reader();
+
+        let ingest = open_ingest(self.setup, &log)?;
+        let status = ingest.status();
+        let (groups_in, groups) = bounded::<Group>(1);
+        let (complete_in, complete) = bounded::<Vec<Entry>>(1);
+
+        let control = self.controls.ingest.clone();
+        let gate = backlog_gate(configuration, reader.clone(), progress);
+        self.spawn("ingest", move || {
+            ingest.run(&control, &gate, groups_in).map(|()| Ended::Done).map_err(Failure::from)
+        })?;
+
+        let options = LabellingOptions { depth: configuration.queue.depth, control: self.controls.teacher.clone() };
+        let runners = load_runners(configuration, &inputs.teachers)?;
+        let labelling = Labelling::start(runners, &options, groups, complete_in, registry)?;
+        self.spawn("teacher", move || labelling.join().map(|()| Ended::Done).map_err(Failure::from))?;
+
+        let metrics = StageMetrics::register(registry, "log")
+            .map_err(|error| Failure::new(ExitCode::Software, format!("cannot register a metric: {error}")))?;
+        self.spawn("log", move || {
+            log_stage::run(log, &complete, &metrics).map(|()| Ended::Done).map_err(Failure::from)
+        })?;
+        Ok((reader, status))
+    }
+
+    /// log → trainer → student
+    fn start_trainer(&mut self, log: LogReader, progress: Arc<TrainerProgress>) -> Result<Sender<Request>, Failure> {
+        let Setup { configuration, inputs, registry, until_step, .. } = *self.setup;
+        let Some(options) = crate::training::options(configuration, inputs, until_step) else {
+            return Err(Failure::new(ExitCode::Configuration, "there is no [student]"));
+        };
+        let mut trainer = Trainer::open(options, log, progress, registry)?;
+        let (requests_in, requests) = bounded(16);
+        let control = self.controls.trainer.clone();
+        let events = self.events.0.clone();
+        self.spawn("trainer", move || {
+            let mut publish = |event| {
+                let _ = events.send(event); // The supervisor outlives the stages.
+            };
+            trainer.run(&control, &requests, &mut publish).map(Ended::Trainer).map_err(Failure::from)
+        })?;
+        Ok(requests_in)
+    }
+
+    /// Runs `body` in a thread of its own, which reports its end, a panic too.
+    fn spawn(
+        &mut self,
+        stage: &'static str,
+        body: impl FnOnce() -> Result<Ended, Failure> + Send + 'static,
+    ) -> Result<(), Failure> {
+        let end = self.end.clone();
+        let thread = std::thread::Builder::new().name(stage.to_owned()).spawn(move || {
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+            let panicked =
+                |_| Err(Failure::new(ExitCode::Software, format!("stage `{stage}` panicked; this is a bug")));
+            let _ = end.send(StageEnd { stage, result: result.unwrap_or_else(panicked) });
+        });
+        let failed = |error| Failure::new(ExitCode::Software, format!("cannot start thread `{stage}`: {error}"));
+        self.threads.push(thread.map_err(failed)?);
+        Ok(())
+    }
+}
+
+fn open_writer(setup: &Setup<'_>) -> Result<LogWriter, Failure> {
+    let Setup { configuration, inputs, registry, required, .. } = *setup;
+    let section = &configuration.store;
+    let options = LogOptions {
+        segment_bytes: section.segment_bytes,
+        sync_interval: Duration::from_millis(section.sync_interval_ms),
+        top_k: section.top_k,
+        precision: Precision::Exact,
+        required,
+    };
+    let (log, recovery) = LogWriter::open(&section.path, &inputs.identity(configuration), &options, registry)?;
+    if recovery.torn_bytes > 0 {
+        tracing::warn!(bytes = recovery.torn_bytes, "the log had a torn tail; it was cut and kept aside");
+    }
+    Ok(log)
+}
+
+fn open_reader(setup: &Setup<'_>) -> Result<LogReader, Failure> {
+    let log = LogReader::open(&setup.configuration.store.path)?;
+    if log.durable().end() < setup.required {
+        let message = format!(
+            "log {} ends at {}, but the checkpoint or journal refers to {}",
+            setup.configuration.store.path.display(),
+            log.durable(),
+            setup.required
+        );
+        return Err(Failure::new(ExitCode::DataError, message));
+    }
+    Ok(log)
+}
+
+fn open_ingest(setup: &Setup<'_>, log: &LogWriter) -> Result<Ingest, Failure> {
+    let Setup { configuration, inputs, registry, .. } = *setup;
+    let labelling = inputs.teachers.iter().filter(|teacher| teacher.section.labels).count();
+    let batch_tokens = configuration.queue.batch_tokens;
+    let options = IngestOptions {
+        seed: configuration.run.seed,
+        alpha: configuration.sampling.alpha,
+        corpora: inputs.corpora.clone(),
+        mask_probability: configuration.masking.probability,
+        max_sequence_length: inputs.max_sequence_length,
+        holdout_fraction: configuration.evaluate.holdout_fraction,
+        batch_tokens,
+        group_tokens: batch_tokens * labelling.max(1), // On average one full batch per teacher.
+        quarantine: configuration.run.state_dir.join("quarantine"),
+    };
+    let teachers = inputs.teachers.iter().map(|teacher| IngestTeacher {
+        name: teacher.section.name.clone(),
+        languages: teacher.section.languages.clone(),
+        labels: teacher.section.labels,
+        tokenizer: Arc::clone(&teacher.tokenizer),
+    });
+    Ok(Ingest::open(options, teachers.collect(), log.cursors(), log.next(), registry)?)
+}
+
+fn load_runners(configuration: &Configuration, teachers: &[LoadedTeacher]) -> Result<Vec<Runner>, Failure> {
+    let labelling = (0..).zip(teachers).filter(|(_, teacher)| teacher.section.labels);
+    labelling
+        .map(|(index, teacher)| {
+            let options = RunnerOptions {
+                name: teacher.section.name.clone(),
+                index,
+                device: candle_core::Device::Cpu,
+                top_k: configuration.store.top_k,
+            };
+            Ok(Runner::load(&teacher.section.path, &teacher.tokenizer, options)?)
+        })
+        .collect()
+}
+
+/// Backpressure: ingestion goes on while the log holds less than the limit that the trainer still needs, or while the
+/// trainer waits for more. Without a trainer there is no limit.
+fn backlog_gate(
+    configuration: &Configuration,
+    log: LogReader,
+    progress: &Arc<TrainerProgress>,
+) -> impl Fn() -> bool + Send + use<> {
+    let limit_bytes = configuration.store.max_backlog_bytes;
+    let limited = configuration.student.is_some();
+    let progress = Arc::clone(progress);
+    move || {
+        if !limited || progress.waiting.load(Ordering::Relaxed) {
+            return true;
+        }
+        let needed_from = SequenceNumber(progress.needed_from.load(Ordering::Relaxed));
+        log.bytes_between(needed_from, log.durable().end()) < limit_bytes
+    }
+}

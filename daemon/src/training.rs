@@ -1,0 +1,77 @@
+//! From the configuration's sections to the trainer's options.
+
+use crate::configuration::Configuration;
+use crate::inputs::Inputs;
+use std::sync::Arc;
+use trainer::{
+    BestBy, Copies, CopyWeight, EvaluationOptions, Input, KdTarget, LossNorm, StudentOptions, TrainOptions,
+    TrainerOptions, TrainerTeacher, WhenShort,
+};
+
+/// What the trainer is made from; `None`: the configuration has no student.
+pub fn options(configuration: &Configuration, inputs: &Inputs, until_step: Option<u64>) -> Option<TrainerOptions> {
+    let section = configuration.student.as_ref()?;
+    let student = StudentOptions {
+        layers: section.layers,
+        hidden_size: section.hidden_size,
+        heads: section.heads,
+        intermediate_size: section.intermediate_size,
+        embedding_size: section.embedding_size,
+        max_sequence_length: section.max_sequence_length,
+        dropout: section.dropout,
+    };
+    let teachers = inputs.teachers.iter().map(|teacher| TrainerTeacher {
+        name: teacher.section.name.clone(),
+        languages: teacher.section.languages.clone(),
+        labels: teacher.section.labels,
+        tokenizer: Arc::clone(&teacher.tokenizer),
+    });
+    Some(TrainerOptions {
+        seed: configuration.run.seed,
+        state_dir: configuration.run.state_dir.clone(),
+        student,
+        train: train_options(configuration, until_step),
+        evaluation: EvaluationOptions {
+            every_steps: configuration.evaluate.every_steps,
+            max_examples: configuration.evaluate.max_examples,
+        },
+        alpha: configuration.sampling.alpha,
+        teachers: teachers.collect(),
+        inputs: inputs_for_training(inputs),
+        threads: 0,
+    })
+}
+
+/// The corpora that are read for training; none: the log is trained from as it is.
+fn inputs_for_training(inputs: &Inputs) -> Vec<Input> {
+    let for_training = inputs.corpora.iter().filter(|corpus| !corpus.evaluation_only);
+    for_training
+        .map(|corpus| Input { source: corpus.name.clone(), language: corpus.language.clone(), finite: true })
+        .collect()
+}
+
+fn train_options(configuration: &Configuration, until_step: Option<u64>) -> TrainOptions {
+    let section = &configuration.train;
+    TrainOptions {
+        steps: section.steps,
+        until_step,
+        batch_examples: section.batch_examples,
+        micro_batch_tokens: section.micro_batch_tokens,
+        learning_rate: section.learning_rate,
+        warmup_steps: section.warmup_steps,
+        weight_decay: section.weight_decay,
+        clip_norm: section.clip_norm,
+        lambda_start: section.lambda_start,
+        lambda_end: section.lambda_end,
+        copies: if section.copies == "best" { Copies::Best } else { Copies::All },
+        best_by: if section.best_by == "character" { BestBy::Character } else { BestBy::Position },
+        copy_weight: if section.copy_weight == "shared" { CopyWeight::Shared } else { CopyWeight::Equal },
+        kd_target: KdTarget::Renormalised,
+        loss_norm: if section.loss_norm == "language" { LossNorm::Language } else { LossNorm::Batch },
+        shuffle_examples: section.shuffle_examples,
+        max_passes: section.max_passes.into(),
+        when_short: if section.when_short == "replay" { WhenShort::Replay } else { WhenShort::Wait },
+        checkpoint_every_steps: section.checkpoint_every_steps,
+        keep_checkpoints: section.keep_checkpoints,
+    }
+}

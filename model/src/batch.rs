@@ -1,0 +1,106 @@
+//! A batch of sequences, packed without padding.
+
+use crate::{Configuration, ModelError};
+
+/// Sequences one after another, without padding, and the rows whose tokens are to be predicted.
+///
+/// Attention works on runs of neighbours of equal length: sort the sequences by length.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PackedBatch {
+    /// `[tokens]`: all sequences, special tokens included.
+    pub token_ids: Vec<u32>,
+    /// `[sequences]`: their lengths; the sum is `tokens`.
+    pub lengths: Vec<usize>,
+    /// `[masked]`: rows of the packed `[tokens, …]` matrices, strictly ascending.
+    pub masked_rows: Vec<u32>,
+}
+
+/// Neighbouring sequences of one length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// Row of the first token.
+    pub(crate) first_row: usize,
+    /// Sequences in the run.
+    pub(crate) sequences: usize,
+    /// Tokens in each of them.
+    pub(crate) length: usize,
+}
+
+impl Run {
+    pub(crate) fn rows(&self) -> usize {
+        self.sequences * self.length
+    }
+}
+
+impl PackedBatch {
+    /// Tokens of all sequences.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.token_ids.len()
+    }
+
+    /// Checks the batch against itself and against the model that is to compute it.
+    ///
+    /// # Errors
+    /// [`ModelError::Batch`], saying what is wrong.
+    pub fn validate(&self, configuration: &Configuration) -> Result<(), ModelError> {
+        let fail = |reason: String| Err(ModelError::Batch(reason));
+        if self.token_ids.is_empty() {
+            return fail("it has no tokens".to_owned());
+        }
+        let longest = configuration.max_position_embeddings;
+        if let Some(length) = self.lengths.iter().find(|length| **length == 0 || **length > longest) {
+            return fail(format!("a sequence of {length} tokens; this model takes 1 to {longest}"));
+        }
+        let sum: usize = self.lengths.iter().sum();
+        if sum != self.tokens() {
+            return fail(format!("the lengths sum to {sum}, but there are {} tokens", self.tokens()));
+        }
+        if u32::try_from(self.tokens()).is_err() {
+            return fail(format!("{} tokens are more than rows can be numbered", self.tokens()));
+        }
+        let words = configuration.vocabulary_size;
+        if let Some(id) = self.token_ids.iter().find(|id| **id as usize >= words) {
+            return fail(format!("token id {id}, but the embedding has {words} rows"));
+        }
+        if self.masked_rows.last().is_some_and(|row| *row as usize >= self.tokens()) {
+            return fail(format!("a masked row beyond the {} tokens", self.tokens()));
+        }
+        if !self.masked_rows.is_sorted_by(|a, b| a < b) {
+            return fail("masked rows are not strictly ascending".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Neighbours of equal length, in order.
+    pub(crate) fn runs(&self) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        let mut first_row = 0;
+        for &length in &self.lengths {
+            match runs.last_mut() {
+                Some(run) if run.length == length => run.sequences += 1,
+                _ => runs.push(Run { first_row, sequences: 1, length }),
+            }
+            first_row += length;
+        }
+        runs
+    }
+
+    /// `[tokens]`: each token's place in its sequence.
+    pub(crate) fn positions(&self) -> Vec<u32> {
+        self.lengths.iter().flat_map(|length| 0..*length as u32).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_of_equal_length_form_runs() {
+        let batch = PackedBatch { token_ids: vec![0; 12], lengths: vec![2, 2, 3, 3, 2], masked_rows: vec![] };
+        let run = |first_row, sequences, length| Run { first_row, sequences, length };
+        assert_eq!(batch.runs(), [run(0, 2, 2), run(4, 2, 3), run(10, 1, 2)]);
+        assert_eq!(batch.positions(), [0, 1, 0, 1, 0, 1, 2, 0, 1, 2, 0, 1]);
+    }
+}

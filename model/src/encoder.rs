@@ -1,0 +1,146 @@
+//! Embeddings, transformer layers, and the part of the head that comes before the decoder.
+
+use crate::batch::Run;
+use crate::dropout::{Mask, Site, drop_out};
+use crate::parameters::Names;
+use crate::random::Philox;
+use crate::{Activation, Architecture, Configuration, ModelError, PackedBatch, Parameters};
+use crate::{attention, bias, gelu, layer_norm};
+use candle_core::{Device, Tensor};
+use std::path::Path;
+
+/// A BERT, or an ELECTRA generator, with its masked-language-model head.
+#[derive(Clone, Debug)]
+pub struct Bert {
+    /// Shape.
+    pub configuration: Configuration,
+    /// Weights: plain tensors, or variables where gradients are wanted.
+    pub parameters: Parameters,
+}
+
+/// Where dropout's masks come from. The same stream and step give the same masks for the same batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    /// Random numbers for this purpose.
+    pub stream: Philox,
+    /// Whatever makes the masks differ from batch to batch.
+    pub step: u64,
+}
+
+impl Bert {
+    /// Reads a teacher's folder.
+    ///
+    /// # Errors
+    /// When the folder does not hold a model that this crate computes; see [`Configuration::load`] and
+    /// [`Parameters::load`].
+    pub fn load(dir: &Path, device: &Device) -> Result<Self, ModelError> {
+        let mut configuration = Configuration::load(dir)?;
+        let parameters = Parameters::load(dir, &configuration, device)?;
+        configuration.tie_word_embeddings = parameters.tied();
+        Ok(Self { configuration, parameters })
+    }
+
+    /// `[tokens, hidden]`: the last layer's output for every token. `dropout: None` is inference.
+    ///
+    /// # Errors
+    /// When the batch does not fit the model; see [`PackedBatch::validate`].
+    pub fn encode(&self, batch: &PackedBatch, dropout: Option<Dropout>) -> Result<Tensor, ModelError> {
+        batch.validate(&self.configuration)?;
+        let runs = batch.runs();
+        let mut x = self.embed(batch, dropout)?;
+        for layer in 0..self.configuration.layers {
+            x = self.layer(layer, &x, &runs, dropout)?;
+        }
+        Ok(x)
+    }
+
+    /// `[masked, embedding]`: the head's dense map, activation and LayerNorm, at masked rows only. Times the decoder's
+    /// weight, plus its bias, these are the logits. `dropout: None` is inference.
+    ///
+    /// # Errors
+    /// When the batch does not fit the model, or has no masked rows.
+    pub fn transform_masked(&self, batch: &PackedBatch, dropout: Option<Dropout>) -> Result<Tensor, ModelError> {
+        if batch.masked_rows.is_empty() {
+            return Err(ModelError::Batch("it has no masked rows".to_owned()));
+        }
+        let x = self.encode(batch, dropout)?; // [tokens, hidden]
+        let rows = Tensor::new(batch.masked_rows.as_slice(), x.device())?;
+        let x = x.index_select(&rows, 0)?; // [masked, hidden]
+        let names = self.names();
+        let x = self.linear(&x, names.transform)?; // [masked, embedding]
+        // An ELECTRA generator's head is a GELU whatever its layers have.
+        let x = match self.configuration.architecture {
+            Architecture::Bert => self.activate(&x)?,
+            Architecture::ElectraGenerator => gelu::gelu(&x)?,
+        };
+        self.layer_norm(&x, names.transform_norm)
+    }
+
+    /// The decoder: weight `[vocabulary, embedding]`, which is the word embedding itself when tied, and bias `[vocabulary]`.
+    #[must_use]
+    pub fn decoder(&self) -> (&Tensor, &Tensor) {
+        self.parameters.decoder()
+    }
+
+    fn embed(&self, batch: &PackedBatch, dropout: Option<Dropout>) -> Result<Tensor, ModelError> {
+        let base = self.names().base;
+        let table = |name: &str| self.parameters.get(&format!("{base}.embeddings.{name}.weight"));
+        let words = table("word_embeddings");
+        let ids = Tensor::new(batch.token_ids.as_slice(), words.device())?;
+        let positions = Tensor::new(batch.positions(), words.device())?;
+        // The order of the sums is that of transformers. Every token has type 0.
+        let x = words.index_select(&ids, 0)?.broadcast_add(&table("token_type_embeddings").narrow(0, 0, 1)?)?;
+        let x = (x + table("position_embeddings").index_select(&positions, 0)?)?; // [tokens, embedding]
+        let x = self.layer_norm(&x, &format!("{base}.embeddings.LayerNorm"))?;
+        let x = self.drop_hidden(&x, dropout, Site::Embeddings)?;
+        if self.configuration.embedding_size == self.configuration.hidden_size {
+            return Ok(x);
+        }
+        self.linear(&x, &format!("{base}.embeddings_project")) // [tokens, hidden]
+    }
+
+    fn layer(&self, layer: usize, x: &Tensor, runs: &[Run], dropout: Option<Dropout>) -> Result<Tensor, ModelError> {
+        let configuration = &self.configuration;
+        let name = |part: &str| format!("{}.encoder.layer.{layer}.{part}", self.names().base);
+        let [q, k, v] = ["query", "key", "value"].map(|part| self.linear(x, &name(&format!("attention.self.{part}"))));
+        let mask = Mask::new(dropout, Site::Probabilities(layer), configuration.attention_dropout);
+        let context = attention::attention(&q?, &k?, &v?, runs, configuration.heads, mask)?; // [tokens, hidden]
+        let context = self.linear(&context, &name("attention.output.dense"))?;
+        let context = self.drop_hidden(&context, dropout, Site::Attention(layer))?;
+        let x = self.layer_norm(&(context + x)?, &name("attention.output.LayerNorm"))?;
+        let inner = self.activate(&self.linear(&x, &name("intermediate.dense"))?)?; // [tokens, intermediate]
+        let output = self.linear(&inner, &name("output.dense"))?; // [tokens, hidden]
+        let output = self.drop_hidden(&output, dropout, Site::Output(layer))?;
+        self.layer_norm(&(output + x)?, &name("output.LayerNorm"))
+    }
+
+    fn names(&self) -> Names {
+        Names::of(self.configuration.architecture)
+    }
+
+    fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor, ModelError> {
+        let weight = self.parameters.get(&format!("{name}.weight"));
+        let offset = self.parameters.get(&format!("{name}.bias"));
+        Ok(bias::add_bias(&x.matmul(&weight.t()?)?, offset)?)
+    }
+
+    fn layer_norm(&self, x: &Tensor, name: &str) -> Result<Tensor, ModelError> {
+        let weight = self.parameters.get(&format!("{name}.weight"));
+        let bias = self.parameters.get(&format!("{name}.bias"));
+        Ok(layer_norm::layer_norm(x, weight, bias, self.configuration.layer_norm_eps)?)
+    }
+
+    fn activate(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(match self.configuration.activation {
+            Activation::Gelu => gelu::gelu(x)?,
+            Activation::GeluTanh => x.gelu()?,
+            Activation::Relu => x.relu()?,
+            Activation::Silu => x.silu()?,
+        })
+    }
+
+    fn drop_hidden(&self, x: &Tensor, dropout: Option<Dropout>, site: Site) -> Result<Tensor, ModelError> {
+        let mask = Mask::new(dropout, site, self.configuration.hidden_dropout);
+        Ok(drop_out(x, mask)?)
+    }
+}

@@ -1,0 +1,10 @@
+//! The server over real sockets, with a small real daemon behind it.
+#![allow(clippy::unwrap_used)]
+
+mod events;
+mod guards;
+mod harness;
+mod limits;
+mod metrics;
+mod routes;
+mod socket;

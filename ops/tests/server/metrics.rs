@@ -1,0 +1,72 @@
+//! What Prometheus gets.
+
+use crate::harness::Running;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+/// Series by name with labels, of a text that is checked to be in Prometheus' format.
+fn parse(text: &str) -> BTreeMap<String, f64> {
+    let mut series = BTreeMap::new();
+    let mut family = String::new();
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (name, words) = help.split_once(' ').unwrap();
+            assert!(words.ends_with('.'), "help is a sentence: {line}");
+            family = name.to_owned();
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').unwrap();
+            assert_eq!(name, family, "TYPE follows HELP");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+        } else {
+            let (key, value) = line.rsplit_once(' ').unwrap();
+            let name = key.split('{').next().unwrap();
+            assert!(name.starts_with(&family), "{line} in the family {family}");
+            assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{line}");
+            assert!(series.insert(key.to_owned(), value.parse().unwrap()).is_none(), "twice: {line}");
+        }
+    }
+    series
+}
+
+#[test]
+fn a_scrape_has_the_server_the_process_and_the_build() {
+    let running = Running::start();
+    for path in ["/v1/status", "/v1/status", "/nowhere", "/elsewhere?x=1"] {
+        running.over_tcp("GET", path, "");
+    }
+    running.over_tcp("POST", "/v1/pause", "");
+    let answer = running.over_tcp("GET", "/metrics", "");
+    assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    let series = parse(&answer.body);
+    let requests =
+        |path: &str, code: u16| series[&format!(r#"mergedistill_http_requests_total{{code="{code}",path="{path}"}}"#)];
+    assert_eq!(requests("/v1/status", 200), 2.0);
+    assert_eq!(requests("other", 404), 2.0, "unknown paths share one label");
+    assert_eq!(requests("/v1/pause", 403), 1.0);
+    assert_eq!(series[r#"mergedistill_http_request_duration_seconds_count{path="/v1/status"}"#], 2.0);
+    assert_eq!(series[&format!(r#"mergedistill_build_info{{version="{}"}}"#, env!("CARGO_PKG_VERSION"))], 1.0);
+    for name in ["process_resident_memory_bytes", "process_open_fds", "process_threads", "process_start_time_seconds"] {
+        assert!(series[name] > 0.0, "{name}");
+    }
+}
+
+#[test]
+#[ignore = "needs promtool, of Debian's package prometheus"]
+fn promtool_has_nothing_to_say() {
+    let running = Running::start();
+    let _reader = running.subscribe();
+    running.over_tcp("GET", "/v1/status", "");
+    let text = running.over_tcp("GET", "/metrics", "").body;
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}

@@ -1,0 +1,194 @@
+//! The log: a folder of segments, each a sequence of blocks, each a group of entries.
+//!
+//! [`LogWriter`] appends blocks and makes them durable, [`LogReader`] reads entries by sequence number or language by
+//! language, [`stat`] counts and [`verify`] checks. All of them may be used on a log that is being written; only the
+//! writer changes files.
+//!
+//! # Invariants
+//!
+//! - A block is appended whole or not at all; sequence numbers have no holes.
+//! - `durable ≤ appended`. Readers never see past `durable`.
+//! - Each block carries the checksum of the one before it, each segment header that of the last block before it:
+//!   blocks and segments cannot be exchanged, repeated or left out unnoticed.
+//! - A block is written with the durable position of that moment. So whoever finds it knows what must be there as well.
+//! - A segment is created only when everything before it is durable, and its name and header are durable before
+//!   anything is appended to it. A footer is written only when every block before it is durable.
+//! - After a failed write or sync nothing is written any more; the first cause is repeated.
+//! - No input makes this module panic, and none makes it allocate more than the file is long, or a column may be.
+//!
+//! # Folder
+//!
+//! ```text
+//! <first sequence number, 20 digits>.seg      a segment
+//! <first sequence number, 20 digits>.seg.tmp  a segment whose header is being written; removed by recovery
+//! POSITION                                    how far the live writer is; locked by it; not needed for recovery
+//! torn/<segment>@<offset>[.<n>]               tails that recovery cut
+//! ```
+//!
+//! # Bytes
+//!
+//! Little-endian throughout. `crc` is CRC-32 (IEEE). `varint` is LEB128 of at most 64 bits. A string is UTF-8.
+//!
+//! ## Segment
+//!
+//! Header, blocks, and a footer if the segment is sealed, without gaps. The frame of the header is the same in every
+//! format version.
+//!
+//! ```text
+//! header   0  8  magic "MDlogseg"
+//!          8  4  format version, 1
+//!         12  4  length L of the body, at most 64 MiB
+//!         16  L  body: a JSON object
+//!       16+L  4  crc of everything before
+//!
+//! body     first_sequence   number of the first entry, as in the file's name
+//!          previous         null in the first segment of a log, else {last_sequence, checksum}: the last entry before this
+//!                           segment, and the header checksum of the last block before it
+//!          precision        "exact"
+//!          top_k            k
+//!          identity         {settings, teachers}: what the log is made of; copies refer to teachers by index. A later
+//!                           segment may have more teachers at the end
+//!          cursors          the state of every source before the first entry, each as in [`SourceCursor`](crate::SourceCursor)
+//!
+//! footer   0  4  magic "MDft"
+//!          4  4  length S of the body
+//!          8  8  length of the body before compression
+//!         16  4  number of blocks
+//!         20  4  header checksum of the last block
+//!         24  8  number of the entry after the last
+//!         32  S  body: one zstd frame that holds the headers of all blocks, one after another
+//!       32+S  4  crc of everything before
+//!       36+S  4  length of the footer, S + 44
+//!       40+S  4  magic "MDnd"
+//! ```
+//!
+//! The footer is derived: without it the blocks are scanned.
+//!
+//! ## Block
+//!
+//! ```text
+//! header   0  4  magic "MDbk"
+//!          4  4  length H of the header, at most 1 MiB
+//!          8  8  length of the payload
+//!         16  8  number of the first entry
+//!         24  4  header checksum of the block before (0 for the first of a log)
+//!         28  4  number of entries, at least 1
+//!         32  8  durable position of the log when the block was written, at most the number of the first entry
+//!         40  4  records
+//!         44  4  skips
+//!         48  4  copies
+//!         52  8  masked positions
+//!         60  8  tokens of all copies
+//!         68  4  flags, 0
+//!         72  4  number of summary rows
+//!         76  4  number of directory rows
+//!         80     summary rows, by language, then held out or not: length of the language (2), held out 0 or 1 (2),
+//!                records (4), language
+//!                directory rows, by column: column (2), coding (2): 0 plain, 1 zstd; length before compression (4), at most
+//!                256 MiB; stored length (4), crc of the stored bytes (4)
+//!        H-4  4  crc of everything before: the block's checksum
+//! payload H      the columns' stored bytes, in the order of the directory
+//! ```
+//!
+//! ## Columns
+//!
+//! An empty column is absent. zstd columns are one frame; those of float32 four, one per byte plane. A *table* of n rows holds
+//! its columns one after another: the first, the key, as n varints; each other as n varints, zigzag of the difference
+//! (modulo 2^64) to the same column in the previous row with the same key, or to 0. *Planes* hold n 32-bit words as n most
+//! significant bytes, then n second bytes, third, fourth. Strings are referred to by their number in column 1.
+//!
+//! ```text
+//!  1 strings           varint length and bytes of each string
+//!  2 kinds             one byte per entry: 0 record, 1 skip, 2 end
+//!  3 cursors           table, a row per entry: source, language, file, document offset, next byte + 1 (modulo 2^64), round,
+//!                      characters available, ended 0 or 1
+//!  4 records           table, a row per record: source, document, language, first byte (less the last byte + 1 of the previous
+//!                      record of that source in this block if it is of the same document; modulo 2^64), length, round, held
+//!                      out 0 or 1, number of copies
+//!  5 skips             table, a row per skip: reason, document
+//!  6 copies            table, a row per copy: teacher, tokens, masked positions, 0 without a label or k + 1 with one
+//!
+//!    The columns below take copies by teacher, then in order of appearance:
+//!  7 token_ids         varints
+//!  8 masked_positions  varints: the first position of a copy, then distances
+//!  9 gold_ranks        labelled copies alone, a varint per position: r < k: the gold id is the r-th of the top-k, and so is its
+//!                      logit; k: it is not among them; k + 1 + r: it is the r-th, with another logit
+//! 10 gold_ids          varints, of unlabelled copies and where the rank is k
+//! 11 top_ids           varints, k per position
+//! 12 top_logits        planes, k per position: the bits of the first logit, then bits of the one before less bits of this one
+//!                      (modulo 2^32)
+//! 13 log_sum_exp       planes: bits
+//! 14 gold_logits       planes: bits, where the rank is k or more
+//! ```
+//!
+//! ## POSITION
+//!
+//! ```text
+//!  0  4  magic "MDps"
+//!  4  8  appended: number of the next entry
+//! 12  8  durable: number of the first entry that is not durable
+//! 20  4  crc of everything before
+//! ```
+//!
+//! The writer holds an exclusive advisory lock on the file while it lives, and overwrites it after each sync. A reader that
+//! cannot get a shared lock knows that a writer is at work and sees what that one calls durable; if it can, or if the positions
+//! are unreadable, everything valid in the segments counts. So a position that a crash left behind is never believed, and the
+//! next writer overwrites it when recovery is done.
+//!
+//! # Recovery
+//!
+//! What is found, and what the writer ([`LogWriter::open`]) does about it. A reader draws the same conclusions and changes nothing;
+//! for it a torn tail is not there. `N` is the number of the entry that would come next.
+//!
+//! | # | found | conclusion |
+//! | --- | --- | --- |
+//! | 1 | no segment | a new log: create the first segment |
+//! | 2 | the last segment ends with a block or its header | go on in it, after making durable what was found |
+//! | 3 | the last segment ends with a footer | a clean stop: begin a new segment |
+//! | 4 | torn tail: bytes after the last block (or footer) that are no valid block or footer, and behind them no footer and no block that was written when `N` was durable; zeroes, half a footer, and later unsynced blocks that overtook an earlier one too | cut, kept in `torn/`, reported |
+//! | 5 | the same, but such a block or footer follows | corrupt, at the first invalid byte |
+//! | 6 | a valid block with another sequence number or predecessor: hole, duplicate, block of another log | corrupt |
+//! | 7 | the last segment has no valid header (cut short, zeroes, checksum), and holds no valid block or footer | moved to `torn/`, reported; its first entry was never appended |
+//! | 8 | the same, but it holds one, or is not the last | corrupt |
+//! | 9 | a segment does not begin with the magic, has another's first sequence number, or a name that is not 20 digits: a foreign file | corrupt |
+//! | 10 | a newer format version, checksum intact | refused: newer version |
+//! | 11 | a segment is missing: the blocks before end elsewhere than the next segment begins, or the log does not begin at 0 | corrupt |
+//! | 12 | a segment's predecessor is another than the one before it | corrupt |
+//! | 13 | a segment that is not the last has no valid footer, but its blocks end where the next begins | scanned, reported, left as it is |
+//! | 14 | the same, but its blocks end earlier | corrupt, at the first invalid byte |
+//! | 15 | the log ends before what a checkpoint or the journal refers to | corrupt: too short; nothing is cut |
+//! | 16 | settings or teachers differ | refused: identity; nothing is cut |
+//! | 17 | teachers were appended, or k or precision differ | seal the last segment and begin a new one; replace it if it is empty |
+//! | 18 | `*.seg.tmp` | removed |
+//! | 19 | damage inside the blocks of a sealed segment | not looked for; every read and [`verify`] finds it: corrupt |
+
+mod block;
+mod cache;
+mod column;
+pub mod disk;
+pub mod dump;
+mod entries;
+mod error;
+mod hint;
+mod index;
+mod labels;
+mod metrics;
+mod options;
+mod reader;
+mod recovery;
+mod segment;
+mod shared;
+mod stat;
+mod survey;
+mod validate;
+mod verify;
+mod wire;
+mod writer;
+
+pub use error::StoreError;
+pub use options::{LogOptions, Precision};
+pub use reader::LogReader;
+pub use recovery::{Recovery, Torn};
+pub use stat::{LanguageStat, LogStat, stat, stat_on};
+pub use verify::{Verification, verify, verify_on};
+pub use writer::LogWriter;

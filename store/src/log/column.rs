@@ -1,0 +1,183 @@
+//! Columns of a block: what each holds, and how its bytes are compressed.
+
+use crate::log::error::Damage;
+
+/// Most bytes a column may have before compression.
+pub(crate) const MAX_COLUMN_BYTES: usize = 256 << 20;
+
+const ZSTD_LEVEL: i32 = 3;
+
+macro_rules! columns {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $text:literal, $share:ident;)*) => {
+        /// A column of a block. The code identifies content and encoding in a format version.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub(crate) enum Column {
+            $($(#[$doc])* $name = $code,)*
+        }
+
+        impl Column {
+            /// All columns, in the order in which they are stored.
+            pub(crate) const ALL: &[Self] = &[$(Self::$name,)*];
+
+            pub(crate) fn from_code(code: u16) -> Option<Self> {
+                match code {
+                    $($code => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+
+            /// Its name in `log stat`.
+            pub(crate) fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+
+            /// What its bytes are counted as.
+            pub(crate) fn share(self) -> Share {
+                match self {
+                    $(Self::$name => Share::$share,)*
+                }
+            }
+        }
+    };
+}
+
+columns! {
+    /// Strings of the block, in order of first use.
+    Strings = 1, "strings", Frame;
+    /// What each entry is.
+    Kinds = 2, "kinds", Frame;
+    /// A cursor per entry.
+    Cursors = 3, "cursors", Frame;
+    /// Key, language, round and number of copies of each record.
+    Records = 4, "records", Frame;
+    /// Document and reason of each skip.
+    Skips = 5, "skips", Frame;
+    /// Teacher, length, masked positions and k of each copy.
+    Copies = 6, "copies", Frame;
+    /// Token ids of all copies.
+    TokenIds = 7, "token_ids", Tokens;
+    /// Distances between masked positions.
+    MaskedPositions = 8, "masked_positions", Labels;
+    /// Where each gold id is in the top-k.
+    GoldRanks = 9, "gold_ranks", Labels;
+    /// Gold ids outside the top-k.
+    GoldIds = 10, "gold_ids", Labels;
+    /// Ids of the top-k.
+    TopIds = 11, "top_ids", Labels;
+    /// Logits of the top-k, as distances between float32 bit patterns.
+    TopLogits = 12, "top_logits", Labels;
+    /// Log-sum-exps, as float32.
+    LogSumExp = 13, "log_sum_exp", Labels;
+    /// Gold logits that are not among the top-k, as float32.
+    GoldLogits = 14, "gold_logits", Labels;
+}
+
+/// What a column's bytes are counted as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// Token ids.
+    Tokens,
+    /// Positions, gold ids, top-k, log-sum-exp, gold logits.
+    Labels,
+    /// Everything else.
+    Frame,
+}
+
+impl Column {
+    /// How many equal parts are compressed apart: byte planes have nothing in common.
+    fn parts(self) -> usize {
+        match self {
+            Self::TopLogits | Self::LogSumExp | Self::GoldLogits => 4,
+            _ => 1,
+        }
+    }
+}
+
+/// How a column's bytes are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Coding {
+    Plain = 0,
+    Zstd = 1,
+}
+
+impl Coding {
+    pub(crate) fn from_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Plain),
+            1 => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+
+/// The columns of one block before compression.
+#[derive(Debug, Default)]
+pub(crate) struct Columns([Vec<u8>; Column::ALL.len()]);
+
+impl Columns {
+    pub(crate) fn get(&self, column: Column) -> &[u8] {
+        &self.0[column as usize - 1]
+    }
+
+    pub(crate) fn get_mut(&mut self, column: Column) -> &mut Vec<u8> {
+        &mut self.0[column as usize - 1]
+    }
+}
+
+/// Compresses columns; keeps zstd's tables between blocks.
+pub(crate) struct Compressor(zstd::bulk::Compressor<'static>);
+
+impl std::fmt::Debug for Compressor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Compressor")
+    }
+}
+
+impl Compressor {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        zstd::bulk::Compressor::new(ZSTD_LEVEL).map(Self)
+    }
+
+    /// One zstd frame per part, or the bytes as they are where that is shorter.
+    pub(crate) fn compress(&mut self, column: Column, raw: &[u8]) -> std::io::Result<(Coding, Vec<u8>)> {
+        let mut stored = Vec::new();
+        for part in raw.chunks((raw.len() / column.parts()).max(1)) {
+            stored.extend(self.0.compress(part)?);
+        }
+        Ok(if stored.len() < raw.len() { (Coding::Zstd, stored) } else { (Coding::Plain, raw.to_vec()) })
+    }
+
+    /// One zstd frame.
+    pub(crate) fn frame(&mut self, raw: &[u8]) -> std::io::Result<Vec<u8>> {
+        self.0.compress(raw)
+    }
+}
+
+/// Undoes [`Compressor::compress`]. Allocates at most `raw_length`.
+pub(crate) fn decompress(coding: Coding, stored: Vec<u8>, raw_length: usize) -> Result<Vec<u8>, Damage> {
+    let raw = match coding {
+        Coding::Plain => stored,
+        Coding::Zstd => zstd::bulk::decompress(&stored, raw_length)
+            .map_err(|error| Damage::new(format!("it does not decompress: {error}")))?,
+    };
+    if raw.len() != raw_length {
+        return Err(Damage::new(format!("{} bytes after decompression instead of {raw_length}", raw.len())));
+    }
+    Ok(raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_dense_and_stable() {
+        for (index, column) in Column::ALL.iter().enumerate() {
+            assert_eq!(*column as usize, index + 1);
+            assert_eq!(Column::from_code(*column as u16), Some(*column));
+        }
+        assert_eq!(Column::from_code(0), None);
+    }
+}

@@ -1,0 +1,304 @@
+//! Columns of the entries: what each is, its cursor, and its record's key.
+
+use crate::log::column::{Column, Columns};
+use crate::log::error::Damage;
+use crate::log::labels::{self, CopyColumns, Shape, storage_order};
+use crate::log::wire::{Wire, put_rows, put_varint, take_rows};
+use crate::{Entry, Payload, Record, SequenceNumber, Skip, SourceCursor, Span};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+const KIND_RECORD: u8 = 0;
+const KIND_SKIP: u8 = 1;
+const KIND_END: u8 = 2;
+
+/// Writes entries, which are well-formed (see [`crate::log::validate`]), as columns.
+pub(crate) fn encode(entries: &[Entry]) -> Columns {
+    let mut columns = Columns::default();
+    let mut strings = Dictionary::default();
+    let cursors: Vec<_> = entries.iter().map(|entry| cursor_row(&entry.cursor, &mut strings)).collect();
+    put_rows(&cursors, columns.get_mut(Column::Cursors));
+    let mut records = RecordRows::default();
+    let mut skips = Vec::new();
+    let mut copies = Vec::new();
+    for entry in entries {
+        let kind = match &entry.payload {
+            Payload::Record(record) => {
+                records.push(record, &mut strings);
+                copies.extend(&record.copies);
+                KIND_RECORD
+            }
+            Payload::Skip(skip) => {
+                skips.push([strings.number(&skip.reason), strings.number(&skip.document)]);
+                KIND_SKIP
+            }
+            Payload::End => KIND_END,
+        };
+        columns.get_mut(Column::Kinds).push(kind);
+    }
+    put_rows(&records.rows, columns.get_mut(Column::Records));
+    put_rows(&skips, columns.get_mut(Column::Skips));
+    let shapes: Vec<_> = copies.iter().map(|copy| Shape::of(copy)).collect();
+    let rows: Vec<_> = shapes.iter().map(|shape| shape.row()).collect();
+    put_rows(&rows, columns.get_mut(Column::Copies));
+    let stored: Vec<_> = storage_order(&shapes).into_iter().map(|index| copies[index]).collect();
+    labels::encode(&stored, &mut columns);
+    strings.write(columns.get_mut(Column::Strings));
+    columns
+}
+
+/// Reads the `count` entries from `first` on. `column` gives a column's bytes, none for one that is absent.
+pub(crate) fn decode<E: From<Damage>>(
+    first: SequenceNumber,
+    count: usize,
+    mut column: impl FnMut(Column) -> Result<Vec<u8>, E>,
+) -> Result<Vec<Entry>, E> {
+    let strings = Strings::read(&column(Column::Strings)?)?;
+    let kinds = column(Column::Kinds)?;
+    if kinds.len() != count {
+        return Err(Damage::new(format!("{} kinds of {count} entries", kinds.len())).into());
+    }
+    let cursors = read_cursors(&strings, &column(Column::Cursors)?, count)?;
+    let kind_count = |kind| kinds.iter().filter(|stored| **stored == kind).count();
+    let mut payloads = Payloads {
+        records: read_records(&strings, &column(Column::Records)?, kind_count(KIND_RECORD))?.into_iter(),
+        skips: read_skips(&strings, &column(Column::Skips)?, kind_count(KIND_SKIP))?.into_iter(),
+        copies: Vec::new().into_iter(),
+    };
+    let copies = payloads.records.as_slice().iter().map(|(_, copies)| *copies).sum();
+    payloads.copies = read_copies(&column(Column::Copies)?, copies, &mut column)?.into_iter();
+    let mut entries = Vec::with_capacity(count);
+    for ((sequence, kind), cursor) in (first.0..).zip(kinds).zip(cursors) {
+        let payload = payloads.next(kind)?;
+        entries.push(Entry { sequence: SequenceNumber(sequence), cursor, payload });
+    }
+    Ok(entries)
+}
+
+/// Reads the `count` cursors of a block alone.
+pub(crate) fn decode_cursors<E: From<Damage>>(
+    count: usize,
+    mut column: impl FnMut(Column) -> Result<Vec<u8>, E>,
+) -> Result<Vec<SourceCursor>, E> {
+    let strings = Strings::read(&column(Column::Strings)?)?;
+    Ok(read_cursors(&strings, &column(Column::Cursors)?, count)?)
+}
+
+struct Payloads {
+    records: std::vec::IntoIter<(Record, usize)>,
+    skips: std::vec::IntoIter<Skip>,
+    copies: std::vec::IntoIter<crate::MaskedCopy>,
+}
+
+impl Payloads {
+    fn next(&mut self, kind: u8) -> Result<Payload, Damage> {
+        let missing = || Damage::new("an entry without its content");
+        match kind {
+            KIND_RECORD => {
+                let (mut record, copies) = self.records.next().ok_or_else(missing)?;
+                record.copies = self.copies.by_ref().take(copies).collect();
+                Ok(Payload::Record(record))
+            }
+            KIND_SKIP => self.skips.next().map(Payload::Skip).ok_or_else(missing),
+            KIND_END => Ok(Payload::End),
+            kind => Err(Damage::new(format!("an entry of kind {kind}"))),
+        }
+    }
+}
+
+fn cursor_row<'a>(cursor: &'a SourceCursor, strings: &mut Dictionary<'a>) -> [u64; 8] {
+    [
+        strings.number(&cursor.source),
+        strings.number(&cursor.language),
+        strings.number(&cursor.file),
+        cursor.document_offset_bytes,
+        cursor.next_byte.wrapping_add(1), // DOCUMENT_DONE becomes 0
+        u64::from(cursor.round),
+        cursor.characters_available,
+        u64::from(cursor.ended),
+    ]
+}
+
+fn read_cursors(strings: &Strings, bytes: &[u8], count: usize) -> Result<Vec<SourceCursor>, Damage> {
+    let mut wire = Wire::new(bytes);
+    let rows = take_rows::<8>(&mut wire, count)?;
+    wire.finish()?;
+    let cursor = |row: [u64; 8]| {
+        Ok(SourceCursor {
+            source: strings.get(row[0])?,
+            language: strings.get(row[1])?,
+            file: strings.get(row[2])?,
+            document_offset_bytes: row[3],
+            next_byte: row[4].wrapping_sub(1),
+            round: narrow(row[5], "round")?,
+            characters_available: row[6],
+            ended: flag(row[7])?,
+        })
+    };
+    rows.into_iter().map(cursor).collect()
+}
+
+/// Rows of the records table: source, document, language, first byte as distance from the end of the previous span
+/// of the same document (else from 0), length, round, held out, copies.
+#[derive(Default)]
+struct RecordRows {
+    rows: Vec<[u64; 8]>,
+    ends: SpanEnds,
+}
+
+impl RecordRows {
+    fn push<'a>(&mut self, record: &'a Record, strings: &mut Dictionary<'a>) {
+        let source = strings.number(&record.source);
+        let document = strings.number(&record.document);
+        let previous = self.ends.replace(source, document, record.span.end);
+        self.rows.push([
+            source,
+            document,
+            strings.number(&record.language),
+            record.span.first.wrapping_sub(previous),
+            record.span.end.wrapping_sub(record.span.first),
+            u64::from(record.round),
+            u64::from(record.held_out),
+            record.copies.len() as u64,
+        ]);
+    }
+}
+
+/// Records without their copies, and how many each has.
+fn read_records(strings: &Strings, bytes: &[u8], count: usize) -> Result<Vec<(Record, usize)>, Damage> {
+    let mut wire = Wire::new(bytes);
+    let rows = take_rows::<8>(&mut wire, count)?;
+    wire.finish()?;
+    let mut ends = SpanEnds::default();
+    let record = |row: [u64; 8]| {
+        let first = row[3].wrapping_add(ends.get(row[0], row[1]));
+        let end = first.wrapping_add(row[4]);
+        ends.replace(row[0], row[1], end);
+        let record = Record {
+            source: strings.get(row[0])?,
+            document: strings.get(row[1])?,
+            span: Span { first, end },
+            language: strings.get(row[2])?,
+            round: narrow(row[5], "round")?,
+            held_out: flag(row[6])?,
+            copies: Vec::new(),
+        };
+        Ok((record, narrow::<u32>(row[7], "number of copies")? as usize))
+    };
+    rows.into_iter().map(record).collect()
+}
+
+/// End of the latest span of a source, while it stays in one document.
+#[derive(Default)]
+struct SpanEnds(HashMap<u64, (u64, u64)>);
+
+impl SpanEnds {
+    fn get(&self, source: u64, document: u64) -> u64 {
+        self.0.get(&source).filter(|(previous, _)| *previous == document).map_or(0, |(_, end)| *end)
+    }
+
+    /// Sets the end and returns the previous one.
+    fn replace(&mut self, source: u64, document: u64, end: u64) -> u64 {
+        let previous = self.get(source, document);
+        self.0.insert(source, (document, end));
+        previous
+    }
+}
+
+fn read_skips(strings: &Strings, bytes: &[u8], count: usize) -> Result<Vec<Skip>, Damage> {
+    let mut wire = Wire::new(bytes);
+    let rows = take_rows::<2>(&mut wire, count)?;
+    wire.finish()?;
+    rows.into_iter().map(|row| Ok(Skip { reason: strings.get(row[0])?, document: strings.get(row[1])? })).collect()
+}
+
+/// The copies of all records, one record after another.
+fn read_copies<E: From<Damage>>(
+    table: &[u8],
+    count: usize,
+    column: impl FnMut(Column) -> Result<Vec<u8>, E>,
+) -> Result<Vec<crate::MaskedCopy>, E> {
+    let mut wire = Wire::new(table);
+    let rows = take_rows::<4>(&mut wire, count)?;
+    wire.finish()?;
+    let shapes = rows.into_iter().map(Shape::from_row).collect::<Result<Vec<_>, _>>()?;
+    let order = storage_order(&shapes);
+    let stored = CopyColumns::load(column)?.decode(order.iter().map(|index| shapes[*index]))?;
+    let mut copies: Vec<_> = order.into_iter().zip(stored).collect();
+    copies.sort_unstable_by_key(|(index, _)| *index);
+    Ok(copies.into_iter().map(|(_, copy)| copy).collect())
+}
+
+/// Numbers strings in order of first use.
+#[derive(Default)]
+struct Dictionary<'a> {
+    numbers: HashMap<&'a str, u64>,
+    strings: Vec<&'a str>,
+}
+
+impl<'a> Dictionary<'a> {
+    fn number(&mut self, string: &'a str) -> u64 {
+        *self.numbers.entry(string).or_insert_with(|| {
+            self.strings.push(string);
+            self.strings.len() as u64 - 1
+        })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        for string in &self.strings {
+            put_varint(string.len() as u64, out);
+            out.extend_from_slice(string.as_bytes());
+        }
+    }
+}
+
+struct Strings(Vec<Arc<str>>);
+
+impl Strings {
+    fn read(bytes: &[u8]) -> Result<Self, Damage> {
+        let mut wire = Wire::new(bytes);
+        let mut strings = Vec::new();
+        while wire.remaining() > 0 {
+            let length = narrow::<u32>(wire.varint()?, "length of a string")? as usize;
+            let string =
+                std::str::from_utf8(wire.take(length)?).map_err(|_| Damage::new("a string that is not UTF-8"))?;
+            strings.push(Arc::from(string));
+        }
+        Ok(Self(strings))
+    }
+
+    fn get(&self, number: u64) -> Result<Arc<str>, Damage> {
+        let string = usize::try_from(number).ok().and_then(|number| self.0.get(number));
+        string.cloned().ok_or_else(|| Damage::new(format!("string {number} of {}", self.0.len())))
+    }
+}
+
+fn narrow<T: TryFrom<u64>>(value: u64, what: &str) -> Result<T, Damage> {
+    T::try_from(value).map_err(|_| Damage::new(format!("{what} {value}")))
+}
+
+fn flag(value: u64) -> Result<bool, Damage> {
+    match value {
+        0 => Ok(false),
+        1 => Ok(true),
+        value => Err(Damage::new(format!("{value} as a yes or no"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// What passes a checksum but was never written by us must not take the process down.
+        #[test]
+        fn any_columns_are_read_or_refused(count in 0_usize..40, bytes: [Vec<u8>; 14]) {
+            let column = |column: Column| Ok::<_, Damage>(bytes[column as usize - 1].clone());
+            let _ = decode(SequenceNumber(0), count, column);
+            let _ = decode_cursors(count, column);
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Columns of the copies: tokens, masks and labels (exact precision).
+//!
+//! Copies of one teacher lie side by side, because vocabularies differ. A gold token that is in the top-k is
+//! stored as its rank, and its logit not at all. Logits fall from rank to rank, so the distance between the bit patterns of
+//! neighbours is a small number, and exact.
+
+use crate::log::column::{Column, Columns};
+use crate::log::error::Damage;
+use crate::log::wire::{Wire, put_planes, put_varint, take_planes};
+use crate::{Label, MaskedCopy};
+
+/// Numbers that say how long a copy's arrays are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) teacher: u16,
+    pub(crate) tokens: usize,
+    pub(crate) masked: usize,
+    /// k; `None`: no label.
+    pub(crate) top_k: Option<usize>,
+}
+
+impl Shape {
+    pub(crate) fn of(copy: &MaskedCopy) -> Self {
+        Self {
+            teacher: copy.teacher,
+            tokens: copy.token_ids.len(),
+            masked: copy.masked_positions.len(),
+            top_k: copy.label.as_ref().map(|label| label.top_k),
+        }
+    }
+
+    /// Row of the copies table; the last cell is 0 without a label, k + 1 with one.
+    pub(crate) fn row(self) -> [u64; 4] {
+        let top_k = self.top_k.map_or(0, |k| k as u64 + 1);
+        [u64::from(self.teacher), self.tokens as u64, self.masked as u64, top_k]
+    }
+
+    pub(crate) fn from_row(row: [u64; 4]) -> Result<Self, Damage> {
+        let count = |cell: u64| {
+            usize::try_from(cell)
+                .ok()
+                .filter(|count| *count <= u32::MAX as usize)
+                .ok_or_else(|| Damage::new(format!("a copy with {cell} of something")))
+        };
+        Ok(Self {
+            teacher: u16::try_from(row[0]).map_err(|_| Damage::new(format!("teacher {}", row[0])))?,
+            tokens: count(row[1])?,
+            masked: count(row[2])?,
+            top_k: row[3].checked_sub(1).map(count).transpose()?,
+        })
+    }
+}
+
+/// The order in which copies are stored: by teacher, then as they come.
+pub(crate) fn storage_order(shapes: &[Shape]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..shapes.len()).collect();
+    order.sort_by_key(|index| shapes[*index].teacher);
+    order
+}
+
+/// Writes the copies, which are in storage order and well-formed.
+pub(crate) fn encode(copies: &[&MaskedCopy], columns: &mut Columns) {
+    let mut logits = Vec::new();
+    let mut log_sum_exp = Vec::new();
+    let mut gold_logits = Vec::new();
+    for copy in copies {
+        let tokens = columns.get_mut(Column::TokenIds);
+        copy.token_ids.iter().for_each(|id| put_varint(u64::from(*id), tokens));
+        let positions = columns.get_mut(Column::MaskedPositions);
+        let mut previous = 0;
+        for position in &copy.masked_positions {
+            put_varint(u64::from(position - previous), positions);
+            previous = *position;
+        }
+        let Some(label) = &copy.label else {
+            let ids = columns.get_mut(Column::GoldIds);
+            copy.gold_ids.iter().for_each(|id| put_varint(u64::from(*id), ids));
+            continue;
+        };
+        let top_ids = columns.get_mut(Column::TopIds);
+        label.top_ids.iter().for_each(|id| put_varint(u64::from(*id), top_ids));
+        put_falling(label, &mut logits);
+        log_sum_exp.extend(label.log_sum_exp.iter().map(|value| value.to_bits()));
+        put_gold(label, &copy.gold_ids, columns, &mut gold_logits);
+    }
+    put_planes(&logits, columns.get_mut(Column::TopLogits));
+    put_planes(&log_sum_exp, columns.get_mut(Column::LogSumExp));
+    put_planes(&gold_logits, columns.get_mut(Column::GoldLogits));
+}
+
+fn put_falling(label: &Label, words: &mut Vec<u32>) {
+    for row in label.top_logits.chunks(label.top_k.max(1)) {
+        let mut previous = None;
+        for logit in row {
+            let bits = logit.to_bits();
+            words.push(previous.map_or(bits, |previous: u32| previous.wrapping_sub(bits)));
+            previous = Some(bits);
+        }
+    }
+}
+
+/// A gold token's code: its rank r < k; k: not in the top-k, id and logit apart; k + 1 + r: rank r, but another logit.
+fn put_gold(label: &Label, gold_ids: &[u32], columns: &mut Columns, logits: &mut Vec<u32>) {
+    let k = label.top_k;
+    for (position, (gold, logit)) in gold_ids.iter().zip(&label.gold_logits).enumerate() {
+        let top = position * k..(position + 1) * k;
+        let rank = label.top_ids[top.clone()].iter().position(|id| id == gold);
+        let code = match rank {
+            Some(rank) if label.top_logits[top][rank].to_bits() == logit.to_bits() => rank,
+            Some(rank) => k + 1 + rank,
+            None => k,
+        };
+        put_varint(code as u64, columns.get_mut(Column::GoldRanks));
+        if rank.is_none() {
+            put_varint(u64::from(*gold), columns.get_mut(Column::GoldIds));
+        }
+        if code >= k {
+            logits.push(logit.to_bits());
+        }
+    }
+}
+
+/// The stored columns of all copies of a block.
+pub(crate) struct CopyColumns {
+    token_ids: Vec<u8>,
+    masked_positions: Vec<u8>,
+    gold_ranks: Vec<u8>,
+    gold_ids: Vec<u8>,
+    top_ids: Vec<u8>,
+    top_logits: Vec<u32>,
+    log_sum_exp: Vec<u32>,
+    gold_logits: Vec<u32>,
+}
+
+impl CopyColumns {
+    pub(crate) fn load<E: From<Damage>>(mut column: impl FnMut(Column) -> Result<Vec<u8>, E>) -> Result<Self, E> {
+        Ok(Self {
+            token_ids: column(Column::TokenIds)?,
+            masked_positions: column(Column::MaskedPositions)?,
+            gold_ranks: column(Column::GoldRanks)?,
+            gold_ids: column(Column::GoldIds)?,
+            top_ids: column(Column::TopIds)?,
+            top_logits: take_planes(&column(Column::TopLogits)?)?,
+            log_sum_exp: take_planes(&column(Column::LogSumExp)?)?,
+            gold_logits: take_planes(&column(Column::GoldLogits)?)?,
+        })
+    }
+
+    /// The copies of these shapes, which are in storage order.
+    pub(crate) fn decode(&self, shapes: impl Iterator<Item = Shape>) -> Result<Vec<MaskedCopy>, Damage> {
+        let mut decoder = Decoder {
+            token_ids: Wire::new(&self.token_ids),
+            masked_positions: Wire::new(&self.masked_positions),
+            gold_ranks: Wire::new(&self.gold_ranks),
+            gold_ids: Wire::new(&self.gold_ids),
+            top_ids: Wire::new(&self.top_ids),
+            top_logits: Words(&self.top_logits),
+            log_sum_exp: Words(&self.log_sum_exp),
+            gold_logits: Words(&self.gold_logits),
+        };
+        let copies = shapes.map(|shape| decoder.copy(shape)).collect::<Result<_, _>>()?;
+        decoder.finish()?;
+        Ok(copies)
+    }
+}
+
+struct Words<'a>(&'a [u32]);
+
+impl<'a> Words<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u32], Damage> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or_else(|| Damage::new("too few float32 values"))?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn next(&mut self) -> Result<u32, Damage> {
+        let (word, rest) = self.0.split_first().ok_or_else(|| Damage::new("too few float32 values"))?;
+        self.0 = rest;
+        Ok(*word)
+    }
+}
+
+struct Decoder<'a> {
+    token_ids: Wire<'a>,
+    masked_positions: Wire<'a>,
+    gold_ranks: Wire<'a>,
+    gold_ids: Wire<'a>,
+    top_ids: Wire<'a>,
+    top_logits: Words<'a>,
+    log_sum_exp: Words<'a>,
+    gold_logits: Words<'a>,
+}
+
+impl Decoder<'_> {
+    fn copy(&mut self, shape: Shape) -> Result<MaskedCopy, Damage> {
+        let token_ids = self.token_ids.varints_u32(shape.tokens)?;
+        let masked_positions = self.positions(shape)?;
+        let (gold_ids, label) = match shape.top_k {
+            None => (self.gold_ids.varints_u32(shape.masked)?, None),
+            Some(top_k) => self.label(shape.masked, top_k).map(|(ids, label)| (ids, Some(label)))?,
+        };
+        Ok(MaskedCopy { teacher: shape.teacher, token_ids, masked_positions, gold_ids, label })
+    }
+
+    fn positions(&mut self, shape: Shape) -> Result<Vec<u32>, Damage> {
+        let mut positions = self.masked_positions.varints_u32(shape.masked)?;
+        let mut next_free = 0_u64;
+        let mut previous = 0;
+        for position in &mut positions {
+            let absolute = previous + u64::from(*position);
+            if absolute < next_free || absolute >= shape.tokens as u64 {
+                return Err(Damage::new(format!("masked position {absolute} of {} tokens", shape.tokens)));
+            }
+            (previous, next_free) = (absolute, absolute + 1);
+            *position = absolute as u32; // below `tokens`, which fits
+        }
+        Ok(positions)
+    }
+
+    fn label(&mut self, masked: usize, top_k: usize) -> Result<(Vec<u32>, Label), Damage> {
+        let values =
+            masked.checked_mul(top_k).ok_or_else(|| Damage::new(format!("{masked} positions of top-{top_k}")))?;
+        let top_ids = self.top_ids.varints_u32(values)?;
+        let mut top_logits = Vec::with_capacity(values);
+        for row in self.top_logits.take(values)?.chunks(top_k.max(1)) {
+            let mut previous = None;
+            for word in row {
+                let bits = previous.map_or(*word, |previous: u32| previous.wrapping_sub(*word));
+                top_logits.push(f32::from_bits(bits));
+                previous = Some(bits);
+            }
+        }
+        let log_sum_exp = self.log_sum_exp.take(masked)?.iter().map(|bits| f32::from_bits(*bits)).collect();
+        let mut label = Label { top_k, top_ids, top_logits, log_sum_exp, gold_logits: Vec::with_capacity(masked) };
+        let mut gold_ids = Vec::with_capacity(masked);
+        for position in 0..masked {
+            let (id, logit) = self.gold(&label, position)?;
+            gold_ids.push(id);
+            label.gold_logits.push(logit);
+        }
+        Ok((gold_ids, label))
+    }
+
+    fn gold(&mut self, label: &Label, position: usize) -> Result<(u32, f32), Damage> {
+        let k = label.top_k as u64;
+        let first = position * label.top_k;
+        let code = self.gold_ranks.varint()?;
+        if code > 2 * k {
+            return Err(Damage::new(format!("rank {code} in a top-{k}")));
+        }
+        if code < k {
+            let at = first + code as usize;
+            return Ok((label.top_ids[at], label.top_logits[at]));
+        }
+        let id = if code == k { self.gold_ids.varint_u32()? } else { label.top_ids[first + (code - k - 1) as usize] };
+        Ok((id, f32::from_bits(self.gold_logits.next()?)))
+    }
+
+    fn finish(self) -> Result<(), Damage> {
+        let wires = [self.token_ids, self.masked_positions, self.gold_ranks, self.gold_ids, self.top_ids];
+        wires.into_iter().try_for_each(Wire::finish)?;
+        if [self.top_logits, self.log_sum_exp, self.gold_logits].iter().any(|words| !words.0.is_empty()) {
+            return Err(Damage::new("more float32 values than positions"));
+        }
+        Ok(())
+    }
+}

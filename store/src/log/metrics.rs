@@ -1,0 +1,57 @@
+//! Metrics of the log's writer.
+
+use crate::log::error::StoreError;
+use prometheus::core::Collector;
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry, exponential_buckets};
+
+#[derive(Clone, Debug)]
+pub(crate) struct LogMetrics {
+    pub(crate) appended_entries: IntCounter,
+    pub(crate) bytes: IntCounter,
+    pub(crate) torn_bytes: IntCounter,
+    pub(crate) fsync_seconds: Histogram,
+    pub(crate) appended_sequence: IntGauge,
+    pub(crate) durable_sequence: IntGauge,
+}
+
+impl LogMetrics {
+    pub(crate) fn register(registry: &Registry) -> Result<Self, StoreError> {
+        Self::try_register(registry).map_err(|error| StoreError::Metrics { what: error.to_string() })
+    }
+
+    fn try_register(registry: &Registry) -> prometheus::Result<Self> {
+        let buckets = exponential_buckets(0.000_25, 2.0, 16)?; // 0.25 ms to 8 s
+        let fsync =
+            HistogramOpts::new("mergedistill_log_fsync_seconds", "Time to make the log durable.").buckets(buckets);
+        let metrics = Self {
+            appended_entries: IntCounter::new(
+                "mergedistill_log_appended_entries_total",
+                "Entries appended to the log.",
+            )?,
+            bytes: IntCounter::new("mergedistill_log_bytes_total", "Bytes written to the log.")?,
+            torn_bytes: IntCounter::new(
+                "mergedistill_log_torn_bytes_total",
+                "Bytes of a torn tail that were cut when the log was opened.",
+            )?,
+            fsync_seconds: Histogram::with_opts(fsync)?,
+            appended_sequence: IntGauge::new(
+                "mergedistill_log_appended_sequence",
+                "Sequence number of the next entry to be appended.",
+            )?,
+            durable_sequence: IntGauge::new(
+                "mergedistill_log_durable_sequence",
+                "Entries below this sequence number are on stable storage.",
+            )?,
+        };
+        let collectors: [Box<dyn Collector>; 6] = [
+            Box::new(metrics.appended_entries.clone()),
+            Box::new(metrics.bytes.clone()),
+            Box::new(metrics.torn_bytes.clone()),
+            Box::new(metrics.fsync_seconds.clone()),
+            Box::new(metrics.appended_sequence.clone()),
+            Box::new(metrics.durable_sequence.clone()),
+        ];
+        collectors.into_iter().try_for_each(|collector| registry.register(collector))?;
+        Ok(metrics)
+    }
+}

@@ -1,0 +1,51 @@
+//! How a log is written.
+
+use crate::SequenceNumber;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::time::Duration;
+
+/// Settings of a [`crate::LogWriter`].
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    /// A segment is sealed before it grows beyond this (one block is never split).
+    pub segment_bytes: u64,
+    /// Entries become durable at most about this long after they were appended.
+    pub sync_interval: Duration,
+    /// Entries kept per masked position, k.
+    pub top_k: usize,
+    /// How labels are stored.
+    pub precision: Precision,
+    /// A checkpoint or the journal refers to entries below this number: a log that ends earlier is corrupt.
+    pub required: SequenceNumber,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 128 << 20,
+            sync_interval: Duration::from_millis(200),
+            top_k: 8,
+            precision: Precision::Exact,
+            required: SequenceNumber(0),
+        }
+    }
+}
+
+/// How exactly labels are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Precision {
+    /// Every float32, bit for bit.
+    #[default]
+    Exact,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact => f.write_str("exact"),
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Reading a log, by sequence number or language by language, never past what is durable.
+
+use crate::log::block::{BlockHeader, StoredBlock};
+use crate::log::cache::{BlockCache, Entries};
+use crate::log::disk::{Access, Disk, StdDisk};
+use crate::log::error::{Damage, Fault, StoreError};
+use crate::log::hint::{Positions, Presence, look};
+use crate::log::index::{BlockPlace, Index};
+use crate::log::recovery::require;
+use crate::log::shared::{Shared, State};
+use crate::log::survey::{Tail, extend};
+use crate::{DurablePosition, Entry, Identity, Payload, SequenceNumber, SourceCursor};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A reader without a writer in its process looks at the folder again after this long.
+const REFRESH_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Reads a log while it is being written, or afterwards. Cloning shares index and cache.
+///
+/// What it is asked for must be durable; positions beyond are cut back to what is. It never changes a file.
+#[derive(Clone, Debug)]
+pub struct LogReader {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    identity: Identity,
+    shared: Arc<Shared>,
+    /// `None`: the writer is in this process and keeps `shared` up to date.
+    follower: Option<Mutex<Follower>>,
+    cache: Mutex<BlockCache>,
+}
+
+/// What a reader without a writer in its process saw last.
+#[derive(Clone, Debug)]
+pub(crate) struct Follower {
+    looked: Instant,
+    pub(crate) tail: Tail,
+    /// What the writer in another process said, if there is one.
+    pub(crate) live: Option<Positions>,
+}
+
+impl LogReader {
+    /// Opens the log in `dir`, whether a writer is at work there or not. With a live writer the reader sees what that one has
+    /// made durable; without, everything valid on disk.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::open_on(Arc::new(StdDisk), dir)
+    }
+
+    /// [`LogReader::open`] on another file system.
+    pub fn open_on(disk: Arc<dyn Disk>, dir: &Path) -> Result<Self, StoreError> {
+        let shared = Shared::new(Index::default(), DurablePosition::default());
+        let follower = follow(disk.as_ref(), dir, &mut shared.lock())?;
+        let identity = shared.lock().index.segments().last().map(|last| last.header.identity.clone());
+        let identity = identity.ok_or_else(|| StoreError::NoLog { dir: dir.to_owned() })?;
+        let inner = Inner {
+            disk,
+            dir: dir.to_owned(),
+            identity,
+            shared: Arc::new(shared),
+            follower: Some(Mutex::new(follower)),
+            cache: Mutex::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    pub(crate) fn of_writer(disk: Arc<dyn Disk>, dir: &Path, identity: Identity, shared: Arc<Shared>) -> Self {
+        let dir = dir.to_owned();
+        Self { inner: Arc::new(Inner { disk, dir, identity, shared, follower: None, cache: Mutex::default() }) }
+    }
+
+    /// What the log is made of, as it was when the reader was opened.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.inner.identity
+    }
+
+    /// How far the log may be read. A failure to look keeps the position; [`LogReader::refresh`] tells it.
+    #[must_use]
+    pub fn durable(&self) -> DurablePosition {
+        if let Some(follower) = self.follower()
+            && follower.looked.elapsed() >= REFRESH_INTERVAL
+        {
+            drop(follower);
+            let _ = self.refresh();
+        }
+        self.inner.shared.lock().durable
+    }
+
+    /// Looks at the folder again, unless the writer is in this process.
+    pub fn refresh(&self) -> Result<DurablePosition, StoreError> {
+        if let Some(mut follower) = self.follower() {
+            let found = follow(self.inner.disk.as_ref(), &self.inner.dir, &mut self.inner.shared.lock());
+            follower.looked = Instant::now();
+            *follower = found.inspect_err(|error| tracing::warn!(%error, "could not follow the log"))?;
+        }
+        Ok(self.inner.shared.lock().durable)
+    }
+
+    /// Waits until more than `position` is durable, at most `timeout`. Gives how far the log may be read.
+    #[must_use]
+    pub fn wait_beyond(&self, position: DurablePosition, timeout: Duration) -> DurablePosition {
+        if self.inner.follower.is_none() {
+            return self.inner.shared.wait_beyond(position, timeout);
+        }
+        let start = Instant::now();
+        loop {
+            let _ = self.refresh(); // A failure is logged; the position stays.
+            let left = timeout.saturating_sub(start.elapsed());
+            let durable = self.inner.shared.lock().durable;
+            if durable > position || left.is_zero() {
+                return durable;
+            }
+            thread::sleep(left.min(REFRESH_INTERVAL));
+        }
+    }
+
+    /// Fails if the log does not hold every entry below `required`, which a checkpoint or the journal refers to.
+    pub fn require(&self, required: DurablePosition) -> Result<(), StoreError> {
+        require(&self.inner.dir, &self.inner.shared.lock().index, required.end())
+    }
+
+    /// One entry.
+    pub fn entry(&self, sequence: SequenceNumber) -> Result<Arc<Entry>, StoreError> {
+        let durable = self.durable();
+        let place = self.inner.shared.lock().index.block_of(sequence).filter(|_| durable.covers(sequence));
+        let place = place.ok_or(StoreError::NotDurable { sequence, durable })?;
+        let entries = self.block(&place)?;
+        let entry = usize::try_from(sequence.0 - place.first.0).ok().and_then(|at| entries.get(at));
+        entry.cloned().ok_or_else(|| StoreError::corrupt(&place.path, place.offset, "the block is too short"))
+    }
+
+    /// The first record of `language`, held out or not, at or after `from` and below `up_to`. Blocks without one are skipped
+    /// unread.
+    pub fn next_record(
+        &self,
+        language: &str,
+        held_out: bool,
+        from: SequenceNumber,
+        up_to: DurablePosition,
+    ) -> Result<Option<Arc<Entry>>, StoreError> {
+        let up_to = up_to.min(self.durable()).end();
+        let wanted = |entry: &Entry| match &entry.payload {
+            Payload::Record(record) => *record.language == *language && record.held_out == held_out,
+            Payload::Skip(_) | Payload::End => false,
+        };
+        let mut from = from;
+        loop {
+            let place = self.inner.shared.lock().index.next_with_records(language, held_out, from, up_to);
+            let Some(place) = place else { return Ok(None) };
+            let entries = self.block(&place)?;
+            let skipped = from.0.saturating_sub(place.first.0) as usize;
+            let visible = entries.iter().skip(skipped).take_while(|entry| entry.sequence < up_to);
+            if let Some(entry) = visible.into_iter().find(|entry| wanted(entry)) {
+                return Ok(Some(Arc::clone(entry)));
+            }
+            from = place.end;
+        }
+    }
+
+    /// Records of `language`, held out or not, below `up_to`. Counts whole blocks; a durable position always is the end of one.
+    #[must_use]
+    pub fn count_records(&self, language: &str, held_out: bool, up_to: DurablePosition) -> u64 {
+        let up_to = up_to.min(self.durable()).end();
+        self.inner.shared.lock().index.count_records(language, held_out, up_to)
+    }
+
+    /// Languages that have records below `up_to`.
+    #[must_use]
+    pub fn languages(&self, up_to: DurablePosition) -> BTreeSet<Arc<str>> {
+        let up_to = up_to.min(self.durable()).end();
+        self.inner.shared.lock().index.languages(up_to)
+    }
+
+    /// State of every source that has an entry below `up_to`, after the last of them.
+    pub fn cursors(&self, up_to: DurablePosition) -> Result<BTreeMap<Arc<str>, SourceCursor>, StoreError> {
+        let up_to = up_to.min(self.durable()).end();
+        let base = self.inner.shared.lock().index.cursor_base(up_to);
+        apply_cursors(self.inner.disk.as_ref(), base, up_to)
+    }
+
+    /// Stored bytes of the blocks that hold entries in `from..to`.
+    #[must_use]
+    pub fn bytes_between(&self, from: SequenceNumber, to: SequenceNumber) -> u64 {
+        self.inner.shared.lock().index.bytes_between(from, to)
+    }
+
+    /// The index, and how far it may be used.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.inner.shared.lock()
+    }
+
+    pub(crate) fn disk(&self) -> &dyn Disk {
+        self.inner.disk.as_ref()
+    }
+
+    /// What was seen last; `None` for a reader of a writer in this process.
+    pub(crate) fn follower(&self) -> Option<MutexGuard<'_, Follower>> {
+        self.inner.follower.as_ref().map(|follower| follower.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn block(&self, place: &BlockPlace) -> Result<Entries, StoreError> {
+        if let Some(entries) = self.cache().get(place.first) {
+            return Ok(entries);
+        }
+        let (header, entries) = read_block(self.disk(), place)?;
+        let entries: Entries = Arc::new(entries.into_iter().map(Arc::new).collect());
+        let totals = header.totals;
+        let bytes = 400 * u64::from(header.entries)
+            + 200 * u64::from(totals.copies)
+            + 4 * totals.corpus_tokens
+            + 3 * header.directory.iter().map(|row| u64::from(row.raw_bytes)).sum::<u64>();
+        self.cache().insert(place.first, Arc::clone(&entries), bytes);
+        Ok(entries)
+    }
+
+    fn cache(&self) -> MutexGuard<'_, BlockCache> {
+        self.inner.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Brings the index up to date, and the durable position with it.
+fn follow(disk: &dyn Disk, dir: &Path, state: &mut State) -> Result<Follower, StoreError> {
+    let looked = Instant::now();
+    // First the writer's word, then the files: what it called durable is there to be found.
+    let presence = look(disk, dir)?;
+    let tail = extend(disk, dir, &mut state.index)?;
+    let end = state.index.end();
+    let live = match presence {
+        Presence::Live(positions) => Some(positions.unwrap_or(Positions { appended: end, durable: end })),
+        Presence::Stopped => None,
+    };
+    // A segment is begun when everything before it is durable, which may be news to a writer's earlier word.
+    let begun = state.index.segments().last().map_or(end, |last| last.header.first_sequence);
+    let durable = live.map_or(end, |positions| positions.durable.clamp(begun, end));
+    state.durable = state.durable.max(DurablePosition::from_log(durable.0));
+    Ok(Follower { looked, tail, live })
+}
+
+/// Reads and decodes a block.
+pub(crate) fn read_block(disk: &dyn Disk, place: &BlockPlace) -> Result<(BlockHeader, Vec<Entry>), StoreError> {
+    with_block(disk, place, |block| block.entries())
+}
+
+/// Reads a block's header.
+pub(crate) fn read_block_header(disk: &dyn Disk, place: &BlockPlace) -> Result<BlockHeader, StoreError> {
+    with_block(disk, place, |_| Ok(())).map(|(header, ())| header)
+}
+
+fn with_block<T>(
+    disk: &dyn Disk,
+    place: &BlockPlace,
+    read: impl FnOnce(&StoredBlock<'_>) -> Result<T, Fault>,
+) -> Result<(BlockHeader, T), StoreError> {
+    let file = disk.open(&place.path, Access::Read).map_err(|error| StoreError::io("opening", &place.path, error))?;
+    let block = BlockHeader::read(file.as_ref(), place.offset).and_then(|header| {
+        if (header.first(), header.link().next) != (place.first, place.end) {
+            return Err(Damage::new("another block than the index says").into());
+        }
+        let content = read(&StoredBlock { file: file.as_ref(), offset: place.offset, header: &header })?;
+        Ok((header, content))
+    });
+    block.map_err(|fault| fault.at(&place.path, place.offset))
+}
+
+/// State of every source after the last entry below `up_to`.
+pub(crate) fn read_cursors(
+    disk: &dyn Disk,
+    index: &Index,
+    up_to: SequenceNumber,
+) -> Result<BTreeMap<Arc<str>, SourceCursor>, StoreError> {
+    apply_cursors(disk, index.cursor_base(up_to), up_to)
+}
+
+fn apply_cursors(
+    disk: &dyn Disk,
+    (mut cursors, blocks): (BTreeMap<Arc<str>, SourceCursor>, Vec<BlockPlace>),
+    up_to: SequenceNumber,
+) -> Result<BTreeMap<Arc<str>, SourceCursor>, StoreError> {
+    for place in blocks {
+        let (_, block) = with_block(disk, &place, |block| block.cursors())?;
+        let below = up_to.0.saturating_sub(place.first.0) as usize;
+        cursors.extend(block.into_iter().take(below).map(|cursor| (Arc::clone(&cursor.source), cursor)));
+    }
+    Ok(cursors)
+}

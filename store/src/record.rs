@@ -1,0 +1,112 @@
+//! Entries of the log: records (one example with its masked copies), and the events that move a
+//! source's cursor without making a record.
+
+use crate::{SequenceNumber, SourceCursor};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Place in the log.
+    pub sequence: SequenceNumber,
+    /// State of the entry's source once this entry is done.
+    pub cursor: SourceCursor,
+    /// What happened.
+    pub payload: Payload,
+}
+
+/// What an entry holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Payload {
+    /// An example with its copies.
+    Record(Record),
+    /// A document, or the rest of one, that could not be used.
+    Skip(Skip),
+    /// The source has no further input.
+    End,
+}
+
+/// One example: contiguous text of one document, tokenised and masked once per teacher of its language.
+/// Its key is (source, document, span, round).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// Name of the corpus.
+    pub source: Arc<str>,
+    /// Identifier of the document, unique in its source: `<file>@<offset in bytes>`.
+    pub document: Arc<str>,
+    /// Bytes of the document that the example covers.
+    pub span: Span,
+    /// Language of the example.
+    pub language: Arc<str>,
+    /// Labelling round of a finite corpus, from 0.
+    pub round: u32,
+    /// Kept for evaluation; never trained on.
+    pub held_out: bool,
+    /// One copy per teacher of the language, in the order of the teacher table.
+    pub copies: Vec<MaskedCopy>,
+}
+
+/// A range of bytes, `first..end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Span {
+    /// First byte.
+    pub first: u64,
+    /// One past the last byte.
+    pub end: u64,
+}
+
+/// An unusable document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skip {
+    /// Identifier of the document.
+    pub document: Arc<str>,
+    /// Why it could not be used.
+    pub reason: Arc<str>,
+}
+
+/// An example as one teacher sees it: in that teacher's own token ids, with masks applied.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MaskedCopy {
+    /// Index into the teacher table of the log's [`crate::Identity`].
+    pub teacher: u16,
+    /// `[length]`, with [CLS] first and [SEP] last, masks in.
+    pub token_ids: Vec<u32>,
+    /// `[masked]`, ascending, 0-based, counting [CLS].
+    pub masked_positions: Vec<u32>,
+    /// `[masked]`: the ids that stood at the masked positions.
+    pub gold_ids: Vec<u32>,
+    /// What the teacher says; `None` for a teacher that lends only its tokenizer.
+    pub label: Option<Label>,
+}
+
+/// A teacher's output at the masked positions of one copy.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Label {
+    /// Entries kept per position, k.
+    pub top_k: usize,
+    /// `[masked, k]`: token ids by descending logit, ties to the lower id.
+    pub top_ids: Vec<u32>,
+    /// `[masked, k]`: the logits of `top_ids`.
+    pub top_logits: Vec<f32>,
+    /// `[masked]`: log-sum-exp of the logits over the teacher's whole vocabulary.
+    pub log_sum_exp: Vec<f32>,
+    /// `[masked]`: the gold token's logit.
+    pub gold_logits: Vec<f32>,
+}
+
+impl Label {
+    /// Number of masked positions.
+    #[must_use]
+    pub fn positions(&self) -> usize {
+        self.log_sum_exp.len()
+    }
+
+    /// The teacher's own loss: mean of (log-sum-exp − gold logit) over the masked positions, in nats.
+    #[must_use]
+    pub fn mean_loss(&self) -> f64 {
+        let total: f64 =
+            self.log_sum_exp.iter().zip(&self.gold_logits).map(|(z, g)| f64::from(*z) - f64::from(*g)).sum();
+        total / self.positions().max(1) as f64
+    }
+}

@@ -1,0 +1,157 @@
+//! Entries to append, and shorthands.
+
+use crate::memory_disk::MemoryDisk;
+use prometheus::Registry;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use store::{
+    DurablePosition, Entry, Identity, Label, LogOptions, LogReader, LogWriter, MaskedCopy, Payload, Record, Recovery,
+    SequenceNumber, Skip, SourceCursor, Span, StoreError, TeacherEntry,
+};
+
+pub const DIR: &str = "/state/log";
+
+/// Teachers `en`, `de` and a third that lends only its tokenizer.
+pub fn identity() -> Identity {
+    let teacher = |name: &str, labels| TeacherEntry {
+        name: name.to_owned(),
+        languages: vec![name.to_owned()],
+        labels,
+        vocabulary_size: 8000,
+        tokenizer_fingerprint: format!("tokenizer of {name}"),
+        weights_fingerprint: if labels { format!("weights of {name}") } else { String::new() },
+    };
+    let settings = [("run.seed", "0"), ("masking.probability", "0.15"), ("store.top_k", "3")];
+    Identity {
+        settings: settings.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        teachers: vec![teacher("en", true), teacher("de", true), teacher("fi", false)],
+    }
+}
+
+pub fn options(segment_bytes: u64) -> LogOptions {
+    LogOptions { segment_bytes, sync_interval: Duration::from_secs(3600), top_k: 3, ..LogOptions::default() }
+}
+
+pub fn open(disk: &MemoryDisk, options: &LogOptions) -> Result<(LogWriter, Recovery), StoreError> {
+    open_as(disk, &identity(), options)
+}
+
+pub fn open_as(
+    disk: &MemoryDisk,
+    identity: &Identity,
+    options: &LogOptions,
+) -> Result<(LogWriter, Recovery), StoreError> {
+    LogWriter::open_on(Arc::new(disk.clone()), Path::new(DIR), identity, options, &Registry::new())
+}
+
+pub fn read(disk: &MemoryDisk) -> Result<LogReader, StoreError> {
+    LogReader::open_on(Arc::new(disk.clone()), Path::new(DIR))
+}
+
+pub fn verify(disk: &MemoryDisk) -> Result<store::Verification, StoreError> {
+    store::log::verify_on(Arc::new(disk.clone()), Path::new(DIR))
+}
+
+/// A number that depends on its arguments alone.
+fn mix(a: u64, b: u64) -> u64 {
+    let mut x = a.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ b.wrapping_mul(0xD1B5_4A32_D192_ED03);
+    x ^= x >> 31;
+    x = x.wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ x >> 29
+}
+
+/// Entry number `sequence` of the log that all tests write: records of two languages, some held out, a skip now and then.
+pub fn entry(sequence: u64) -> Entry {
+    let (source, teacher) = if sequence % 3 == 1 { ("de", 1) } else { ("en", 0) };
+    let (document, first) = (sequence / 5 * 1000, sequence % 5 * 100);
+    let cursor = SourceCursor {
+        file: format!("text/{source}.txt").into(),
+        document_offset_bytes: document,
+        next_byte: if sequence % 5 == 4 { SourceCursor::DOCUMENT_DONE } else { first + 100 },
+        ..SourceCursor::start(source.into(), source.into(), 123_456)
+    };
+    let document: Arc<str> = format!("text/{source}.txt@{document}").into();
+    let payload = if sequence % 7 == 6 {
+        Payload::Skip(Skip { document, reason: "too short".into() })
+    } else {
+        let mut copies = vec![copy(sequence, teacher)];
+        if sequence % 2 == 0 {
+            copies.push(copy(sequence, 2));
+        }
+        Payload::Record(Record {
+            source: source.into(),
+            document,
+            span: Span { first, end: first + 100 },
+            language: source.into(),
+            round: 0,
+            held_out: sequence % 11 == 3,
+            copies,
+        })
+    };
+    Entry { sequence: SequenceNumber(sequence), cursor, payload }
+}
+
+fn copy(sequence: u64, teacher: u16) -> MaskedCopy {
+    let number = |index: u64| mix(sequence * 4 + u64::from(teacher), index);
+    let length = 9 + number(0) % 8;
+    let token_ids: Vec<u32> = (0..length).map(|at| (number(at + 1) % 8000) as u32).collect();
+    let masked_positions = vec![2, 5 + (number(99) % 3) as u32];
+    let gold_ids = vec![17, (number(100) % 8000) as u32];
+    let label = (teacher != 2).then(|| Label {
+        top_k: 3,
+        top_ids: vec![17, 4, 7999, 3, 2, 1],
+        top_logits: (0..6).map(|at| 9.5 - at as f32 * 1.37 - (number(at + 200) % 1000) as f32 / 3000.0).collect(),
+        log_sum_exp: vec![11.25, 12.0 + (number(300) % 100) as f32 / 7.0],
+        gold_logits: vec![9.5 - (number(200) % 1000) as f32 / 3000.0, -3.0],
+    });
+    MaskedCopy { teacher, token_ids, masked_positions, gold_ids, label }
+}
+
+/// Entries `range` as one block.
+pub fn block(range: std::ops::Range<u64>) -> Vec<Entry> {
+    range.map(entry).collect()
+}
+
+/// Everything that a reader shows, which must be the beginning of the log that all tests write.
+pub fn check_content(reader: &LogReader) -> u64 {
+    let end = reader.durable().end();
+    for sequence in 0..end.0 {
+        assert_eq!(*reader.entry(SequenceNumber(sequence)).unwrap(), entry(sequence));
+    }
+    assert!(matches!(reader.entry(end), Err(StoreError::NotDurable { .. })));
+    end.0
+}
+
+pub fn durable(end: u64) -> DurablePosition {
+    DurablePosition::from_log(end)
+}
+
+/// The segment files, in order.
+pub fn segments(disk: &MemoryDisk) -> Vec<PathBuf> {
+    disk.files(Path::new(DIR)).into_keys().filter(|path| path.extension().is_some_and(|end| end == "seg")).collect()
+}
+
+/// Appends the blocks that end at `ends`, each durable before the next, after what `log` holds.
+pub fn append_blocks(log: &mut LogWriter, ends: &[u64]) {
+    for end in ends {
+        log.append(&block(log.next().0..*end)).unwrap();
+        log.sync().unwrap();
+    }
+}
+
+/// A log of the blocks that end at `ends`, in one segment, as a crash leaves it.
+pub fn unsealed(ends: &[u64]) -> MemoryDisk {
+    let disk = MemoryDisk::default();
+    append_blocks(&mut open(&disk, &options(1 << 30)).unwrap().0, ends);
+    disk.copy()
+}
+
+/// A log with a segment for each block, sealed.
+pub fn sealed(ends: &[u64]) -> MemoryDisk {
+    let disk = MemoryDisk::default();
+    let mut log = open(&disk, &options(1)).unwrap().0;
+    append_blocks(&mut log, ends);
+    log.seal().unwrap();
+    disk.copy()
+}

@@ -1,0 +1,50 @@
+//! What can go wrong while labelling.
+
+use model::ModelError;
+
+/// Why labelling stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum TeacherError {
+    /// The teacher's folder could not be used, or a forward pass failed.
+    #[error("teacher `{teacher}`: {source}")]
+    Model {
+        /// Name in the configuration.
+        teacher: String,
+        /// The cause.
+        source: Box<ModelError>,
+    },
+    /// The teacher's output is not a number: its weights are broken, or they overflow.
+    #[error(
+        "teacher `{teacher}`: a logit of token {token} is not finite; check its weights (a checkpoint that was trained in bfloat16 may overflow in float16)"
+    )]
+    NonFinite {
+        /// Name in the configuration.
+        teacher: String,
+        /// The first token id whose logit is not finite.
+        token: usize,
+    },
+    /// More labels are wanted per position than the teacher has words.
+    #[error("teacher `{teacher}` has {words} words, fewer than store.top_k = {top_k}; lower store.top_k")]
+    FewWords {
+        /// Name in the configuration.
+        teacher: String,
+        /// Words of its tokenizer.
+        words: usize,
+        /// Labels wanted per position.
+        top_k: usize,
+    },
+    /// A thread could not be started.
+    #[error("cannot start thread `{thread}`: {source}")]
+    Thread {
+        /// Name of the thread.
+        thread: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A metric could not be registered.
+    #[error("cannot register a metric: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// A thread of this stage panicked: a programmer's error.
+    #[error("thread `{0}` panicked; this is a bug, please report it with the log")]
+    Panicked(String),
+}

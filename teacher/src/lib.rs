@@ -1,0 +1,18 @@
+//! Teacher runners: a masked batch in, labels out; and the assembler that completes records in order.
+//!
+//! A [`Runner`] owns one teacher on one device and labels one batch at a time. [`Labelling`] feeds one thread
+//! per runner and puts the groups together again. Invariant: groups leave in the order in which they came,
+//! complete, whatever the order in which runners finish; and at most `depth` groups are inside.
+//!
+//! Batches are formed by ingest and never re-cut here, so that a teacher's rounding does not depend on timing.
+//! This crate does not tokenise, does not mask and does not write.
+
+mod error;
+mod head;
+mod labelling;
+mod runner;
+
+pub use error::TeacherError;
+pub use head::label_rows;
+pub use labelling::{Labelling, LabellingOptions};
+pub use runner::{Runner, RunnerOptions};

@@ -1,0 +1,109 @@
+//! One teacher on one device.
+
+use crate::{TeacherError, label_rows};
+use candle_core::Device;
+use model::{Bert, ModelError, PackedBatch, Tokenizer};
+use std::path::Path;
+use store::{Label, MaskedCopy};
+
+/// What a runner needs to know besides the teacher's folder.
+#[derive(Clone, Debug)]
+pub struct RunnerOptions {
+    /// Name in the configuration.
+    pub name: String,
+    /// Index in the teacher table.
+    pub index: u16,
+    /// Where the teacher runs.
+    pub device: Device,
+    /// Labels kept per masked position, k.
+    pub top_k: usize,
+}
+
+/// A loaded teacher. Labels one batch at a time.
+#[derive(Debug)]
+pub struct Runner {
+    options: RunnerOptions,
+    bert: Bert,
+    words: usize,
+}
+
+impl Runner {
+    /// Loads the teacher of folder `path`; `tokenizer` is the one of that folder.
+    pub fn load(path: &Path, tokenizer: &Tokenizer, options: RunnerOptions) -> Result<Self, TeacherError> {
+        let failed = |source| TeacherError::Model { teacher: options.name.clone(), source: Box::new(source) };
+        let bert = Bert::load(path, &options.device).map_err(failed)?;
+        model::check_words(&bert.configuration, tokenizer).map_err(failed)?;
+        let words = tokenizer.len();
+        if words < bert.configuration.vocabulary_size {
+            tracing::warn!(
+                teacher = options.name,
+                words,
+                rows = bert.configuration.vocabulary_size,
+                "more embedding rows than words: the surplus counts in the log-sum-exp, never in the top-k"
+            );
+        }
+        if words < options.top_k {
+            return Err(TeacherError::FewWords { teacher: options.name, words, top_k: options.top_k });
+        }
+        Ok(Self { options, bert, words })
+    }
+
+    /// Name in the configuration.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.options.name
+    }
+
+    /// Index in the teacher table.
+    #[must_use]
+    pub fn index(&self) -> u16 {
+        self.options.index
+    }
+
+    /// Labels `copies` (this teacher's own) in one forward pass; one label per copy, in order.
+    pub fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError> {
+        let (batch, gold_ids) = pack(copies);
+        let failed = |source| TeacherError::Model { teacher: self.options.name.clone(), source: Box::new(source) };
+        let hidden = self.bert.transform_masked(&batch, None).map_err(failed)?; // [masked, embedding]
+        let (weight, bias) = self.bert.decoder();
+        let all = label_rows(&hidden, weight, bias, &gold_ids, self.words, self.options.top_k)
+            .map_err(|error| failed(ModelError::from(error)))?
+            .map_err(|token| TeacherError::NonFinite { teacher: self.options.name.clone(), token })?;
+        Ok(split(&all, copies))
+    }
+}
+
+/// Sequences one after another, and the gold id of each masked row.
+fn pack(copies: &[&MaskedCopy]) -> (PackedBatch, Vec<u32>) {
+    let mut batch = PackedBatch::default();
+    let mut gold_ids = Vec::new();
+    for copy in copies {
+        let first_row = batch.token_ids.len() as u32;
+        batch.masked_rows.extend(copy.masked_positions.iter().map(|position| first_row + position));
+        batch.token_ids.extend_from_slice(&copy.token_ids);
+        batch.lengths.push(copy.token_ids.len());
+        gold_ids.extend_from_slice(&copy.gold_ids);
+    }
+    (batch, gold_ids)
+}
+
+/// Gives each copy its part of the batch's labels.
+fn split(all: &Label, copies: &[&MaskedCopy]) -> Vec<Label> {
+    let k = all.top_k;
+    let mut first = 0;
+    copies
+        .iter()
+        .map(|copy| {
+            let end = first + copy.masked_positions.len();
+            let label = Label {
+                top_k: k,
+                top_ids: all.top_ids[first * k..end * k].to_vec(),
+                top_logits: all.top_logits[first * k..end * k].to_vec(),
+                log_sum_exp: all.log_sum_exp[first..end].to_vec(),
+                gold_logits: all.gold_logits[first..end].to_vec(),
+            };
+            first = end;
+            label
+        })
+        .collect()
+}

@@ -1,0 +1,129 @@
+//! Labelling with real teachers: what comes out is what one runner alone would say, in the order that went in.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use candle_core::Device;
+use crossbeam::channel::{bounded, unbounded};
+use model::Tokenizer;
+use model::random::Philox;
+use prometheus::Registry;
+use std::path::Path;
+use std::sync::Arc;
+use store::stage::StageControl;
+use store::{BatchPlan, Entry, Group, MaskedCopy, Payload, Record, SequenceNumber, SourceCursor, Span};
+use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions, TeacherError};
+
+const TEACHERS: [&str; 2] = ["demo-en", "demo-en-de"];
+
+fn runner(index: usize) -> Runner {
+    load(index, 8).unwrap()
+}
+
+fn load(index: usize, top_k: usize) -> Result<Runner, TeacherError> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemon/demo/teachers").join(TEACHERS[index]);
+    let tokenizer = Tokenizer::load(&path).unwrap();
+    let options = RunnerOptions { name: TEACHERS[index].to_owned(), index: index as u16, device: Device::Cpu, top_k };
+    Runner::load(&path, &tokenizer, options)
+}
+
+/// A copy of random tokens, three of them masked.
+fn copy(teacher: usize, length: usize, seed: u64) -> MaskedCopy {
+    let stream = Philox::new(seed, "test", &[]);
+    let token_ids: Vec<u32> = (0..length as u64).map(|at| 10 + stream.below(3000, at, 0) as u32).collect();
+    let masked_positions = vec![1, 3, length as u32 - 2];
+    let gold_ids = masked_positions.iter().map(|&at| token_ids[at as usize]).collect();
+    MaskedCopy { teacher: teacher as u16, token_ids, masked_positions, gold_ids, label: None }
+}
+
+/// A group of three records with a copy per teacher, and an entry that holds none.
+fn group(number: u64) -> Group {
+    let cursor = SourceCursor::start(Arc::from("en"), Arc::from("en"), 1);
+    let mut group = Group::default();
+    for place in 0..3 {
+        let length = 8 + ((number * 7 + place * 5) % 20) as usize;
+        let record = Record {
+            source: Arc::from("en"),
+            document: Arc::from("en.txt@0"),
+            span: Span { first: number, end: number + 1 },
+            language: Arc::from("en"),
+            round: 0,
+            held_out: false,
+            copies: (0..2).map(|teacher| copy(teacher, length, number * 100 + place)).collect(),
+        };
+        let sequence = SequenceNumber(number * 4 + place);
+        group.entries.push(Entry { sequence, cursor: cursor.clone(), payload: Payload::Record(record) });
+    }
+    group.entries.push(Entry { sequence: SequenceNumber(number * 4 + 3), cursor, payload: Payload::End });
+    for teacher in 0..2 {
+        group.batches.push(BatchPlan { teacher, members: vec![(2, u32::from(teacher)), (0, u32::from(teacher))] });
+        group.batches.push(BatchPlan { teacher, members: vec![(1, u32::from(teacher))] });
+    }
+    group
+}
+
+#[test]
+fn groups_come_out_complete_and_in_order() {
+    let (groups_in, groups) = bounded(1);
+    let (complete_in, complete) = bounded(1);
+    let options = LabellingOptions { depth: 3, control: StageControl::default() };
+    let labelling =
+        Labelling::start(vec![runner(0), runner(1)], &options, groups, complete_in, &Registry::new()).unwrap();
+    let feeder = std::thread::spawn(move || (0..9).for_each(|number| groups_in.send(group(number)).unwrap()));
+    let out: Vec<Vec<Entry>> = complete.iter().collect();
+    feeder.join().unwrap();
+    labelling.join().unwrap();
+
+    assert_eq!(out.len(), 9);
+    let alone = [runner(0), runner(1)];
+    for (entries, number) in out.iter().zip(0..) {
+        let expected = group(number);
+        assert_eq!(entries.len(), 4);
+        for plan in &expected.batches {
+            let of = |entries: &[Entry], (entry, copy): (u32, u32)| match &entries[entry as usize].payload {
+                Payload::Record(record) => record.copies[copy as usize].clone(),
+                _ => panic!("no record"),
+            };
+            let unlabelled: Vec<MaskedCopy> =
+                plan.members.iter().map(|&member| of(&expected.entries, member)).collect();
+            let labels = alone[plan.teacher as usize].label(&unlabelled.iter().collect::<Vec<_>>()).unwrap();
+            for (&member, label) in plan.members.iter().zip(labels) {
+                assert_eq!(of(entries, member).label, Some(label), "group {number}, member {member:?}");
+            }
+        }
+        assert!(entries.iter().zip(0..).all(|(entry, place)| entry.sequence.0 == number * 4 + place));
+    }
+}
+
+#[test]
+fn the_stage_ends_when_nobody_takes_its_groups() {
+    let (groups_in, groups) = unbounded();
+    let (complete_in, complete) = bounded(1);
+    drop(complete);
+    let options = LabellingOptions { depth: 2, control: StageControl::default() };
+    let labelling =
+        Labelling::start(vec![runner(0), runner(1)], &options, groups, complete_in, &Registry::new()).unwrap();
+    for number in 0..5 {
+        let _ = groups_in.send(group(number)); // The stage may have ended already.
+    }
+    drop(groups_in);
+    labelling.join().unwrap();
+}
+
+#[test]
+fn a_batch_composition_matters_little_and_its_order_not_at_all() {
+    let runner = runner(0);
+    let copies: Vec<MaskedCopy> = (0..6).map(|seed| copy(0, 9 + seed as usize * 3, seed)).collect();
+    let together = runner.label(&copies.iter().collect::<Vec<_>>()).unwrap();
+    for (copy, label) in copies.iter().zip(&together) {
+        let alone = &runner.label(&[copy]).unwrap()[0];
+        let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
+        assert!(close(&alone.log_sum_exp, &label.log_sum_exp) && close(&alone.top_logits, &label.top_logits));
+        assert_eq!(label.positions(), copy.masked_positions.len());
+    }
+}
+
+#[test]
+fn more_labels_than_words_is_an_error_that_says_so() {
+    let error = load(0, 5000).unwrap_err().to_string();
+    assert!(error.contains("demo-en") && error.contains("4000") && error.contains("store.top_k"), "{error}");
+}

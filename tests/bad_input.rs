@@ -1,0 +1,132 @@
+//! Bad input: a clear message that names what is wrong, and the right exit code; what can go on goes on.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod harness;
+
+use harness::{Scene, configuration, mergedistill, text};
+use std::fs;
+use std::process::{Command, Output};
+
+/// Runs `configuration` and expects this exit code, and all of `words` in the message.
+#[track_caller]
+fn check(configuration: &str, code: i32, words: &[&str]) {
+    let scene = Scene::new(configuration);
+    expect(&scene.run(&[]), code, words);
+}
+
+#[track_caller]
+fn expect(output: &Output, code: i32, words: &[&str]) {
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "`{word}` is not in: {stderr}");
+    }
+}
+
+#[test]
+fn wrong_configurations() {
+    let good = configuration();
+    check(&good.replace("batch_tokens", "batch_tokns"), 78, &["queue.batch_tokns", "did you mean `batch_tokens`?"]);
+    check(&good.replace("teachers/demo-en\"", "teachers/no-such\""), 66, &["teacher[demo-en]", "teachers/no-such"]);
+    check(
+        &good.replace("language = \"de\"", "language = \"fi\""),
+        78,
+        &["corpus[de].language", "no teacher has language `fi`"],
+    );
+    check(&good.replace("corpora/de.txt", "corpora/*.nothing"), 66, &["corpus[de]", "corpora/*.nothing"]);
+    check("[[corpus", 78, &["not valid TOML"]);
+}
+
+#[test]
+fn check_reports_everything_at_once() {
+    let scene = Scene::new(&configuration().replace("batch_tokens", "batch_tokns").replace("layers", "layer"));
+    let output = mergedistill(&["check", "--config", scene.config.to_str().unwrap()]).output().unwrap();
+    expect(&output, 78, &["2 problems", "queue.batch_tokns", "student.layer"]);
+}
+
+#[test]
+fn usage_and_missing_files() {
+    expect(&mergedistill(&["frobnicate"]).output().unwrap(), 64, &["frobnicate"]);
+    expect(&mergedistill(&["run", "--config", "/no/such.toml"]).output().unwrap(), 66, &["/no/such.toml"]);
+    expect(&mergedistill(&["log", "stat", "/no/such/log"]).output().unwrap(), 66, &["/no/such/log"]);
+    expect(&mergedistill(&["ctl", "status", "--socket", "/no/such.sock"]).output().unwrap(), 75, &["/no/such.sock"]);
+}
+
+#[test]
+fn a_teacher_without_weights() {
+    let scene = Scene::new("");
+    let teacher = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/teachers/demo-en");
+    let copy = scene.path("weightless");
+    fs::create_dir(&copy).unwrap();
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(format!("{teacher}/{file}"), copy.join(file)).unwrap();
+    }
+    fs::write(&scene.config, configuration().replace(&format!("\"{teacher}\""), "\"weightless\"")).unwrap();
+    expect(&scene.run(&[]), 66, &["teacher[demo-en]", "weightless", "model.safetensors", "pytorch_model.bin"]);
+}
+
+#[test]
+fn unusable_documents_are_quarantined_and_the_stream_goes_on() {
+    let scene = Scene::new("");
+    let good = "The menu bar lists every command of the program, and each command has a shortcut key of its own.";
+    let mut corpus = Vec::new();
+    for document in [
+        good.as_bytes(),
+        b"Not UTF-8: \xff\xfe\xfa and more of it in the same document of the corpus.",
+        "x".repeat(50_000_000).as_bytes(),
+        b"A null byte\0in the middle of a document is not text either, so it cannot be used.",
+        good.replace("menu", "tool").as_bytes(),
+    ] {
+        corpus.extend_from_slice(document);
+        corpus.extend_from_slice(b"\n\n");
+    }
+    fs::write(scene.path("broken.txt"), corpus).unwrap();
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/corpora/en.txt");
+    let all = configuration().replace(demo, "broken.txt").replace("holdout_fraction = 0.1", "holdout_fraction = 0.0");
+    let label_only = format!("{}[evaluate]\nholdout_fraction = 0.0\n", &all[..all.find("[student]").unwrap()]);
+    fs::write(&scene.config, label_only).unwrap();
+    let output = scene.run(&[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let records = scene.log_lines("dump");
+    let documents: std::collections::BTreeSet<String> =
+        records.iter().filter(|record| record["source"] == "en").map(|record| record["document"].to_string()).collect();
+    assert_eq!(documents.len(), 2, "{documents:?}");
+    let quarantined: String =
+        walk(&scene.path("state/quarantine")).iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    assert_eq!(quarantined.matches("reason").count(), 3, "{quarantined}");
+}
+
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(walk(&path)) } else { files.push(path) }
+    }
+    files
+}
+
+#[test]
+fn a_state_folder_of_another_configuration() {
+    let scene = Scene::new(&configuration());
+    assert!(scene.run(&["--until-step", "1"]).status.success());
+    fs::write(&scene.config, configuration().replace("[queue]", "[masking]\nprobability = 0.3\n[queue]")).unwrap();
+    expect(&scene.run(&[]), 78, &["masking.probability: 0.15", "0.3", "state_dir"]);
+    fs::write(&scene.config, configuration().replace("hidden_size = 16", "hidden_size = 32")).unwrap();
+    expect(&scene.run(&[]), 78, &["hidden_size", "16", "32"]);
+}
+
+/// A full disk: a file system of 1 MiB, in a mount namespace of its own.
+#[test]
+fn no_space_left_on_the_device() {
+    let scene = Scene::new(&configuration().replace("[queue]", "[run]\nstate_dir = \"small/state\"\n[queue]"));
+    let small = scene.path("small");
+    fs::create_dir(&small).unwrap();
+    let script = r#"mount -t tmpfs -o size=1m tmpfs "$0" && "$1" run --config "$2"; code=$?; "$1" log verify "$0/state/log" && exit $code"#;
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
+        .args([small.to_str().unwrap(), env!("CARGO_BIN_EXE_mergedistill"), scene.config.to_str().unwrap()])
+        .output()
+        .expect("this test needs `unshare` (util-linux) and unprivileged user namespaces");
+    expect(&output, 74, &["disk", "full"]);
+}

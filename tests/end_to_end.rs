@@ -1,0 +1,159 @@
+//! The whole pipeline through the binary: from text to an exported student.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod harness;
+
+use harness::{Scene, checkpoint, configuration, http, mergedistill, metric, text, until};
+use serde_json::Value;
+
+#[test]
+fn text_in_student_out() {
+    let scene = Scene::new(&configuration());
+    let output = scene.run(&[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    let stat = &scene.log_lines("stat")[0];
+    for field in ["records", "copies", "masked_positions", "corpus_tokens", "bytes", "label_bytes", "token_bytes"] {
+        assert!(stat[field].as_u64().unwrap() > 0, "{field} in {stat}");
+    }
+    assert_eq!(stat["appended"], stat["durable"]);
+    scene.log_lines("verify");
+
+    let metrics = scene.metrics();
+    let steps: Vec<u64> = metrics.iter().filter(|line| line.get("loss").is_some()).map(step).collect();
+    assert_eq!(steps, (1..=12).collect::<Vec<_>>());
+    let evaluated: Vec<u64> = metrics
+        .iter()
+        .filter(|line| line.get("evaluation").is_some() || line.get("languages").is_some())
+        .map(step)
+        .collect();
+    assert_eq!(evaluated, [0, 6, 12]);
+
+    let out = scene.path("student");
+    let state = scene.path("state");
+    let export = ["export", "--state-dir", state.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    assert!(mergedistill(&export).status().unwrap().success());
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "vocab.txt"] {
+        assert!(out.join(file).is_file(), "{file}");
+    }
+
+    let evaluate = mergedistill(&["evaluate", "--json", "--config", scene.config.to_str().unwrap()]).output().unwrap();
+    assert!(evaluate.status.success(), "{}", text(&evaluate.stderr));
+    let report: Value = serde_json::from_slice(&evaluate.stdout).unwrap();
+    let pair = &report["evaluation"]["languages"]["en"]["teachers"]["demo-en-de"];
+    assert_eq!(report["evaluation"]["step"], 12);
+    for figure in ["loss", "top1", "student_loss", "student_top1"] {
+        assert!(pair[figure].as_f64().unwrap().is_finite(), "{report}");
+    }
+}
+
+fn step(line: &Value) -> u64 {
+    line["step"].as_u64().unwrap()
+}
+
+#[test]
+fn records_follow_the_rules() {
+    let scene = Scene::new(&configuration());
+    assert!(scene.run(&["--until-step", "1"]).status.success());
+    let mut held_out = 0;
+    for (record, sequences) in scene.log_lines("dump").iter().zip(0..) {
+        let _: u64 = sequences;
+        let language = record["language"].as_str().unwrap();
+        let copies = record["copies"].as_array().unwrap();
+        let teachers: Vec<&str> = copies.iter().map(|copy| copy["teacher"].as_str().unwrap()).collect();
+        let expected: &[&str] = if language == "en" { &["demo-en", "demo-en-de"] } else { &["demo-en-de"] };
+        assert_eq!(teachers, expected);
+        held_out += u32::from(record["held_out"].as_bool().unwrap());
+        for copy in copies {
+            let length = |field: &str| copy[field].as_array().unwrap().len();
+            assert!(length("token_ids") <= 32 && length("masked_positions") >= 1);
+            for field in ["gold_ids", "top_ids", "top_logits", "log_sum_exp", "gold_logits"] {
+                assert_eq!(length(field), length("masked_positions"), "{field}");
+            }
+            let logits: Vec<f64> =
+                copy["top_logits"][0].as_array().unwrap().iter().map(|l| l.as_f64().unwrap()).collect();
+            assert!(logits.len() == 8 && logits.is_sorted_by(|a, b| a >= b), "{logits:?}");
+            assert!(copy["log_sum_exp"][0].as_f64().unwrap() >= logits[0]);
+        }
+    }
+    assert!(held_out > 0);
+}
+
+#[test]
+fn stages_run_at_the_same_time_and_can_be_watched_and_controlled() {
+    let scene = Scene::new(&configuration().replace("steps = 12", "steps = 100000"));
+    let mut daemon = scene.start();
+    let address = daemon.address();
+
+    let scrape = || http(&address, "/metrics", &address).1;
+    until("both labels and steps", || {
+        let scrape = scrape();
+        let moving = |name| metric(&scrape, name) > 0.0;
+        (moving("mergedistill_teacher_copies_total") && moving("mergedistill_train_steps_total")).then_some(())
+    });
+    assert_eq!(http(&address, "/healthz", &address).0, 200);
+    assert_eq!(http(&address, "/readyz", &address).0, 200);
+    assert_eq!(http(&address, "/v1/status", "attacker.example").0, 403);
+
+    assert!(scene.ctl(&["pause"]).status.success());
+    let status: Value = serde_json::from_slice(&scene.ctl(&["status"]).stdout).unwrap();
+    assert_eq!(status["state"], "paused");
+    assert!(scene.ctl(&["resume"]).status.success());
+    let status: Value = serde_json::from_str(&http(&address, "/v1/status", &address).1).unwrap();
+    assert_eq!(status["state"], "running");
+
+    assert!(scene.ctl(&["checkpoint"]).status.success());
+    let out = scene.path("exported");
+    assert!(scene.ctl(&["export", "--out", out.to_str().unwrap()]).status.success());
+    assert!(out.join("model.safetensors").is_file());
+
+    // A second daemon on the same state folder is refused.
+    let second = scene.run(&[]);
+    assert_eq!(second.status.code(), Some(75), "{}", text(&second.stderr));
+    assert!(text(&second.stderr).contains(&format!("in use by process {}", daemon.pid())));
+
+    // A live log can be read.
+    assert!(scene.log_lines("stat")[0]["durable"].as_u64().unwrap() > 0);
+    scene.log_lines("verify");
+
+    daemon.signal("TERM");
+    let (code, log) = daemon.finish();
+    assert_eq!(code, Some(0), "{log}");
+    scene.log_lines("verify");
+}
+
+#[test]
+fn a_stopped_run_goes_on_to_the_same_student() {
+    let whole = Scene::new(&configuration());
+    assert!(whole.run(&[]).status.success());
+    let parts = Scene::new(&configuration());
+    for until in ["3", "7", "12"] {
+        let output = parts.run(&["--until-step", until]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+    assert!(checkpoint(&whole, 12) == checkpoint(&parts, 12), "the students differ");
+
+    let other = Scene::new(&configuration().replace("[queue]", "[run]\nseed = 1\n[queue]"));
+    assert!(other.run(&[]).status.success());
+    assert!(checkpoint(&whole, 12) != checkpoint(&other, 12), "the seed does nothing");
+}
+
+#[test]
+fn label_first_and_train_later() {
+    let all = configuration();
+    let student_at = all.find("[student]").unwrap();
+    let corpus_at = all.find("[[corpus]]").unwrap();
+    let queue_at = all.find("[queue]").unwrap();
+
+    let labels = Scene::new(&format!("{}[evaluate]\nholdout_fraction = 0.1\n", &all[..student_at]));
+    let output = labels.run(&[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let log = labels.path("state/log");
+    let log_section = format!("[store]\npath = \"{}\"\n", log.display());
+
+    let train = Scene::new(&format!("{}{}{log_section}", &all[..corpus_at], &all[queue_at..]));
+    let output = train.run(&[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(train.metrics().iter().filter(|line| line.get("loss").is_some()).count(), 12);
+}

@@ -1,0 +1,251 @@
+//! The copies of one optimiser step, and the micro-batches in which they are computed.
+//!
+//! A batch's copies are sorted by length and cut at `micro_batch_tokens`. Every masked position has a weight such that
+//! the batch's loss is the weighted sum over all positions of all micro-batches: how the batch was cut does not matter.
+
+use crate::loss::Targets;
+use crate::options::LossNorm;
+use crate::training_copy::{TrainingCopy, renormalised};
+use model::PackedBatch;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use store::SequenceNumber;
+
+/// What one step trains on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Parts, of ascending sequence length.
+    pub micro_batches: Vec<MicroBatch>,
+    /// The examples whose copies these are, each once, ascending.
+    pub sequences: Vec<SequenceNumber>,
+    /// Copies of each language.
+    pub languages: BTreeMap<Arc<str>, usize>,
+    /// Copies.
+    pub copies: usize,
+    /// Tokens of all copies, [CLS] and [SEP] included.
+    pub tokens: usize,
+    /// Masked positions of all copies.
+    pub masked_positions: usize,
+}
+
+/// Copies that are computed together, and what their masked positions are to predict.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MicroBatch {
+    /// The sequences.
+    pub packed: PackedBatch,
+    /// `[masked]`: the tokens that stood there.
+    pub gold_ids: Vec<u32>,
+    /// Entries per position, k.
+    pub top_k: usize,
+    /// `[masked, k]`: the teacher's tokens.
+    pub top_ids: Vec<u32>,
+    /// `[masked, k]`: the teacher's probabilities; all 0 at positions without a teacher.
+    pub probabilities: Vec<f32>,
+    /// `[masked]`: what a position counts in the batch's loss.
+    pub weights: Vec<f32>,
+    /// `[masked]`: whether a teacher labelled the position.
+    pub has_teacher: Vec<bool>,
+}
+
+impl Batch {
+    /// A batch of `copies`. A copy longer than `micro_batch_tokens` makes a micro-batch of its own.
+    #[must_use]
+    pub fn new(mut copies: Vec<TrainingCopy>, loss_norm: LossNorm, micro_batch_tokens: usize) -> Self {
+        let mut sequences: Vec<SequenceNumber> = copies.iter().map(|copy| copy.sequence).collect();
+        sequences.sort_unstable();
+        sequences.dedup();
+        let mut languages = BTreeMap::new();
+        for copy in &copies {
+            *languages.entry(copy.language.clone()).or_default() += 1;
+        }
+        // The sort is stable, so the order among equals is that of the stream.
+        copies.sort_by_key(|copy| copy.copy.token_ids.len());
+        let weights = position_weights(&copies, loss_norm);
+        let mut micro_batches: Vec<MicroBatch> = Vec::new();
+        let mut members: Vec<(&TrainingCopy, f32)> = Vec::new();
+        let mut tokens = 0;
+        for (copy, weight) in copies.iter().zip(weights) {
+            let length = copy.copy.token_ids.len();
+            if tokens + length > micro_batch_tokens && !members.is_empty() {
+                micro_batches.push(MicroBatch::new(&members));
+                members.clear();
+                tokens = 0;
+            }
+            members.push((copy, weight));
+            tokens += length;
+        }
+        if !members.is_empty() {
+            micro_batches.push(MicroBatch::new(&members));
+        }
+        Self {
+            sequences,
+            languages,
+            copies: copies.len(),
+            tokens: micro_batches.iter().map(|part| part.packed.token_ids.len()).sum(),
+            masked_positions: micro_batches.iter().map(|part| part.gold_ids.len()).sum(),
+            micro_batches,
+        }
+    }
+}
+
+impl MicroBatch {
+    /// What the loss asks for.
+    #[must_use]
+    pub fn targets(&self) -> Targets<'_> {
+        Targets {
+            gold_ids: &self.gold_ids,
+            top_k: self.top_k,
+            top_ids: &self.top_ids,
+            probabilities: &self.probabilities,
+            weights: &self.weights,
+            has_teacher: &self.has_teacher,
+        }
+    }
+
+    /// Packs copies with the weight of each one's positions.
+    fn new(members: &[(&TrainingCopy, f32)]) -> Self {
+        let labels = members.iter().filter_map(|(copy, _)| copy.copy.label.as_ref());
+        let mut part = Self { top_k: labels.map(|label| label.top_k).max().unwrap_or(0), ..Self::default() };
+        for (copy, weight) in members {
+            part.push(copy, *weight);
+        }
+        part
+    }
+
+    fn push(&mut self, copy: &TrainingCopy, weight: f32) {
+        let copy = &copy.copy;
+        let first_row = self.packed.token_ids.len() as u32;
+        self.packed.token_ids.extend_from_slice(&copy.token_ids);
+        self.packed.lengths.push(copy.token_ids.len());
+        self.packed.masked_rows.extend(copy.masked_positions.iter().map(|position| first_row + position));
+        self.gold_ids.extend_from_slice(&copy.gold_ids);
+        let masked = copy.masked_positions.len();
+        self.weights.extend(std::iter::repeat_n(weight, masked));
+        self.has_teacher.extend(std::iter::repeat_n(copy.label.is_some(), masked));
+        let Some(label) = &copy.label else {
+            self.top_ids.extend(std::iter::repeat_n(0, masked * self.top_k));
+            self.probabilities.extend(std::iter::repeat_n(0.0, masked * self.top_k));
+            return;
+        };
+        let probabilities = renormalised(label);
+        // A teacher with fewer tokens than k gives fewer entries; the rest counts nothing.
+        let missing = self.top_k - label.top_k;
+        for position in 0..masked {
+            let entries = position * label.top_k..(position + 1) * label.top_k;
+            self.top_ids.extend_from_slice(&label.top_ids[entries.clone()]);
+            self.top_ids.extend(std::iter::repeat_n(0, missing));
+            self.probabilities.extend_from_slice(&probabilities[entries]);
+            self.probabilities.extend(std::iter::repeat_n(0.0, missing));
+        }
+    }
+}
+
+/// `[copies]`: what each masked position of a copy counts in the batch's loss, so that the loss is the weighted sum over
+/// all positions. With w the weight of a position's copy:
+///
+/// - [`LossNorm::Batch`]: w / Σ w over the batch's positions, the weighted mean;
+/// - [`LossNorm::Language`]: w / Σ w over the positions of its language, the paper's sum of per-language means.
+#[must_use]
+pub fn position_weights(copies: &[TrainingCopy], loss_norm: LossNorm) -> Vec<f32> {
+    let group = |copy: &TrainingCopy| match loss_norm {
+        LossNorm::Batch => Arc::from(""),
+        LossNorm::Language => copy.language.clone(),
+    };
+    let mut sums: BTreeMap<Arc<str>, f64> = BTreeMap::new();
+    for copy in copies {
+        *sums.entry(group(copy)).or_default() += copy.weight * copy.copy.masked_positions.len() as f64;
+    }
+    let share = |copy: &TrainingCopy| match sums.get(&group(copy)) {
+        Some(sum) if *sum > 0.0 => (copy.weight / sum) as f32,
+        _ => 0.0,
+    };
+    copies.iter().map(share).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::records::memory::copy;
+    use store::MaskedCopy;
+
+    fn training_copy(sequence: u64, language: &str, weight: f64, copy: MaskedCopy) -> TrainingCopy {
+        TrainingCopy { sequence: SequenceNumber(sequence), pass: 0, language: language.into(), weight, copy }
+    }
+
+    /// As [`copy`], with `masked` positions.
+    fn masked(length: u32, first_id: u32, masked: usize, labelled: bool) -> MaskedCopy {
+        let mut copy = copy(0, length, first_id, labelled.then_some(1.0));
+        copy.masked_positions = (1..=masked as u32).collect();
+        copy.gold_ids = vec![first_id; masked];
+        if let Some(label) = &mut copy.label {
+            label.top_ids = label.top_ids.repeat(masked);
+            label.top_logits = label.top_logits.repeat(masked);
+            label.log_sum_exp = label.log_sum_exp.repeat(masked);
+            label.gold_logits = label.gold_logits.repeat(masked);
+        }
+        copy
+    }
+
+    #[test]
+    fn copies_are_packed_by_length_and_cut_by_tokens() {
+        let lengths = [5, 3, 9, 3, 4, 12];
+        let copies: Vec<_> = lengths
+            .iter()
+            .enumerate()
+            .map(|(at, length)| training_copy(at as u64 / 2, "en", 1.0, copy(0, *length, 10 * at as u32, Some(1.0))))
+            .collect();
+        let batch = Batch::new(copies, LossNorm::Batch, 10);
+        let parts: Vec<_> = batch.micro_batches.iter().map(|part| part.packed.lengths.clone()).collect();
+        assert_eq!(parts, [vec![3, 3, 4], vec![5], vec![9], vec![12]]);
+        assert_eq!((batch.copies, batch.tokens, batch.masked_positions), (6, 36, 6));
+        assert_eq!(batch.sequences, [0, 1, 2].map(SequenceNumber));
+        assert_eq!(batch.languages, BTreeMap::from([("en".into(), 6)]));
+        let first = &batch.micro_batches[0];
+        assert_eq!(first.packed.token_ids, [10, 11, 12, 30, 31, 32, 40, 41, 42, 43]);
+        assert_eq!(first.packed.masked_rows, [1, 4, 7]);
+        assert_eq!((first.gold_ids.clone(), first.top_k), (vec![10, 30, 40], 2));
+        assert_eq!(first.top_ids, [10, 11, 30, 31, 40, 41]);
+        assert_eq!(first.probabilities, [0.5; 6]);
+    }
+
+    #[test]
+    fn copies_without_labels_have_gold_alone() {
+        let mut narrow = copy(0, 4, 7, Some(1.0));
+        let label = narrow.label.as_mut().unwrap();
+        (label.top_k, label.top_ids, label.top_logits) = (1, vec![7], vec![0.0]);
+        let copies = [copy(0, 4, 1, None), copy(1, 4, 3, Some(1.0)), narrow].map(|c| training_copy(0, "en", 1.0, c));
+        let batch = Batch::new(copies.to_vec(), LossNorm::Batch, 100);
+        let part = &batch.micro_batches[0];
+        assert_eq!(part.has_teacher, [false, true, true]);
+        assert_eq!(part.probabilities, [0.0, 0.0, 0.5, 0.5, 1.0, 0.0]);
+        assert_eq!(part.top_ids[2..5], [3, 4, 7]);
+        let gold_alone = Batch::new(vec![copies[0].clone()], LossNorm::Batch, 100);
+        assert_eq!((gold_alone.micro_batches[0].top_k, gold_alone.micro_batches[0].top_ids.len()), (0, 0));
+    }
+
+    #[test]
+    fn positions_weigh_by_copy_and_norm() {
+        let copies = [
+            training_copy(0, "en", 1.0, masked(6, 0, 4, true)),
+            training_copy(1, "en", 0.5, masked(6, 0, 2, true)),
+            training_copy(1, "de", 0.5, masked(6, 0, 2, false)),
+        ];
+        for (loss_norm, expected, total) in [
+            (LossNorm::Batch, [1.0 / 6.0, 0.5 / 6.0, 0.5 / 6.0], 1.0),
+            (LossNorm::Language, [1.0 / 5.0, 0.5 / 5.0, 0.5], 2.0),
+        ] {
+            let weights = position_weights(&copies, loss_norm);
+            for (weight, expected) in weights.iter().zip(expected) {
+                assert!((weight - expected).abs() < 1e-7, "{loss_norm:?}: {weights:?}");
+            }
+            // However the batch is cut.
+            for micro_batch_tokens in [1, 12, 100] {
+                let batch = Batch::new(copies.to_vec(), loss_norm, micro_batch_tokens);
+                let parts = batch.micro_batches.iter().flat_map(|part| &part.weights);
+                assert!((parts.sum::<f32>() - total).abs() < 1e-6);
+            }
+        }
+    }
+}

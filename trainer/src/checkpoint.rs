@@ -1,0 +1,369 @@
+//! Checkpoints: `step-<n>/`, each one atomic unit from which training goes on bit for bit.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `config.json`, `model.safetensors` | the student, as transformers would load it |
+//! | `optimizer.safetensors` | `first.<name>` and `second.<name>`: AdamW's moments |
+//! | `trainer.json` | [`TrainerState`]: step, place in the data, counters, and what the run was configured as |
+//! | `manifest.json` | size and SHA-256 of each of the others |
+//!
+//! A checkpoint is written under another name (`.partial-…`), every file and the folder are made durable, and it is renamed
+//! last; so a folder called `step-<n>` is complete. What a crash leaves behind is removed when the folder is opened. A
+//! checkpoint that does not match its manifest is reported and passed over for the one before it; if none is left, that is
+//! an error, never a fresh start.
+
+use crate::TrainerError;
+use crate::copy_stream::StreamState;
+use crate::durable;
+use crate::optimiser::{AdamW, Moments};
+use crate::student::Student;
+use candle_core::Device;
+use model::{Configuration, Parameters};
+use safetensors::{Dtype, SafeTensors, View};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+const PARTIAL: &str = ".partial-";
+const MANIFEST: &str = "manifest.json";
+const STATE: &str = "trainer.json";
+const OPTIMISER: &str = "optimizer.safetensors";
+const MODEL: &str = "model.safetensors";
+const CONFIGURATION: &str = "config.json";
+
+/// The folder of checkpoints.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    folder: PathBuf,
+}
+
+/// Everything but the tensors that training needs to go on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainerState {
+    /// Steps done.
+    pub step: u64,
+    /// The last step after which the student was evaluated.
+    pub evaluated: Option<u64>,
+    /// Optimiser updates made: steps but for those that were skipped.
+    pub updates: u64,
+    /// Steps skipped in a row, up to this one, because loss or gradient was not finite.
+    pub skipped_in_a_row: u32,
+    /// Times that training had gone back to a checkpoint before this one was written.
+    pub rollbacks: u64,
+    /// Place in the data.
+    pub stream: StreamState,
+    /// Sums since the start.
+    pub totals: Totals,
+    /// What the run is configured as, as far as a checkpoint depends on it: key → value.
+    pub identity: BTreeMap<String, String>,
+    /// Tokens of the union vocabulary.
+    pub vocabulary_size: usize,
+    /// SHA-256 of those tokens.
+    pub vocabulary_fingerprint: String,
+}
+
+/// Sums since the start of training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Tokens trained on, [CLS] and [SEP] included.
+    pub tokens: u64,
+    /// Masked positions trained on.
+    pub masked_positions: u64,
+    /// Steps skipped because loss or gradient was not finite.
+    pub skipped_steps: u64,
+}
+
+/// A checkpoint, read and checked.
+pub struct Loaded {
+    /// Its folder.
+    pub path: PathBuf,
+    /// All but the tensors.
+    pub state: TrainerState,
+    /// The student's shape.
+    pub configuration: Configuration,
+    /// Its weights.
+    pub parameters: Parameters,
+    /// The optimiser's state.
+    pub optimiser: AdamW,
+}
+
+impl Checkpoints {
+    /// Opens (and creates) `folder`, and removes what an interrupted write left there.
+    ///
+    /// # Errors
+    /// When the folder cannot be created, read or cleaned.
+    pub fn open(folder: &Path) -> Result<Self, TrainerError> {
+        durable::create_folder(folder)?;
+        for name in names(folder)? {
+            if name.starts_with(PARTIAL) {
+                let path = folder.join(name);
+                fs::remove_dir_all(&path).map_err(TrainerError::io("remove", &path))?;
+            }
+        }
+        Ok(Self::at(folder))
+    }
+
+    /// The same without touching anything: to look at the checkpoints of a run that may be going on.
+    #[must_use]
+    pub fn at(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
+    /// Steps of the checkpoints, ascending.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn steps(&self) -> Result<Vec<u64>, TrainerError> {
+        let mut steps: Vec<u64> =
+            names(&self.folder)?.iter().filter_map(|name| name.strip_prefix("step-")?.parse().ok()).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// The folder of the checkpoint after `step`.
+    #[must_use]
+    pub fn path(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("step-{step}"))
+    }
+
+    /// Writes a checkpoint, unless the same one is there. When it returns, the checkpoint is durable.
+    ///
+    /// # Errors
+    /// When it cannot be written; the folder then holds what it held before.
+    pub fn write(&self, student: &Student, optimiser: &AdamW, state: &TrainerState) -> Result<PathBuf, TrainerError> {
+        let path = self.path(state.step);
+        if path.exists() {
+            if read_state(&path).is_ok_and(|stored| stored == *state) && verify(&path).is_ok() {
+                return Ok(path);
+            }
+            self.remove(state.step)?;
+        }
+        let partial = self.folder.join(format!("{PARTIAL}step-{}", state.step));
+        let written = write_files(&partial, student, optimiser, state).and_then(|()| {
+            fs::rename(&partial, &path).map_err(TrainerError::io("put in place", &path))?;
+            durable::sync_folder(&self.folder)
+        });
+        if written.is_err() {
+            // Best effort: the disk may be full, and what is left behind is removed at the next start anyway.
+            let _ = fs::remove_dir_all(&partial);
+        }
+        written.map(|()| path)
+    }
+
+    /// Removes all but the newest `keep` checkpoints and those for which `needed` says so.
+    ///
+    /// # Errors
+    /// When one cannot be removed.
+    pub fn prune(&self, keep: usize, needed: impl Fn(u64) -> bool) -> Result<(), TrainerError> {
+        let steps = self.steps()?;
+        let surplus = steps.len().saturating_sub(keep.max(1));
+        steps[..surplus].iter().filter(|step| !needed(**step)).try_for_each(|step| self.remove(*step))
+    }
+
+    /// Removes the checkpoint after `step`.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self, step: u64) -> Result<(), TrainerError> {
+        // Renamed first: half a checkpoint must never have a checkpoint's name.
+        let (path, partial) = (self.path(step), self.folder.join(format!("{PARTIAL}remove-{step}")));
+        fs::rename(&path, &partial).map_err(TrainerError::io("remove", &path))?;
+        durable::sync_folder(&self.folder)?;
+        fs::remove_dir_all(&partial).map_err(TrainerError::io("remove", &partial))
+    }
+
+    /// Reads the newest valid checkpoint whose state `usable` accepts. `None`: there is no checkpoint that it accepts.
+    ///
+    /// # Errors
+    /// When there are checkpoints but all are damaged.
+    pub fn newest(&self, usable: impl Fn(&TrainerState) -> bool) -> Result<Option<Loaded>, TrainerError> {
+        let mut damaged = None;
+        for step in self.steps()?.into_iter().rev() {
+            let path = self.path(step);
+            match read_state(&path)
+                .and_then(|state| if usable(&state) { load(&path, state).map(Some) } else { Ok(None) })
+            {
+                Ok(Some(loaded)) => return Ok(Some(loaded)),
+                Ok(None) => {}
+                Err(error @ (TrainerError::Corrupt { .. } | TrainerError::Model(_))) => {
+                    tracing::warn!(%error, "a checkpoint is damaged; trying the one before it");
+                    damaged.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        damaged.map_or(Ok(None), Err)
+    }
+}
+
+fn names(folder: &Path) -> Result<Vec<String>, TrainerError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(TrainerError::io("read", folder)(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(TrainerError::io("read", folder))?.file_name();
+        names.extend(name.into_string());
+    }
+    Ok(names)
+}
+
+// --- writing -------------------------------------------------------------------------------------------------------
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    files: BTreeMap<String, FileEntry>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FileEntry {
+    bytes: u64,
+    sha256: String,
+}
+
+const FORMAT: u32 = 1;
+
+fn write_files(partial: &Path, student: &Student, optimiser: &AdamW, state: &TrainerState) -> Result<(), TrainerError> {
+    if partial.exists() {
+        fs::remove_dir_all(partial).map_err(TrainerError::io("remove", partial))?;
+    }
+    fs::create_dir(partial).map_err(TrainerError::io("create", partial))?;
+    write_json(&partial.join(CONFIGURATION), &student.configuration().to_hugging_face())?;
+    student.bert().parameters.save_safetensors(&partial.join(MODEL))?;
+    write_moments(&partial.join(OPTIMISER), &optimiser.moments)?;
+    write_json(&partial.join(STATE), state)?;
+    let mut files = BTreeMap::new();
+    for name in [CONFIGURATION, MODEL, OPTIMISER, STATE] {
+        files.insert(name.to_owned(), digest(&read(&partial.join(name))?));
+    }
+    write_json(&partial.join(MANIFEST), &Manifest { format: FORMAT, files })?;
+    durable::sync_folder(partial)
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainerError> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|error| TrainerError::io("write", path)(error.into()))?;
+    text.push(b'\n');
+    durable::replace(path, &text)
+}
+
+fn write_moments(path: &Path, moments: &[Moments]) -> Result<(), TrainerError> {
+    let views = moments.iter().flat_map(|moments| {
+        let first = (format!("first.{}", moments.name), Numbers(&moments.first, [moments.first.len()]));
+        let second = (format!("second.{}", moments.name), Numbers(&moments.second, [moments.second.len()]));
+        [first, second]
+    });
+    let failed = |error: safetensors::SafeTensorError| TrainerError::io("write", path)(std::io::Error::other(error));
+    safetensors::serialize_to_file(views, None, path).map_err(failed)?;
+    let file = File::open(path).map_err(TrainerError::io("open", path))?;
+    file.sync_all().map_err(TrainerError::io("make durable", path))
+}
+
+/// A vector on its way into a file: its bytes exist only while it is written.
+struct Numbers<'a>(&'a [f32], [usize; 1]);
+
+impl View for Numbers<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.1
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.0.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    fn data_len(&self) -> usize {
+        4 * self.0.len()
+    }
+}
+
+// --- reading -------------------------------------------------------------------------------------------------------
+
+fn load(path: &Path, state: TrainerState) -> Result<Loaded, TrainerError> {
+    verify(path)?;
+    let configuration = Configuration::load(path)?;
+    let parameters = Parameters::load(path, &configuration, &Device::Cpu)?;
+    let moments = read_moments(&path.join(OPTIMISER), &parameters)?;
+    let optimiser = AdamW { updates: state.updates, moments };
+    Ok(Loaded { path: path.to_owned(), state, configuration, parameters, optimiser })
+}
+
+fn verify(path: &Path) -> Result<(), TrainerError> {
+    let manifest_path = path.join(MANIFEST);
+    let manifest: Manifest = parse(&manifest_path, &read(&manifest_path)?)?;
+    if manifest.format != FORMAT {
+        let reason = format!("format {} of checkpoints; this program reads format {FORMAT}", manifest.format);
+        return Err(TrainerError::corrupt(&manifest_path, reason));
+    }
+    for (name, expected) in &manifest.files {
+        let file = path.join(name);
+        let found = digest(&read(&file)?);
+        if found != *expected {
+            let reason = format!("it should have {expected:?}, it has {found:?}");
+            return Err(TrainerError::corrupt(&file, reason));
+        }
+    }
+    match [CONFIGURATION, MODEL, OPTIMISER, STATE].iter().find(|name| !manifest.files.contains_key(**name)) {
+        Some(name) => Err(TrainerError::corrupt(&manifest_path, format!("it does not list {name}"))),
+        None => Ok(()),
+    }
+}
+
+fn read_state(path: &Path) -> Result<TrainerState, TrainerError> {
+    let path = path.join(STATE);
+    parse(&path, &read(&path)?)
+}
+
+fn read_moments(path: &Path, parameters: &Parameters) -> Result<Vec<Moments>, TrainerError> {
+    let bytes = read(path)?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| TrainerError::corrupt(path, error))?;
+    let numbers = |name: String, count: usize| -> Result<Vec<f32>, TrainerError> {
+        let view = tensors.tensor(&name).map_err(|error| TrainerError::corrupt(path, error))?;
+        let (numbers, rest) = view.data().as_chunks::<4>();
+        if view.dtype() != Dtype::F32 || numbers.len() != count || !rest.is_empty() {
+            return Err(TrainerError::corrupt(path, format!("`{name}` does not fit the model")));
+        }
+        Ok(numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    };
+    let moments = parameters.iter().map(|(name, tensor)| {
+        let count = tensor.elem_count();
+        let first = numbers(format!("first.{name}"), count)?;
+        let second = numbers(format!("second.{name}"), count)?;
+        Ok(Moments { name: name.to_owned(), first, second })
+    });
+    moments.collect()
+}
+
+/// Reads a file that must be there: a checkpoint without it is damaged.
+fn read(path: &Path) -> Result<Vec<u8>, TrainerError> {
+    fs::read(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => TrainerError::corrupt(path, "the file is missing"),
+        _ => TrainerError::io("read", path)(error),
+    })
+}
+
+fn parse<T: for<'de> Deserialize<'de>>(path: &Path, bytes: &[u8]) -> Result<T, TrainerError> {
+    serde_json::from_slice(bytes).map_err(|error| TrainerError::corrupt(path, error))
+}
+
+fn digest(bytes: &[u8]) -> FileEntry {
+    FileEntry { bytes: bytes.len() as u64, sha256: hexadecimal(&Sha256::digest(bytes)) }
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,35 @@
+//! Files that appear whole or not at all, and are on stable storage when the call returns.
+
+use crate::error::TrainerError;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Replaces the file at `path` by `bytes`: a neighbour is written, made durable, and renamed over it.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), TrainerError> {
+    let partial = partial_name(path);
+    let mut file = File::create(&partial).map_err(TrainerError::io("create", &partial))?;
+    file.write_all(bytes).map_err(TrainerError::io("write", &partial))?;
+    file.sync_all().map_err(TrainerError::io("make durable", &partial))?;
+    fs::rename(&partial, path).map_err(TrainerError::io("put in place", path))?;
+    sync_folder(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), TrainerError> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let open = File::open(folder).map_err(TrainerError::io("open", folder))?;
+    open.sync_all().map_err(TrainerError::io("make durable", folder))
+}
+
+/// Creates a folder, and those above it, durably.
+pub(crate) fn create_folder(folder: &Path) -> Result<(), TrainerError> {
+    fs::create_dir_all(folder).map_err(TrainerError::io("create", folder))?;
+    sync_folder(folder.parent().unwrap_or(Path::new(".")))
+}
+
+fn partial_name(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    path.with_file_name(name)
+}

@@ -1,0 +1,315 @@
+//! How good the student is on held-out text, beside each of its teachers.
+//!
+//! A teacher's entry compares both at that teacher's masked positions: the teacher by the labels in the log (loss =
+//! log-sum-exp − gold logit; top-1 from its first label), the student on the same copy in student ids. Losses are in nats,
+//! each over its model's own vocabulary, so they are not to be compared with each other; top-1 accuracies are, by RDT.
+//!
+//! There are two sets: text that no teacher has seen (sources called `evaluate/…`), and held-out documents of the
+//! training corpora, which a teacher may have been trained on. A language's figures are those of the first set where
+//! there is one.
+
+use crate::TrainerError;
+use crate::loss;
+use crate::records::{EVALUATION_PREFIX, Records};
+use crate::vocabulary::VocabularyMap;
+use model::{Bert, PackedBatch};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use store::{DurablePosition, Entry, MaskedCopy, Payload, SequenceNumber};
+
+/// Results of one evaluation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationReport {
+    /// Steps done when it was made.
+    pub step: u64,
+    /// Per language: on text that no teacher has seen where there is such text, on held-out documents elsewhere.
+    pub languages: BTreeMap<String, LanguageEvaluation>,
+    /// Per language, on held-out documents of the training corpora; only if `languages` is about other text.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub held_out: BTreeMap<String, LanguageEvaluation>,
+}
+
+/// Results for one language.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LanguageEvaluation {
+    /// The student's mean loss over the masked positions of all copies, in nats.
+    pub student_loss: f64,
+    /// Share of them that it predicts.
+    pub student_top1: f64,
+    /// Examples evaluated.
+    pub examples: u64,
+    /// Masked positions of all their copies.
+    pub positions: u64,
+    /// By name, those that label.
+    pub teachers: BTreeMap<String, TeacherEvaluation>,
+}
+
+/// The student beside one teacher, at this teacher's masked positions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TeacherEvaluation {
+    /// The teacher's mean loss.
+    pub loss: f64,
+    /// Share of positions that the teacher predicts.
+    pub top1: f64,
+    /// The student's mean loss.
+    pub student_loss: f64,
+    /// Share of positions that the student predicts.
+    pub student_top1: f64,
+    /// 100 · (P_S − P_T) / P_T on top-1, the sign of the paper's tables: positive where the student is ahead. `None`
+    /// where the teacher predicts nothing.
+    pub rdt: Option<f64>,
+    /// Masked positions.
+    pub positions: u64,
+}
+
+/// The held-out records that evaluations look at: the first ones of each language and set, in the log's order. It grows
+/// with the log until it is full; what it holds below a position is a function of the log alone.
+#[derive(Clone, Debug)]
+pub struct HeldOut {
+    max_examples: usize,
+    languages: BTreeMap<String, Found>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Found {
+    /// The next record is looked for from here.
+    next: SequenceNumber,
+    /// Text that no teacher has seen.
+    unseen: Vec<Arc<Entry>>,
+    /// Documents of the training corpora.
+    corpora: Vec<Arc<Entry>>,
+}
+
+impl HeldOut {
+    /// At most `max_examples` examples per language and set.
+    #[must_use]
+    pub fn new(max_examples: usize) -> Self {
+        Self { max_examples, languages: BTreeMap::new() }
+    }
+
+    /// Takes in the held-out records below `up_to`.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn extend(&mut self, records: &dyn Records, up_to: DurablePosition) -> Result<(), TrainerError> {
+        let cursors = records.cursors(up_to)?;
+        let languages: BTreeSet<&str> = cursors.values().map(|cursor| &*cursor.language).collect();
+        for language in languages {
+            let found = self.languages.entry(language.to_owned()).or_default();
+            while found.unseen.len() < self.max_examples || found.corpora.len() < self.max_examples {
+                let Some(entry) = records.next_record(language, true, found.next, up_to)? else { break };
+                found.next = entry.sequence.next();
+                let Payload::Record(record) = &entry.payload else { continue };
+                let unseen = record.source.starts_with(EVALUATION_PREFIX);
+                let set = if unseen { &mut found.unseen } else { &mut found.corpora };
+                if set.len() < self.max_examples {
+                    set.push(entry);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is evaluated with what.
+#[derive(Clone, Copy)]
+pub struct Evaluator<'a> {
+    /// The student.
+    pub bert: &'a Bert,
+    /// Maps into the student's vocabulary, by index into the log's teacher table.
+    pub maps: &'a [VocabularyMap],
+    /// Tokens per forward pass.
+    pub batch_tokens: usize,
+}
+
+impl Evaluator<'_> {
+    /// Evaluates on the records of `held_out` below `up_to`. `None`: `proceed`, asked between batches, said no.
+    ///
+    /// # Errors
+    /// When a record does not fit the vocabulary or the student.
+    pub fn evaluate(
+        &self,
+        step: u64,
+        held_out: &HeldOut,
+        up_to: DurablePosition,
+        proceed: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<EvaluationReport>, TrainerError> {
+        let mut evaluation = EvaluationReport { step, ..EvaluationReport::default() };
+        for (language, found) in &held_out.languages {
+            let Some(unseen) = self.language(&found.unseen, up_to, proceed)? else { return Ok(None) };
+            let Some(corpora) = self.language(&found.corpora, up_to, proceed)? else { return Ok(None) };
+            match (unseen.positions > 0, corpora.positions > 0) {
+                (true, both) => {
+                    evaluation.languages.insert(language.clone(), unseen);
+                    if both {
+                        evaluation.held_out.insert(language.clone(), corpora);
+                    }
+                }
+                (false, true) => {
+                    evaluation.languages.insert(language.clone(), corpora);
+                }
+                (false, false) => {}
+            }
+        }
+        Ok(Some(evaluation))
+    }
+
+    fn language(
+        &self,
+        entries: &[Arc<Entry>],
+        up_to: DurablePosition,
+        proceed: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<LanguageEvaluation>, TrainerError> {
+        let mut copies: Vec<&MaskedCopy> = Vec::new();
+        let mut examples = 0;
+        for entry in entries.iter().filter(|entry| up_to.covers(entry.sequence)) {
+            if let Payload::Record(record) = &entry.payload {
+                copies.extend(&record.copies);
+                examples += 1;
+            }
+        }
+        // Neighbours of equal length are computed together; the sort is stable.
+        copies.sort_by_key(|copy| copy.token_ids.len());
+        let mut sums: BTreeMap<u16, Sums> = BTreeMap::new();
+        for batch in cut(&copies, self.batch_tokens) {
+            if !proceed() {
+                return Ok(None);
+            }
+            self.batch(batch, &mut sums)?;
+        }
+        self.summary(&sums, examples).map(Some)
+    }
+
+    /// Adds up the scores of one batch.
+    fn batch(&self, copies: &[&MaskedCopy], sums: &mut BTreeMap<u16, Sums>) -> Result<(), TrainerError> {
+        let mut batch = PackedBatch::default();
+        let mut gold_ids = Vec::new();
+        for copy in copies {
+            let first_row = batch.token_ids.len() as u32;
+            batch.masked_rows.extend(copy.masked_positions.iter().map(|position| first_row + position));
+            batch.lengths.push(copy.token_ids.len());
+            self.translate(copy.teacher, &copy.token_ids, &mut batch.token_ids)?;
+            self.translate(copy.teacher, &copy.gold_ids, &mut gold_ids)?;
+        }
+        if gold_ids.is_empty() {
+            return Ok(());
+        }
+        let hidden = self.bert.transform_masked(&batch, None)?; // [masked, embedding]
+        let (weight, bias) = self.bert.decoder();
+        let mut scores = loss::score(&hidden, weight, bias, &gold_ids)?.into_iter();
+        for copy in copies {
+            let sums = sums.entry(copy.teacher).or_default();
+            for score in scores.by_ref().take(copy.gold_ids.len()) {
+                sums.student.add(score.loss, score.correct);
+            }
+            if let Some(label) = &copy.label {
+                for (position, gold) in copy.gold_ids.iter().enumerate() {
+                    let loss = f64::from(label.log_sum_exp[position]) - f64::from(label.gold_logits[position]);
+                    sums.teacher.add(loss, label.top_ids.get(position * label.top_k) == Some(gold));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn translate(&self, teacher: u16, ids: &[u32], to: &mut Vec<u32>) -> Result<(), TrainerError> {
+        let map = self.map(teacher)?;
+        for id in ids {
+            to.push(map.student_id(*id).ok_or_else(|| {
+                let (teacher, size) = (&map.teacher, map.size());
+                TrainerError::Configuration(format!(
+                    "the log has token {id} of teacher `{teacher}`, whose tokenizer has {size} tokens: the log and the \
+                     tokenizer do not belong together"
+                ))
+            })?);
+        }
+        Ok(())
+    }
+
+    fn map(&self, teacher: u16) -> Result<&VocabularyMap, TrainerError> {
+        self.maps.get(usize::from(teacher)).ok_or_else(|| {
+            TrainerError::Configuration(format!(
+                "the log has copies of teacher number {}, but only {} teachers are configured",
+                teacher + 1,
+                self.maps.len()
+            ))
+        })
+    }
+
+    fn summary(&self, sums: &BTreeMap<u16, Sums>, examples: u64) -> Result<LanguageEvaluation, TrainerError> {
+        let mut student = Tally::default();
+        let mut teachers = BTreeMap::new();
+        for (teacher, sums) in sums {
+            student.loss += sums.student.loss;
+            student.correct += sums.student.correct;
+            student.positions += sums.student.positions;
+            if sums.teacher.positions > 0 {
+                let (top1, student_top1) = (sums.teacher.top1(), sums.student.top1());
+                let result = TeacherEvaluation {
+                    loss: sums.teacher.mean_loss(),
+                    top1,
+                    student_loss: sums.student.mean_loss(),
+                    student_top1,
+                    rdt: (top1 > 0.0).then(|| 100.0 * (student_top1 - top1) / top1),
+                    positions: sums.teacher.positions,
+                };
+                teachers.insert(self.map(*teacher)?.teacher.clone(), result);
+            }
+        }
+        Ok(LanguageEvaluation {
+            student_loss: student.mean_loss(),
+            student_top1: student.top1(),
+            examples,
+            positions: student.positions,
+            teachers,
+        })
+    }
+}
+
+/// Sums over one teacher's masked positions.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    student: Tally,
+    teacher: Tally,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    loss: f64,
+    correct: u64,
+    positions: u64,
+}
+
+impl Tally {
+    fn add(&mut self, loss: f64, correct: bool) {
+        self.loss += loss;
+        self.correct += u64::from(correct);
+        self.positions += 1;
+    }
+
+    fn mean_loss(&self) -> f64 {
+        self.loss / self.positions.max(1) as f64
+    }
+
+    fn top1(&self) -> f64 {
+        self.correct as f64 / self.positions.max(1) as f64
+    }
+}
+
+/// Runs of neighbours with at most `batch_tokens` tokens, or one copy if that has more.
+fn cut<'a, 'b>(copies: &'a [&'b MaskedCopy], batch_tokens: usize) -> Vec<&'a [&'b MaskedCopy]> {
+    let mut batches = Vec::new();
+    let (mut first, mut tokens) = (0, 0);
+    for (at, copy) in copies.iter().enumerate() {
+        if at > first && tokens + copy.token_ids.len() > batch_tokens {
+            batches.push(&copies[first..at]);
+            (first, tokens) = (at, 0);
+        }
+        tokens += copy.token_ids.len();
+    }
+    if first < copies.len() {
+        batches.push(&copies[first..]);
+    }
+    batches
+}

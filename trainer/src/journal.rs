@@ -1,0 +1,386 @@
+//! What every training window saw of the log, and what else a run must remember to repeat itself.
+//!
+//! A file of JSON lines, one entry a line, appended and made durable *before* what it says takes effect. Each line ends
+//! with the CRC-32 of what stands before it: `{"event":"window",…,"crc":"1c291ca3"}`.
+//!
+//! Because a line is durable before the next one is begun, a crash can spoil at most the last line:
+//!
+//! | state of the file                          | meaning     | action                                       |
+//! | ------------------------------------------ | ----------- | -------------------------------------------- |
+//! | every line is whole                        | clean       | —                                            |
+//! | the last line alone is broken or unfinished | torn append | cut, kept aside in `journal.torn`, reported  |
+//! | a broken line with another line after it   | corruption  | an error that names the line                 |
+//!
+//! What a cut line would have said never took effect, or took effect in steps that no checkpoint holds; a checkpoint
+//! that refers to it is found out by [`Journal::check_reaches`]. After a failed write nothing more is written.
+
+use crate::durable;
+use crate::error::TrainerError;
+use crate::sampler::SamplerState;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use store::{DurablePosition, SequenceNumber};
+
+/// One line of the journal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum JournalEntry {
+    /// A window was formed.
+    Window(WindowEntry),
+    /// A step was skipped: its loss or gradient was not finite.
+    SkippedStep(SkippedStep),
+    /// Training went back to a checkpoint.
+    Rollback(Rollback),
+    /// The vocabulary grew at its end.
+    VocabularyGrowth(VocabularyGrowth),
+}
+
+/// A window, before it is used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WindowEntry {
+    /// Its number.
+    pub window: u64,
+    /// Where the log was taken to end.
+    pub durable: DurablePosition,
+    /// The sampler before the window.
+    pub state: SamplerState,
+}
+
+/// A step without effect on the weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SkippedStep {
+    /// Its number.
+    pub step: u64,
+    /// What was not finite.
+    pub reason: String,
+    /// The examples of its batch.
+    pub sequences: Vec<SequenceNumber>,
+}
+
+/// Going back to a checkpoint because steps in a row were not finite.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rollback {
+    /// The step that was reached.
+    pub from_step: u64,
+    /// The step of the checkpoint.
+    pub to_step: u64,
+    /// Examples that are left out from that checkpoint on.
+    pub left_out: Vec<SequenceNumber>,
+}
+
+/// New teachers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VocabularyGrowth {
+    /// The step before which it grew.
+    pub step: u64,
+    /// Tokens before.
+    pub from_size: usize,
+    /// Tokens after.
+    pub to_size: usize,
+    /// Names of the new teachers.
+    pub teachers: Vec<String>,
+}
+
+/// The journal of a state folder.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    windows: BTreeMap<u64, DurablePosition>,
+    events: Vec<JournalEntry>,
+    cut_bytes: u64,
+    failed: bool,
+}
+
+impl Journal {
+    /// Opens the journal at `path`, or creates it; cuts a torn last line.
+    ///
+    /// # Errors
+    /// [`TrainerError::Corrupt`] naming the line, and failures to read or write.
+    pub fn open(path: &Path) -> Result<Self, TrainerError> {
+        let is_new = !path.exists();
+        let mut file = OpenOptions::new();
+        let file = file.read(true).append(true).create(true).open(path).map_err(TrainerError::io("open", path))?;
+        if is_new {
+            durable::sync_folder(path.parent().unwrap_or(Path::new(".")))?;
+        }
+        let bytes = fs::read(path).map_err(TrainerError::io("read", path))?;
+        let mut journal = Self {
+            path: path.to_owned(),
+            file,
+            windows: BTreeMap::new(),
+            events: Vec::new(),
+            cut_bytes: 0,
+            failed: false,
+        };
+        let valid_bytes = journal.read(&bytes)?;
+        if valid_bytes < bytes.len() {
+            journal.cut(valid_bytes, &bytes[valid_bytes..])?;
+        }
+        Ok(journal)
+    }
+
+    /// The durable position that a window saw, if it was formed before.
+    #[must_use]
+    pub fn window(&self, window: u64) -> Option<DurablePosition> {
+        self.windows.get(&window).copied()
+    }
+
+    /// The number of the last window formed.
+    #[must_use]
+    pub fn last_window(&self) -> Option<u64> {
+        self.windows.last_key_value().map(|(window, _)| *window)
+    }
+
+    /// How far the log must reach: beyond what any window saw.
+    #[must_use]
+    pub fn highest_durable(&self) -> DurablePosition {
+        self.windows.values().copied().max().unwrap_or_default()
+    }
+
+    /// Entries other than windows, in order.
+    #[must_use]
+    pub fn events(&self) -> &[JournalEntry] {
+        &self.events
+    }
+
+    /// Bytes of a torn line that was cut when the journal was opened.
+    #[must_use]
+    pub fn cut_bytes(&self) -> u64 {
+        self.cut_bytes
+    }
+
+    /// Checks the journal against a checkpoint that has used all windows before `windows`, and the log.
+    ///
+    /// # Errors
+    /// [`TrainerError::Corrupt`] if the journal lacks one of those windows, [`TrainerError::LogBehind`] if the log ends
+    /// before what a window saw.
+    pub fn check_reaches(&self, windows: u64, durable: DurablePosition) -> Result<(), TrainerError> {
+        if self.windows.len() as u64 != self.last_window().map_or(0, |last| last + 1) {
+            return Err(TrainerError::corrupt(&self.path, "windows are missing from it; restore the file"));
+        }
+        if (self.windows.len() as u64) < windows {
+            let known = self.windows.len();
+            let reason =
+                format!("it ends after {known} windows, but a checkpoint has used {windows}; restore the file");
+            return Err(TrainerError::corrupt(&self.path, reason));
+        }
+        let needed = self.highest_durable();
+        if needed > durable {
+            let witness = self.path.display().to_string();
+            return Err(TrainerError::LogBehind { durable: durable.end().0, needed: needed.end().0, witness });
+        }
+        Ok(())
+    }
+
+    /// Appends an entry; it is durable when this returns. A window that is there already, with the same durable
+    /// position, is not written again.
+    ///
+    /// # Errors
+    /// When it cannot be written, or an earlier one could not; when a window is there with another position.
+    pub fn append(&mut self, entry: JournalEntry) -> Result<(), TrainerError> {
+        if let JournalEntry::Window(window) = &entry {
+            match self.window(window.window) {
+                Some(durable) if durable == window.durable => return Ok(()),
+                Some(durable) => {
+                    let (number, new) = (window.window, window.durable);
+                    let reason = format!("window {number} saw the log up to {durable}, not {new}");
+                    return Err(TrainerError::corrupt(&self.path, reason));
+                }
+                None => {}
+            }
+        }
+        if self.failed {
+            let reason = "an earlier write to it failed; nothing more is written until a restart";
+            return Err(TrainerError::corrupt(&self.path, reason));
+        }
+        let line = encode(&entry).map_err(|error| TrainerError::corrupt(&self.path, error))?;
+        self.failed = true;
+        self.file.write_all(line.as_bytes()).map_err(TrainerError::io("append to", &self.path))?;
+        self.file.sync_data().map_err(TrainerError::io("make durable", &self.path))?;
+        self.failed = false;
+        self.note(entry);
+        Ok(())
+    }
+
+    /// Reads all lines; returns how many bytes of them are whole.
+    fn read(&mut self, bytes: &[u8]) -> Result<usize, TrainerError> {
+        let mut valid_bytes = 0;
+        for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+            match decode(line) {
+                Ok(entry) => self.note(entry),
+                Err(_) if valid_bytes + line.len() == bytes.len() => break,
+                Err(reason) => {
+                    let reason = format!("line {}: {reason}; restore the file", index + 1);
+                    return Err(TrainerError::corrupt(&self.path, reason));
+                }
+            }
+            valid_bytes += line.len();
+        }
+        Ok(valid_bytes)
+    }
+
+    fn note(&mut self, entry: JournalEntry) {
+        match entry {
+            JournalEntry::Window(entry) => {
+                self.windows.insert(entry.window, entry.durable);
+            }
+            event => self.events.push(event),
+        }
+    }
+
+    fn cut(&mut self, valid_bytes: usize, torn: &[u8]) -> Result<(), TrainerError> {
+        let aside = self.path.with_extension("torn");
+        durable::replace(&aside, torn)?;
+        self.file.set_len(valid_bytes as u64).map_err(TrainerError::io("cut", &self.path))?;
+        self.file.sync_all().map_err(TrainerError::io("make durable", &self.path))?;
+        self.cut_bytes = torn.len() as u64;
+        tracing::warn!(
+            journal = %self.path.display(), bytes = torn.len(), kept = %aside.display(), "cut a torn last line"
+        );
+        Ok(())
+    }
+}
+
+const CRC_DIGITS: usize = 8;
+const CRC_KEY: &str = ",\"crc\":\"";
+const CRC_END: &str = "\"}\n";
+
+fn encode(entry: &JournalEntry) -> serde_json::Result<String> {
+    let mut line = serde_json::to_string(entry)?;
+    // The closing brace goes behind the checksum.
+    line.pop();
+    let crc = crc32fast::hash(line.as_bytes());
+    line.push_str(&format!("{CRC_KEY}{crc:0width$x}{CRC_END}", width = CRC_DIGITS));
+    Ok(line)
+}
+
+fn decode(line: &[u8]) -> Result<JournalEntry, String> {
+    let line = std::str::from_utf8(line).map_err(|error| error.to_string())?;
+    let body = line.strip_suffix(CRC_END).ok_or("it does not end with a checksum")?;
+    let (body, digits) = body.rsplit_once(CRC_KEY).ok_or("it does not end with a checksum")?;
+    let crc = u32::from_str_radix(digits, 16).map_err(|_| "its checksum is not a number")?;
+    if digits.len() != CRC_DIGITS || crc32fast::hash(body.as_bytes()) != crc {
+        return Err("its checksum does not match".to_owned());
+    }
+    serde_json::from_str(&format!("{body}}}")).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn window(number: u64, durable: u64) -> JournalEntry {
+        let mut state = SamplerState { window: number, ..SamplerState::default() };
+        state.cursors.insert("en".to_owned(), Default::default());
+        JournalEntry::Window(WindowEntry { window: number, durable: DurablePosition::from_log(durable), state })
+    }
+
+    fn rollback() -> JournalEntry {
+        JournalEntry::Rollback(Rollback { from_step: 9, to_step: 5, left_out: vec![SequenceNumber(17)] })
+    }
+
+    /// A journal of three windows and an event, and its bytes.
+    fn written() -> (tempfile::TempDir, PathBuf, Vec<u8>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let mut journal = Journal::open(&path).unwrap();
+        for entry in [window(0, 10), window(1, 30), rollback(), window(2, 20)] {
+            journal.append(entry).unwrap();
+        }
+        let bytes = fs::read(&path).unwrap();
+        (folder, path, bytes)
+    }
+
+    #[test]
+    fn entries_survive_reopening() {
+        let (_folder, path, bytes) = written();
+        let mut journal = Journal::open(&path).unwrap();
+        assert_eq!(journal.window(1), Some(DurablePosition::from_log(30)));
+        assert_eq!((journal.window(3), journal.last_window()), (None, Some(2)));
+        assert_eq!(journal.highest_durable(), DurablePosition::from_log(30));
+        assert_eq!(journal.events(), [rollback()]);
+        // Written once only, and never with another position.
+        journal.append(window(2, 20)).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+        assert!(journal.append(window(2, 21)).unwrap_err().to_string().contains("window 2 saw the log up to 20"));
+        journal.append(window(3, 50)).unwrap();
+        assert_eq!(Journal::open(&path).unwrap().last_window(), Some(3));
+    }
+
+    #[test]
+    fn every_line_is_json() {
+        let (_folder, _path, bytes) = written();
+        let lines: Vec<serde_json::Value> =
+            String::from_utf8(bytes).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines[0]["event"], "window");
+        assert_eq!(lines[1]["durable"], 30);
+        assert_eq!(lines[0]["state"]["cursors"]["en"]["next"], 0);
+        assert_eq!(lines[2]["left_out"][0], 17);
+    }
+
+    #[test]
+    fn a_torn_last_line_is_cut_wherever_it_was_torn() {
+        let (_folder, path, bytes) = written();
+        let last = bytes[..bytes.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+        for end in last..bytes.len() {
+            fs::write(&path, &bytes[..end]).unwrap();
+            let mut journal = Journal::open(&path).unwrap();
+            assert_eq!((journal.last_window(), journal.cut_bytes()), (Some(1), (end - last) as u64));
+            assert_eq!(fs::read(&path).unwrap(), bytes[..last]);
+            if end > last {
+                assert_eq!(fs::read(path.with_extension("torn")).unwrap(), bytes[last..end]);
+            }
+            journal.append(window(2, 20)).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), bytes);
+        }
+        // Blocks of the last line that never reached the disk read as zeros.
+        let mut zeroed = bytes.clone();
+        zeroed[last + 5..last + 25].fill(0);
+        fs::write(&path, &zeroed).unwrap();
+        assert_eq!(Journal::open(&path).unwrap().last_window(), Some(1));
+    }
+
+    #[test]
+    fn damage_in_the_middle_is_corruption() {
+        let (_folder, path, bytes) = written();
+        let text = String::from_utf8(bytes).unwrap();
+        for (from, to, line) in [
+            ("\"durable\":10", "\"durable\":11", 1),
+            ("\"durable\":30", "\"durable\":3", 2),
+            ("rollback", "rollbacc", 3),
+        ] {
+            fs::write(&path, text.replacen(from, to, 1)).unwrap();
+            let error = Journal::open(&path).unwrap_err().to_string();
+            assert!(error.contains(&format!("line {line}: ")), "{error}");
+        }
+        // A broken line before a torn one is not a torn tail.
+        let torn = text.replacen("\"window\":1", "\"window\":7", 1);
+        fs::write(&path, &torn[..torn.len() - 9]).unwrap();
+        assert!(Journal::open(&path).unwrap_err().to_string().contains("line 2: "));
+    }
+
+    #[test]
+    fn checkpoint_and_log_must_agree_with_it() {
+        let (_folder, path, bytes) = written();
+        let log = DurablePosition::from_log;
+        let journal = Journal::open(&path).unwrap();
+        journal.check_reaches(3, log(30)).unwrap();
+        journal.check_reaches(0, log(99)).unwrap();
+        assert!(matches!(journal.check_reaches(4, log(99)), Err(TrainerError::Corrupt { .. })));
+        assert!(matches!(
+            journal.check_reaches(3, log(29)),
+            Err(TrainerError::LogBehind { durable: 29, needed: 30, .. })
+        ));
+        // Without its first line.
+        let second = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        fs::write(&path, &bytes[second..]).unwrap();
+        let error = Journal::open(&path).unwrap().check_reaches(1, log(99)).unwrap_err();
+        assert!(error.to_string().contains("missing"), "{error}");
+    }
+}

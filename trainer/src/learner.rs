@@ -1,0 +1,65 @@
+//! One optimiser step: student, optimiser, and a batch.
+
+use crate::TrainerError;
+use crate::batch::Batch;
+use crate::loss::LossSums;
+use crate::optimiser::{self, AdamW, Update};
+use crate::options::TrainOptions;
+use crate::schedule;
+use crate::student::Student;
+use model::Dropout;
+use model::random::Philox;
+
+/// Micro-batches of a step have numbers below this, so that each has dropout masks of its own.
+const MICRO_BATCHES_MAX: u64 = 1 << 20;
+
+/// What learns: the student and the optimiser's state.
+pub(crate) struct Learner {
+    pub(crate) student: Student,
+    pub(crate) optimiser: AdamW,
+    dropout: Option<Philox>,
+}
+
+/// What came of a step.
+#[derive(Clone, Debug)]
+pub(crate) struct Learned {
+    pub(crate) sums: LossSums,
+    pub(crate) learning_rate: f64,
+    pub(crate) lambda: f64,
+    /// Before clipping.
+    pub(crate) gradient_norm: f64,
+    /// Why the weights were left as they are.
+    pub(crate) skipped: Option<String>,
+}
+
+impl Learner {
+    pub(crate) fn new(student: Student, optimiser: AdamW, seed: u64) -> Self {
+        let configuration = student.configuration();
+        let drops = configuration.hidden_dropout > 0.0 || configuration.attention_dropout > 0.0;
+        Self { student, optimiser, dropout: drops.then(|| Philox::new(seed, "dropout", &[])) }
+    }
+
+    /// Trains on `batch` as step `step`, counted from 0. A step whose loss or gradient is not finite changes nothing.
+    pub(crate) fn step(&mut self, step: u64, batch: &Batch, options: &TrainOptions) -> Result<Learned, TrainerError> {
+        let lambda = schedule::lambda(step, options.lambda_start, options.lambda_end, options.steps);
+        let learning_rate = schedule::learning_rate(step, options.learning_rate, options.warmup_steps, options.steps);
+        self.student.clear_gradients();
+        let mut sums = LossSums::default();
+        for (part, number) in batch.micro_batches.iter().zip(0..) {
+            let dropout = self.dropout.map(|stream| Dropout { stream, step: step * MICRO_BATCHES_MAX + number });
+            sums.add(&self.student.accumulate(&part.packed, &part.targets(), lambda, dropout)?);
+        }
+        let gradient_norm = self.student.gradient_norm();
+        let skipped = match (sums.loss.is_finite(), gradient_norm.is_finite()) {
+            (false, _) => Some(format!("the loss is {}", sums.loss)),
+            (true, false) => Some(format!("the gradient's norm is {gradient_norm}")),
+            (true, true) => None,
+        };
+        if skipped.is_none() {
+            let gradient_scale = optimiser::clip(gradient_norm, options.clip_norm);
+            let update = Update { learning_rate, weight_decay: options.weight_decay, gradient_scale };
+            self.optimiser.update(&mut self.student, &update)?;
+        }
+        Ok(Learned { sums, learning_rate, lambda, gradient_norm, skipped })
+    }
+}

@@ -1,0 +1,54 @@
+//! The student's side of the pipeline: union vocabulary, sampling from the log, batches, loss, optimiser,
+//! schedules, checkpoints, evaluation and export.
+//!
+//! Invariants
+//!
+//! - Log, journal and seed determine every step: after a crash a run reaches the same weights, bit for bit, as
+//!   one that was never interrupted. So nothing here depends on time, on the order of threads or on their number:
+//!   sums run over pieces of a fixed size, in a fixed order.
+//! - A checkpoint is one folder that appears complete or not at all.
+//! - The logits of all masked positions over the whole vocabulary never exist at once ([`loss`]).
+//! - A record that is held out is never trained on; evaluation changes nothing that training reads.
+//!
+//! What it does not do: it reads no corpus and runs no teacher (the log has all it needs), it serves nothing (its
+//! metrics go to the registry it is given), and it decides nothing about retention beyond saying what it needs.
+
+pub mod batch;
+pub mod checkpoint;
+pub mod copy_stream;
+pub mod evaluate;
+pub mod export;
+pub mod journal;
+pub mod loss;
+pub mod optimiser;
+pub mod options;
+pub mod records;
+pub mod sampler;
+pub mod schedule;
+pub mod student;
+pub mod tokenizer_export;
+pub mod trainer;
+pub mod training_copy;
+pub mod vocabulary;
+
+mod durable;
+mod error;
+mod learner;
+mod metrics;
+mod newest;
+mod resume;
+mod run_log;
+mod slices;
+mod softmax;
+
+pub use error::TrainerError;
+pub use evaluate::{EvaluationReport, LanguageEvaluation, TeacherEvaluation};
+pub use export::export_newest;
+pub use newest::{evaluate_newest, required_position};
+pub use options::{
+    BestBy, Copies, CopyWeight, EvaluationOptions, KdTarget, LossNorm, StudentOptions, TrainOptions, TrainerOptions,
+    TrainerTeacher, WhenShort,
+};
+pub use sampler::Input;
+pub use trainer::{Event, Outcome, Request, StepReport, Trainer, TrainerProgress};
+pub use vocabulary::{TeacherTokens, Vocabulary};

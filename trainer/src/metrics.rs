@@ -1,0 +1,127 @@
+//! What training shows to Prometheus.
+
+use crate::evaluate::EvaluationReport;
+use crate::trainer::StepReport;
+use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
+use store::stage::StageMetrics;
+
+/// The metrics of this stage.
+pub(crate) struct Metrics {
+    pub(crate) stage: StageMetrics,
+    pub(crate) step: IntGauge,
+    pub(crate) skipped_steps: IntCounter,
+    steps: IntCounter,
+    loss: Gauge,
+    tokens: IntCounter,
+    masked_positions: IntCounter,
+    learning_rate: Gauge,
+    lambda: Gauge,
+    gradient_norm: Gauge,
+    step_seconds: Histogram,
+    evaluation_loss: GaugeVec,
+    evaluation_top1: GaugeVec,
+    evaluation_rdt: GaugeVec,
+}
+
+impl Metrics {
+    pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let buckets = vec![0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0];
+        let by_model = ["language", "teacher", "model"];
+        let metrics = Self {
+            stage: StageMetrics::register(registry, "trainer")?,
+            step: IntGauge::new("mergedistill_train_step", "Steps that the student's weights are the result of.")?,
+            skipped_steps: IntCounter::new(
+                "mergedistill_train_skipped_steps_total",
+                "Steps skipped because loss or gradient was not finite.",
+            )?,
+            steps: IntCounter::new("mergedistill_train_steps_total", "Steps computed by this process.")?,
+            loss: Gauge::new("mergedistill_train_loss", "Loss of the last step, in nats.")?,
+            tokens: IntCounter::new("mergedistill_train_tokens_total", "Tokens trained on by this process.")?,
+            masked_positions: IntCounter::new(
+                "mergedistill_train_masked_positions_total",
+                "Masked positions trained on by this process.",
+            )?,
+            learning_rate: Gauge::new("mergedistill_train_learning_rate", "Learning rate of the last step.")?,
+            lambda: Gauge::new(
+                "mergedistill_train_lambda_ratio",
+                "Weight of distillation against gold labels at the last step.",
+            )?,
+            gradient_norm: Gauge::new("mergedistill_train_grad_norm", "Norm of the last gradient, before clipping.")?,
+            step_seconds: Histogram::with_opts(
+                HistogramOpts::new("mergedistill_train_step_seconds", "Time a step takes.").buckets(buckets),
+            )?,
+            evaluation_loss: GaugeVec::new(
+                Opts::new(
+                    "mergedistill_evaluation_loss_nats",
+                    "Held-out loss at a teacher's positions, of the teacher or the student.",
+                ),
+                &by_model,
+            )?,
+            evaluation_top1: GaugeVec::new(
+                Opts::new(
+                    "mergedistill_evaluation_top1_ratio",
+                    "Held-out top-1 accuracy at a teacher's positions, of the teacher or the student.",
+                ),
+                &by_model,
+            )?,
+            evaluation_rdt: GaugeVec::new(
+                Opts::new(
+                    "mergedistill_evaluation_rdt_percent",
+                    "Relative difference of the student's top-1 accuracy to a teacher's; above 0: the student is ahead.",
+                ),
+                &by_model[..2],
+            )?,
+        };
+        metrics.enter(registry)?;
+        Ok(metrics)
+    }
+
+    fn enter(&self, registry: &Registry) -> prometheus::Result<()> {
+        registry.register(Box::new(self.step.clone()))?;
+        registry.register(Box::new(self.skipped_steps.clone()))?;
+        registry.register(Box::new(self.steps.clone()))?;
+        registry.register(Box::new(self.loss.clone()))?;
+        registry.register(Box::new(self.tokens.clone()))?;
+        registry.register(Box::new(self.masked_positions.clone()))?;
+        registry.register(Box::new(self.learning_rate.clone()))?;
+        registry.register(Box::new(self.lambda.clone()))?;
+        registry.register(Box::new(self.gradient_norm.clone()))?;
+        registry.register(Box::new(self.step_seconds.clone()))?;
+        registry.register(Box::new(self.evaluation_loss.clone()))?;
+        registry.register(Box::new(self.evaluation_top1.clone()))?;
+        registry.register(Box::new(self.evaluation_rdt.clone()))
+    }
+
+    pub(crate) fn observe_step(&self, report: &StepReport) {
+        self.step.set(i64::try_from(report.step).unwrap_or(i64::MAX));
+        self.steps.inc();
+        self.skipped_steps.inc_by(u64::from(report.skipped));
+        self.loss.set(report.loss);
+        self.tokens.inc_by(report.tokens);
+        self.masked_positions.inc_by(report.masked_positions);
+        self.learning_rate.set(report.learning_rate);
+        self.lambda.set(report.lambda);
+        self.gradient_norm.set(report.grad_norm);
+        self.step_seconds.observe(report.seconds);
+        self.stage.items_in.inc_by(report.copies);
+        self.stage.items_out.inc_by(report.copies);
+        self.stage.progressed();
+    }
+
+    pub(crate) fn observe_evaluation(&self, evaluation: &EvaluationReport) {
+        for (language, result) in &evaluation.languages {
+            for (teacher, result) in &result.teachers {
+                let values =
+                    [("teacher", result.loss, result.top1), ("student", result.student_loss, result.student_top1)];
+                for (model, loss, top1) in values {
+                    let labels = [language, teacher, model];
+                    self.evaluation_loss.with_label_values(&labels).set(loss);
+                    self.evaluation_top1.with_label_values(&labels).set(top1);
+                }
+                if let Some(rdt) = result.rdt {
+                    self.evaluation_rdt.with_label_values(&[language, teacher]).set(rdt);
+                }
+            }
+        }
+    }
+}

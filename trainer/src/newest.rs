@@ -1,0 +1,43 @@
+//! What can be said of a state folder without training: by commands, and before the log is opened.
+
+use crate::TrainerError;
+use crate::checkpoint::Checkpoints;
+use crate::evaluate::{EvaluationReport, Evaluator, HeldOut};
+use crate::journal::Journal;
+use crate::options::TrainerOptions;
+use crate::resume;
+use crate::trainer::{checkpoints_path, journal_path, open_vocabulary};
+use std::path::Path;
+use store::{LogReader, SequenceNumber};
+
+/// Evaluates the newest checkpoint on all held-out records of the log, up to the options' limit.
+///
+/// # Errors
+/// When there is no valid checkpoint, or it does not belong to these options.
+pub fn evaluate_newest(options: &TrainerOptions, reader: &LogReader) -> Result<EvaluationReport, TrainerError> {
+    let folder = checkpoints_path(&options.state_dir);
+    let Some(loaded) = Checkpoints::at(&folder).newest(|_| true)? else {
+        return Err(TrainerError::NoCheckpoint { path: folder });
+    };
+    let vocabulary = open_vocabulary(options, reader)?;
+    let (bert, _, state) = resume::fit(options, &vocabulary, loaded)?;
+    let up_to = reader.durable();
+    let mut held_out = HeldOut::new(options.evaluation.max_examples);
+    held_out.extend(reader, up_to)?;
+    let batch_tokens = options.train.micro_batch_tokens;
+    let evaluator = Evaluator { bert: &bert, maps: vocabulary.maps(), batch_tokens };
+    let report = evaluator.evaluate(state.step, &held_out, up_to, &mut || true)?;
+    Ok(report.unwrap_or_default())
+}
+
+/// How far the log must reach: beyond every entry that the journal of a state folder refers to.
+///
+/// # Errors
+/// When the journal cannot be read or is damaged.
+pub fn required_position(state_dir: &Path) -> Result<SequenceNumber, TrainerError> {
+    let path = journal_path(state_dir);
+    if !path.exists() {
+        return Ok(SequenceNumber::default());
+    }
+    Ok(Journal::open(&path)?.highest_durable().end())
+}

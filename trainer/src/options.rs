@@ -1,0 +1,247 @@
+//! Everything that can be set about training, in one place.
+
+use crate::sampler::Input;
+use model::{Architecture, Configuration, Tokenizer};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What a [`crate::trainer::Trainer`] is made from.
+#[derive(Clone)]
+pub struct TrainerOptions {
+    /// Seed of the run: initial weights, sampling, dropout.
+    pub seed: u64,
+    /// The state folder; checkpoints, the journal, `vocab/` and `metrics.jsonl` live in it.
+    pub state_dir: PathBuf,
+    /// Shape of the student.
+    pub student: StudentOptions,
+    /// How it is trained.
+    pub train: TrainOptions,
+    /// How it is evaluated.
+    pub evaluation: EvaluationOptions,
+    /// A language's share is ∝ n_k^alpha.
+    pub alpha: f64,
+    /// Teachers in the order of the log's teacher table, those that the log does not know yet last.
+    pub teachers: Vec<TrainerTeacher>,
+    /// What ingestion reads for training while this trainer runs; empty: train from the log as it is.
+    pub inputs: Vec<Input>,
+    /// Threads that training may use; 0: those of the pool it is called in.
+    pub threads: usize,
+}
+
+/// What training needs to know of a teacher.
+#[derive(Clone)]
+pub struct TrainerTeacher {
+    /// Name in the configuration.
+    pub name: String,
+    /// Languages it has copies of.
+    pub languages: Vec<String>,
+    /// Whether it labels, or lends only its tokenizer.
+    pub labels: bool,
+    /// Its tokenizer: the source of its part of the union vocabulary.
+    pub tokenizer: Arc<Tokenizer>,
+}
+
+/// Shape of the student.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StudentOptions {
+    /// Transformer layers.
+    pub layers: usize,
+    /// Width of the layers.
+    pub hidden_size: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Width of the feed-forward networks.
+    pub intermediate_size: usize,
+    /// Width of the embeddings; below `hidden_size` the embedding is factorised (an ELECTRA generator).
+    pub embedding_size: usize,
+    /// Longest sequence, [CLS] and [SEP] included.
+    pub max_sequence_length: usize,
+    /// Dropout of embeddings, layers and attention.
+    pub dropout: f64,
+}
+
+impl StudentOptions {
+    /// The student's configuration over a vocabulary of `vocabulary_size` tokens.
+    #[must_use]
+    pub fn configuration(&self, vocabulary_size: usize, pad_token_id: u32) -> Configuration {
+        let plain = self.embedding_size == self.hidden_size;
+        Configuration {
+            architecture: if plain { Architecture::Bert } else { Architecture::ElectraGenerator },
+            vocabulary_size,
+            embedding_size: self.embedding_size,
+            hidden_size: self.hidden_size,
+            layers: self.layers,
+            heads: self.heads,
+            intermediate_size: self.intermediate_size,
+            max_position_embeddings: self.max_sequence_length,
+            type_vocabulary_size: 2,
+            activation: model::Activation::Gelu,
+            layer_norm_eps: 1e-12,
+            hidden_dropout: self.dropout,
+            attention_dropout: self.dropout,
+            initializer_range: 0.02,
+            tie_word_embeddings: true,
+            pad_token_id,
+        }
+    }
+}
+
+/// How the student is trained. Field names are the keys of `[train]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainOptions {
+    /// Optimiser steps of the whole run: what the schedules of learning rate and λ span.
+    pub steps: u64,
+    /// Stop early after this step; alters no schedule.
+    pub until_step: Option<u64>,
+    /// Copies per step.
+    pub batch_examples: usize,
+    /// Tokens per forward and backward pass.
+    pub micro_batch_tokens: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Steps of linear warm-up; a linear decay to 0 at `steps` follows.
+    pub warmup_steps: u64,
+    /// Decoupled weight decay of matrices; biases and LayerNorms have none.
+    pub weight_decay: f64,
+    /// Largest global norm of the gradient; 0: no clipping.
+    pub clip_norm: f64,
+    /// λ at the first step: the weight of distillation against gold labels.
+    pub lambda_start: f64,
+    /// λ at the last step.
+    pub lambda_end: f64,
+    /// Which of an example's copies are trained on.
+    pub copies: Copies,
+    /// How the best copy is told (`copies = "best"`).
+    pub best_by: BestBy,
+    /// What a copy counts (`copies = "all"`).
+    pub copy_weight: CopyWeight,
+    /// The distribution that the student is distilled from.
+    pub kd_target: KdTarget,
+    /// What the sum of the losses is divided by.
+    pub loss_norm: LossNorm,
+    /// Examples of a window: the sampler draws and shuffles this many at a time.
+    pub shuffle_examples: usize,
+    /// Times that a language's records may be gone through once its input has ended; 0: as often as needed.
+    pub max_passes: u64,
+    /// What a language does that runs short while its input is open.
+    pub when_short: WhenShort,
+    /// Steps between checkpoints; 0: only when asked and at the end.
+    pub checkpoint_every_steps: u64,
+    /// Newest checkpoints that are kept.
+    pub keep_checkpoints: usize,
+}
+
+/// Which of an example's copies are trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Copies {
+    /// Every teacher's.
+    All,
+    /// That of the teacher with the lowest loss on the example (ties: configuration order).
+    Best,
+}
+
+/// How losses of different teachers on one example are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BestBy {
+    /// Mean over the masked positions.
+    Position,
+    /// Sum over the masked positions per character of the example: does not favour finer tokenizers.
+    Character,
+}
+
+/// Weight of a copy against those of other examples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyWeight {
+    /// Each copy counts 1.
+    Equal,
+    /// The copies of one example share a weight of 1.
+    Shared,
+}
+
+/// The distribution that the student is distilled from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KdTarget {
+    /// The teacher's top-k, renormalised to a sum of 1 (the paper's).
+    Renormalised,
+}
+
+/// What the sum of the losses over a batch is divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossNorm {
+    /// The batch's masked positions.
+    Batch,
+    /// Each language's masked positions apart: the sum of per-language means (the paper's).
+    Language,
+}
+
+/// What a language does that runs short of records while its input is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenShort {
+    /// Waits for more.
+    Wait,
+    /// Goes through what it has again.
+    Replay,
+}
+
+/// How the student is evaluated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvaluationOptions {
+    /// Steps between evaluations; 0: only before the first step and after the last.
+    pub every_steps: u64,
+    /// Most held-out examples per language and set.
+    pub max_examples: usize,
+}
+
+impl Default for EvaluationOptions {
+    fn default() -> Self {
+        Self { every_steps: 250, max_examples: 500 }
+    }
+}
+
+impl Default for StudentOptions {
+    fn default() -> Self {
+        Self {
+            layers: 4,
+            hidden_size: 256,
+            heads: 4,
+            intermediate_size: 1024,
+            embedding_size: 256,
+            max_sequence_length: 128,
+            dropout: 0.1,
+        }
+    }
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            until_step: None,
+            batch_examples: 64,
+            micro_batch_tokens: 4096,
+            learning_rate: 5e-4,
+            warmup_steps: 100,
+            weight_decay: 0.01,
+            clip_norm: 1.0,
+            lambda_start: 1.0,
+            lambda_end: 0.0,
+            copies: Copies::All,
+            best_by: BestBy::Position,
+            copy_weight: CopyWeight::Equal,
+            kd_target: KdTarget::Renormalised,
+            loss_norm: LossNorm::Batch,
+            shuffle_examples: 4096,
+            max_passes: 0,
+            when_short: WhenShort::Wait,
+            checkpoint_every_steps: 500,
+            keep_checkpoints: 3,
+        }
+    }
+}

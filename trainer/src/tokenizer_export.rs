@@ -1,0 +1,227 @@
+//! The tokenizers that go with an exported student, as transformers loads them.
+//!
+//! - In the student's folder: a WordPiece tokenizer over the union vocabulary (`tokenizer.json`, `vocab.txt`,
+//!   `tokenizer_config.json`, `special_tokens_map.json`). Its tokenisation of a text is not any teacher's.
+//! - In `tokenizers/<teacher>/`: each teacher's own tokenizer in student ids. It cuts a text exactly as the teacher's does,
+//!   and its ids are those that the student was trained with on that teacher's copies. Ids of tokens that the teacher
+//!   does not have are missing from it, which `tokenizers` and transformers allow.
+//!
+//! The union normalises text as the teachers do if all do it alike; otherwise it changes no letters, since a cased
+//! tokenizer can spell the tokens of both kinds.
+//!
+//! A tokenizer may have added tokens outside its WordPiece vocabulary. `tokenizers` gives such tokens ids of its own making,
+//! so in the exported tokenizer they are part of that vocabulary. That shows only where WordPiece meets the text of one,
+//! which needs a token that is matched before normalisation or as a whole word; such tokens are logged.
+
+use crate::durable;
+use crate::error::TrainerError;
+use crate::vocabulary::{Normalised, SPECIAL_COUNT, Vocabulary, VocabularyMap, file_name};
+use model::{SpecialTokens, Tokenizer};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Folder of the teachers' tokenizers inside an exported student's.
+pub const TEACHER_TOKENIZERS: &str = "tokenizers";
+
+/// Writes the union tokenizer to `dir`, and each teacher's in student ids to `dir/tokenizers/<teacher>`. `teachers` are
+/// in the order of the vocabulary's maps. Returns the folders of the teachers' tokenizers.
+///
+/// # Errors
+/// When a file cannot be written, or the teachers are not the vocabulary's.
+pub fn export_tokenizers(
+    dir: &Path,
+    vocabulary: &Vocabulary,
+    teachers: &[&Tokenizer],
+    max_sequence_length: usize,
+) -> Result<Vec<PathBuf>, TrainerError> {
+    if teachers.len() != vocabulary.maps().len() {
+        let (given, known) = (teachers.len(), vocabulary.maps().len());
+        return Err(TrainerError::Configuration(format!("{given} tokenizers for a vocabulary of {known} teachers")));
+    }
+    export_union(dir, vocabulary, max_sequence_length)?;
+    let folders = teacher_folders(dir, vocabulary);
+    for ((folder, map), tokenizer) in folders.iter().zip(vocabulary.maps()).zip(teachers) {
+        export_teacher(folder, map, tokenizer, max_sequence_length)?;
+    }
+    Ok(folders)
+}
+
+/// Writes the union tokenizer alone.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn export_union(dir: &Path, vocabulary: &Vocabulary, max_sequence_length: usize) -> Result<(), TrainerError> {
+    let Some(names) = vocabulary.tokens().first_chunk::<SPECIAL_COUNT>() else {
+        return Err(TrainerError::Configuration("the vocabulary is empty".to_owned()));
+    };
+    let names = Names::new(names.each_ref().map(String::as_str));
+    let normalised = union_normalisation(vocabulary.maps());
+    let ids: Map<String, Value> =
+        vocabulary.tokens().iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
+    let tokenizer = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": names.0.iter().enumerate().map(|(id, (_, name))| json!({
+            "id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "special": true,
+        })).collect::<Vec<_>>(),
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": true,
+            "handle_chinese_chars": normalised.handle_chinese_chars,
+            "strip_accents": normalised.strip_accents,
+            "lowercase": normalised.lowercase,
+        },
+        "pre_tokenizer": { "type": "BertPreTokenizer" },
+        "post_processor": names.template(crate::vocabulary::SPECIAL),
+        "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
+        "model": {
+            "type": "WordPiece",
+            "unk_token": names.get("unk_token"),
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": ids,
+        },
+    });
+    let mut configuration = names.configuration("BertTokenizer", max_sequence_length);
+    configuration.insert("do_lower_case".to_owned(), json!(normalised.lowercase));
+    configuration.insert("strip_accents".to_owned(), json!(normalised.strip_accents));
+    configuration.insert("tokenize_chinese_chars".to_owned(), json!(normalised.handle_chinese_chars));
+    write(dir, &names, &tokenizer, configuration)?;
+    durable::replace(&dir.join("vocab.txt"), vocabulary.lines().as_bytes())
+}
+
+/// Writes a teacher's tokenizer in student ids.
+fn export_teacher(
+    dir: &Path,
+    map: &VocabularyMap,
+    tokenizer: &Tokenizer,
+    max_sequence_length: usize,
+) -> Result<(), TrainerError> {
+    let mut json = serde_json::to_value(tokenizer.inner()).map_err(|error| TrainerError::corrupt(dir, error))?;
+    let student_id = |id: &Value| {
+        let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.and_then(|id| map.student_id(id)).ok_or_else(|| {
+            TrainerError::Configuration(format!("the tokenizer of `{}` is not the vocabulary's", map.teacher))
+        })
+    };
+    let mut ids = Map::new();
+    for (token, id) in json["model"]["vocab"].as_object().into_iter().flatten() {
+        ids.insert(token.clone(), json!(student_id(id)?));
+    }
+    for token in json["added_tokens"].as_array_mut().into_iter().flatten() {
+        let id = student_id(&token["id"])?;
+        token["id"] = json!(id);
+        let content = token["content"].as_str().unwrap_or_default();
+        let is_outside = ids.insert(content.to_owned(), json!(id)).is_none();
+        if is_outside && (token["single_word"] == true || token["normalized"] == false) {
+            tracing::debug!(teacher = map.teacher, token = content, "an added token joins the WordPiece vocabulary");
+        }
+    }
+    json["model"]["vocab"] = Value::Object(ids);
+    let name = |id: u32| tokenizer.vocabulary().get(id as usize).map_or("", String::as_str);
+    let SpecialTokens { pad, unk, cls, sep, mask } = tokenizer.special();
+    let names = Names::new([pad, unk, cls, sep, mask].map(name));
+    json["post_processor"] = names.template(crate::vocabulary::SPECIAL);
+    // A generic class: transformers then takes everything from tokenizer.json.
+    let mut configuration = names.configuration("PreTrainedTokenizerFast", max_sequence_length);
+    if tokenizer.inner().get_encode_special_tokens() {
+        configuration.insert("split_special_tokens".to_owned(), json!(true));
+    }
+    write(dir, &names, &json, configuration)
+}
+
+/// The folder of each teacher's tokenizer; names that become equal as file names are told apart by their index.
+fn teacher_folders(dir: &Path, vocabulary: &Vocabulary) -> Vec<PathBuf> {
+    let mut taken = BTreeSet::new();
+    let mut folders = Vec::new();
+    for (index, map) in vocabulary.maps().iter().enumerate() {
+        let mut name = file_name(&map.teacher);
+        while !taken.insert(name.to_lowercase()) {
+            name = format!("{name}-{index}");
+        }
+        folders.push(dir.join(TEACHER_TOKENIZERS).join(name));
+    }
+    folders
+}
+
+/// That of the teachers if all agree, else one that changes no letters.
+fn union_normalisation(maps: &[VocabularyMap]) -> Normalised {
+    let mut kinds = maps.iter().map(|map| map.normalisation);
+    let first =
+        kinds.next().unwrap_or(Normalised { lowercase: false, strip_accents: false, handle_chinese_chars: true });
+    if kinds.all(|kind| kind == first) {
+        return first;
+    }
+    let chinese = maps.iter().any(|map| map.normalisation.handle_chinese_chars);
+    Normalised { lowercase: false, strip_accents: false, handle_chinese_chars: chinese }
+}
+
+/// Names of the special tokens by transformers' keys.
+struct Names<'a>([(&'static str, &'a str); SPECIAL_COUNT]);
+
+impl<'a> Names<'a> {
+    /// `names` in the order of the roles.
+    fn new([pad, unk, cls, sep, mask]: [&'a str; SPECIAL_COUNT]) -> Self {
+        Self([("pad_token", pad), ("unk_token", unk), ("cls_token", cls), ("sep_token", sep), ("mask_token", mask)])
+    }
+
+    fn get(&self, key: &str) -> &'a str {
+        self.0.iter().find(|(known, _)| *known == key).map_or("", |(_, name)| name)
+    }
+
+    /// [CLS] text [SEP], or [CLS] text [SEP] text [SEP].
+    fn template(&self, ids: SpecialTokens) -> Value {
+        let (cls, sep) = (self.get("cls_token"), self.get("sep_token"));
+        let special = |name: &str, segment: u8| json!({ "SpecialToken": { "id": name, "type_id": segment } });
+        let sequence = |name: &str, segment: u8| json!({ "Sequence": { "id": name, "type_id": segment } });
+        let entry = |name: &str, id: u32| json!({ "id": name, "ids": [id], "tokens": [name] });
+        let single = [special(cls, 0), sequence("A", 0), special(sep, 0)];
+        let second = [sequence("B", 1), special(sep, 1)];
+        json!({
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": single.iter().chain(&second).collect::<Vec<_>>(),
+            "special_tokens": { cls: entry(cls, ids.cls), sep: entry(sep, ids.sep) },
+        })
+    }
+
+    fn configuration(&self, class: &str, max_sequence_length: usize) -> Map<String, Value> {
+        let mut configuration = Map::new();
+        configuration.insert("tokenizer_class".to_owned(), json!(class));
+        configuration.insert("model_max_length".to_owned(), json!(max_sequence_length));
+        configuration.extend(self.map());
+        configuration
+    }
+
+    fn map(&self) -> Map<String, Value> {
+        self.0.iter().map(|(key, name)| ((*key).to_owned(), json!(name))).collect()
+    }
+}
+
+fn write(
+    dir: &Path,
+    names: &Names<'_>,
+    tokenizer: &Value,
+    configuration: Map<String, Value>,
+) -> Result<(), TrainerError> {
+    durable::create_folder(dir)?;
+    let files = [
+        ("tokenizer.json", tokenizer),
+        ("tokenizer_config.json", &Value::Object(configuration)),
+        ("special_tokens_map.json", &Value::Object(names.map())),
+    ];
+    for (file, content) in files {
+        let path = dir.join(file);
+        let mut bytes = serde_json::to_vec_pretty(content).map_err(|error| TrainerError::corrupt(&path, error))?;
+        bytes.push(b'\n');
+        durable::replace(&path, &bytes)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "tokenizer_export_tests.rs"]
+mod tests;

@@ -1,0 +1,627 @@
+//! The training stage: follows the log, trains, evaluates and writes checkpoints, until it is done or told to stop.
+//!
+//! After every step, in this order: its line in `metrics.jsonl`; an evaluation, if one is due; a checkpoint, if one is due.
+//! Stops, pauses and requests are attended to between steps, and while waiting for the log.
+//!
+//! Steps whose loss or gradient is not finite leave the weights alone. After three in a row training goes back to the last
+//! checkpoint of the schedule, without the examples of their batches; how far it goes back does not depend on checkpoints
+//! that somebody happened to ask for.
+
+use crate::batch::Batch;
+use crate::checkpoint::{Checkpoints, TrainerState};
+use crate::copy_stream::{CopyStream, Next, StreamOptions, StreamState};
+use crate::evaluate::{EvaluationReport, Evaluator, HeldOut};
+use crate::export;
+use crate::journal::{Journal, JournalEntry, Rollback, SkippedStep};
+use crate::learner::{Learned, Learner};
+use crate::metrics::Metrics;
+use crate::options::TrainerOptions;
+use crate::resume::{self, Resumed};
+use crate::run_log::RunLog;
+use crate::sampler::SamplerOptions;
+use crate::tokenizer_export::export_tokenizers;
+use crate::training_copy::CopyOptions;
+use crate::vocabulary::{TeacherTokens, Vocabulary};
+use crate::{TrainerError, durable};
+use crossbeam::channel::{Receiver, Sender};
+use model::Tokenizer;
+use prometheus::Registry;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use store::stage::StageControl;
+use store::{LogReader, SequenceNumber};
+
+/// How long a wait lasts before stops and requests are looked at.
+const ATTENTION: Duration = Duration::from_millis(100);
+/// Skipped steps in a row after which training goes back.
+const SKIPS_MAX: u32 = 3;
+/// Times that training goes back to the same checkpoint before it gives up.
+const ROLLBACKS_MAX: usize = 5;
+
+/// The training stage.
+pub struct Trainer {
+    options: TrainerOptions,
+    reader: LogReader,
+    vocabulary: Arc<Vocabulary>,
+    checkpoints: Checkpoints,
+    journal: Journal,
+    stream: CopyStream,
+    /// A batch that was drawn but not trained on.
+    drawn: Option<Batch>,
+    learner: Learner,
+    /// After the last step that was done.
+    state: TrainerState,
+    from_checkpoint: bool,
+    held_out: HeldOut,
+    run_log: RunLog,
+    metrics: Metrics,
+    progress: Arc<TrainerProgress>,
+    pool: Option<rayon::ThreadPool>,
+}
+
+/// What others may know of training while it runs: for backpressure.
+#[derive(Debug, Default)]
+pub struct TrainerProgress {
+    /// The oldest record that is still to be read for the first time; the log's end, if there is none.
+    pub needed_from: AtomicU64,
+    /// Whether training waits for records.
+    pub waiting: AtomicBool,
+}
+
+/// What can be asked of a running trainer.
+#[derive(Debug)]
+pub enum Request {
+    /// Write a checkpoint; the answer is its folder.
+    Checkpoint {
+        /// Where the answer goes.
+        reply: Sender<Result<PathBuf, String>>,
+    },
+    /// Write the student as it is now as a Hugging Face folder; the answer is that folder.
+    Export {
+        /// The folder.
+        out: PathBuf,
+        /// Where the answer goes.
+        reply: Sender<Result<PathBuf, String>>,
+    },
+}
+
+/// What a trainer reports.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A step is done.
+    Step(StepReport),
+    /// The student was evaluated.
+    Evaluation(EvaluationReport),
+    /// A checkpoint is durable.
+    Checkpoint {
+        /// Steps done.
+        step: u64,
+        /// Its folder.
+        path: PathBuf,
+    },
+    /// Training waits for the log to grow.
+    Waiting {
+        /// The language whose records are missing.
+        language: String,
+    },
+    /// Training goes on from a checkpoint.
+    Resumed {
+        /// Steps done.
+        step: u64,
+    },
+}
+
+/// How training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Finished,
+    /// It was told to stop, or has reached the step at which it was to stop.
+    Stopped {
+        /// Steps done.
+        step: u64,
+    },
+    /// There was nothing left to train on.
+    Exhausted {
+        /// Steps done.
+        step: u64,
+    },
+}
+
+/// One step. Means are over the batch's masked positions, in nats.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepReport {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// What is minimised.
+    pub loss: f64,
+    /// Mean distillation loss of the positions that a teacher labelled.
+    pub kd: f64,
+    /// Mean loss of the gold labels.
+    pub mlm: f64,
+    /// Share of gold labels that the student predicts.
+    pub top1: f64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Weight of distillation.
+    pub lambda: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Whether loss or gradient was not finite, so that the weights are as before.
+    pub skipped: bool,
+    /// Copies in the batch.
+    pub copies: u64,
+    /// Their tokens.
+    pub tokens: u64,
+    /// Their masked positions.
+    pub masked_positions: u64,
+    /// Copies by language.
+    pub languages: BTreeMap<Arc<str>, usize>,
+    /// Time that the step took, waiting for records not included.
+    pub seconds: f64,
+}
+
+#[derive(Serialize)]
+struct EvaluationLine<'a> {
+    step: u64,
+    evaluation: &'a EvaluationReport,
+}
+
+/// What came of asking for a batch.
+enum Drawn {
+    Batch(Batch),
+    Stop,
+    End,
+}
+
+impl Trainer {
+    /// Opens the state folder: training begins, or goes on after the newest checkpoint. `progress` is kept up to date
+    /// while the trainer runs.
+    ///
+    /// # Errors
+    /// When options contradict each other, the log or the state folder, or the state folder is damaged.
+    pub fn open(
+        options: TrainerOptions,
+        reader: LogReader,
+        progress: Arc<TrainerProgress>,
+        registry: &Registry,
+    ) -> Result<Self, TrainerError> {
+        check_options(&options)?;
+        let vocabulary = Arc::new(open_vocabulary(&options, &reader)?);
+        vocabulary.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+        keep_tokenizers(&options, &vocabulary)?;
+        let mut journal = Journal::open(&journal_path(&options.state_dir))?;
+        let checkpoints = Checkpoints::open(&checkpoints_path(&options.state_dir))?;
+        let Resumed { learner, state, from_checkpoint } =
+            resume::resume(&options, &vocabulary, &checkpoints, &mut journal, |_| true)?;
+        journal.check_reaches(state.stream.windows_used(), reader.durable())?;
+        let metrics = Metrics::register(registry)?;
+        metrics.step.set(i64::try_from(state.step).unwrap_or(i64::MAX));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|n| format!("train-{n}"));
+        let pool = (options.threads > 0).then(|| pool.build()).transpose();
+        Ok(Self {
+            stream: new_stream(&options, &vocabulary, &state.stream),
+            drawn: None,
+            held_out: HeldOut::new(options.evaluation.max_examples),
+            run_log: RunLog::open(&options.state_dir.join("metrics.jsonl"), state.step, state.evaluated)?,
+            pool: pool.map_err(|error| TrainerError::Configuration(format!("cannot start threads: {error}")))?,
+            options,
+            reader,
+            vocabulary,
+            checkpoints,
+            journal,
+            learner,
+            state,
+            from_checkpoint,
+            metrics,
+            progress,
+        })
+    }
+
+    /// Trains until all steps are done, nothing is left to train on, or `control` says stop; then a checkpoint is durable.
+    ///
+    /// # Errors
+    /// When the log or the state folder cannot be read or written, or training diverges. What was durable stays so.
+    pub fn run(
+        &mut self,
+        control: &StageControl,
+        requests: &Receiver<Request>,
+        events: &mut dyn FnMut(Event),
+    ) -> Result<Outcome, TrainerError> {
+        if self.from_checkpoint {
+            events(Event::Resumed { step: self.state.step });
+        }
+        let mut desk = Desk { control, requests, events };
+        let outcome = self.train(&mut desk);
+        self.progress.waiting.store(false, Ordering::Relaxed);
+        outcome
+    }
+
+    fn train(&mut self, desk: &mut Desk<'_>) -> Result<Outcome, TrainerError> {
+        loop {
+            if !self.attend(desk) {
+                return self.end(desk, Outcome::Stopped { step: self.state.step });
+            }
+            let step = self.state.step;
+            if step > 0 && self.evaluation_due() && !self.evaluate(desk)? {
+                continue;
+            }
+            if step >= self.options.train.steps {
+                return self.finish(desk, Outcome::Finished);
+            }
+            if step > 0 && is_scheduled(&self.options, step) {
+                self.checkpoint(desk)?;
+            }
+            if self.options.train.until_step.is_some_and(|until| step >= until) {
+                return self.end(desk, Outcome::Stopped { step });
+            }
+            let batch = match self.draw(desk)? {
+                Drawn::Batch(batch) => batch,
+                Drawn::Stop => continue,
+                Drawn::End => return self.finish(desk, Outcome::Exhausted { step }),
+            };
+            // The first batch is drawn before the first evaluation: it says how much of the log there is to evaluate on.
+            if step == 0 && self.evaluation_due() && !self.evaluate(desk)? {
+                self.drawn = Some(batch);
+                continue;
+            }
+            self.step(&batch, desk)?;
+        }
+    }
+
+    // --- steps -----------------------------------------------------------------------------------------------------
+
+    fn step(&mut self, batch: &Batch, desk: &mut Desk<'_>) -> Result<(), TrainerError> {
+        let started = Instant::now();
+        let (learner, step, options) = (&mut self.learner, self.state.step, &self.options.train);
+        self.metrics.stage.in_flight.set(i64::try_from(batch.copies).unwrap_or(i64::MAX));
+        let learned = match &self.pool {
+            Some(pool) => pool.install(|| learner.step(step, batch, options)),
+            None => learner.step(step, batch, options),
+        }?;
+        self.metrics.stage.in_flight.set(0);
+        let report = report(step + 1, batch, &learned, started.elapsed());
+        if let Some(reason) = learned.skipped {
+            self.note_skip(reason, batch)?;
+        }
+        self.state.skipped_in_a_row = if report.skipped { self.state.skipped_in_a_row + 1 } else { 0 };
+        self.state.step += 1;
+        self.state.updates = self.learner.optimiser.updates;
+        self.state.stream = self.stream.state().clone();
+        self.state.totals.tokens += report.tokens;
+        self.state.totals.masked_positions += report.masked_positions;
+        self.state.totals.skipped_steps += u64::from(report.skipped);
+        self.run_log.append(&report)?;
+        self.metrics.observe_step(&report);
+        desk.report(Event::Step(report));
+        if self.state.skipped_in_a_row >= SKIPS_MAX { self.roll_back(desk) } else { Ok(()) }
+    }
+
+    /// Notes in the journal that the step about to be counted was skipped, unless it knows.
+    fn note_skip(&mut self, reason: String, batch: &Batch) -> Result<(), TrainerError> {
+        let skip = SkippedStep { step: self.state.step + 1, reason, sequences: batch.sequences.clone() };
+        tracing::warn!(step = skip.step, reason = skip.reason, "a step was skipped");
+        if self.skips_since_rollback().any(|known| known.step == skip.step && known.sequences == skip.sequences) {
+            return Ok(());
+        }
+        self.journal.append(JournalEntry::SkippedStep(skip))
+    }
+
+    /// Steps skipped since training last went back, the latest first.
+    fn skips_since_rollback(&self) -> impl Iterator<Item = &SkippedStep> {
+        let entries = self.journal.events().iter().rev();
+        entries.take_while(|entry| !matches!(entry, JournalEntry::Rollback(_))).filter_map(|entry| match entry {
+            JournalEntry::SkippedStep(skip) => Some(skip),
+            _ => None,
+        })
+    }
+
+    /// Goes back to the last checkpoint of the schedule, without the examples of the batches that were skipped in a row.
+    fn roll_back(&mut self, desk: &mut Desk<'_>) -> Result<(), TrainerError> {
+        let from_step = self.state.step;
+        let in_a_row = from_step - u64::from(self.state.skipped_in_a_row)..from_step;
+        let skips = self.skips_since_rollback().filter(|skip| in_a_row.contains(&(skip.step - 1)));
+        let left_out: BTreeSet<SequenceNumber> = skips.flat_map(|skip| skip.sequences.iter().copied()).collect();
+
+        let options = &self.options;
+        // Weights from before these steps: those of a later checkpoint are the ones that do not work.
+        let scheduled = |step| step <= in_a_row.start && is_scheduled(options, step);
+        let target = resume::resume(options, &self.vocabulary, &self.checkpoints, &mut self.journal, scheduled)?;
+        let to_step = target.state.step;
+        let earlier = resume::rollbacks(&self.journal).iter().filter(|rollback| rollback.to_step == to_step).count();
+        if earlier >= ROLLBACKS_MAX {
+            let left_out = target.state.stream.left_out.len();
+            return Err(TrainerError::Diverged { step: to_step, left_out });
+        }
+        tracing::warn!(from_step, to_step, left_out = left_out.len(), "going back to a checkpoint");
+        let rollback = Rollback { from_step, to_step, left_out: left_out.into_iter().collect() };
+        self.journal.append(JournalEntry::Rollback(rollback))?;
+        for step in self.checkpoints.steps()?.into_iter().filter(|step| *step > to_step) {
+            self.checkpoints.remove(step)?;
+        }
+        // Read again, now that the journal says what to leave out.
+        self.restart(|step| step <= to_step)?;
+        desk.report(Event::Resumed { step: to_step });
+        Ok(())
+    }
+
+    fn restart(&mut self, wanted: impl Fn(u64) -> bool) -> Result<(), TrainerError> {
+        let resumed = resume::resume(&self.options, &self.vocabulary, &self.checkpoints, &mut self.journal, wanted)?;
+        (self.learner, self.state) = (resumed.learner, resumed.state);
+        self.stream = new_stream(&self.options, &self.vocabulary, &self.state.stream);
+        self.drawn = None;
+        let path = self.options.state_dir.join("metrics.jsonl");
+        self.run_log = RunLog::open(&path, self.state.step, self.state.evaluated)?;
+        self.metrics.step.set(i64::try_from(self.state.step).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    // --- the log ---------------------------------------------------------------------------------------------------
+
+    /// The next batch; waits for the log to reach far enough.
+    fn draw(&mut self, desk: &mut Desk<'_>) -> Result<Drawn, TrainerError> {
+        if let Some(batch) = self.drawn.take() {
+            return Ok(Drawn::Batch(batch));
+        }
+        let mut reported = None;
+        loop {
+            let seen = self.reader.durable();
+            let next = self.stream.next_batch(&self.reader, &mut self.journal)?;
+            self.update_progress(matches!(next, Next::Short(_)))?;
+            let short = match next {
+                Next::Batch(batch) => return Ok(Drawn::Batch(batch)),
+                Next::End => return Ok(Drawn::End),
+                Next::Short(short) => short,
+            };
+            if reported.as_ref() != Some(&short.language) {
+                tracing::debug!(language = short.language, from = %short.from, "waiting for records");
+                desk.report(Event::Waiting { language: short.language.clone() });
+                reported = Some(short.language);
+            }
+            while self.reader.wait_beyond(seen, ATTENTION) <= seen {
+                if !self.attend(desk) {
+                    return Ok(Drawn::Stop);
+                }
+            }
+        }
+    }
+
+    fn update_progress(&self, waiting: bool) -> Result<(), TrainerError> {
+        let durable = self.reader.durable();
+        let oldest = self.stream.sampler().oldest_unread(&self.reader, durable)?;
+        self.progress.needed_from.store(oldest.unwrap_or(durable.end()).0, Ordering::Relaxed);
+        self.progress.waiting.store(waiting, Ordering::Relaxed);
+        Ok(())
+    }
+
+    // --- evaluation ------------------------------------------------------------------------------------------------
+
+    fn evaluation_due(&self) -> bool {
+        let (every, step) = (self.options.evaluation.every_steps, self.state.step);
+        self.state.evaluated != Some(step) && (step == 0 || (every > 0 && step.is_multiple_of(every)))
+    }
+
+    /// Evaluates the student. Returns `false` if a stop was asked for before it was done.
+    fn evaluate(&mut self, desk: &mut Desk<'_>) -> Result<bool, TrainerError> {
+        let step = self.state.step;
+        tracing::debug!(step, "evaluation begins");
+        // What training has seen of the log, so that the records do not depend on how fast the log grows.
+        let place = if step == 0 { self.stream.state() } else { &self.state.stream };
+        let window = place.windows_used().checked_sub(1);
+        let up_to = window.and_then(|window| self.journal.window(window)).unwrap_or_default();
+        self.held_out.extend(&self.reader, up_to)?;
+        let evaluator = Evaluator {
+            bert: self.learner.student.bert(),
+            maps: self.vocabulary.maps(),
+            batch_tokens: self.options.train.micro_batch_tokens,
+        };
+        let held_out = &self.held_out;
+        let control = desk.control.clone();
+        let evaluate = || evaluator.evaluate(step, held_out, up_to, &mut || !control.stopping());
+        let report = match &self.pool {
+            Some(pool) => pool.install(evaluate),
+            None => evaluate(),
+        }?;
+        let Some(report) = report else { return Ok(false) };
+        self.state.evaluated = Some(step);
+        self.run_log.append(&EvaluationLine { step, evaluation: &report })?;
+        self.metrics.observe_evaluation(&report);
+        self.metrics.stage.progressed();
+        desk.report(Event::Evaluation(report));
+        Ok(true)
+    }
+
+    // --- checkpoints, requests, the end ----------------------------------------------------------------------------
+
+    fn checkpoint(&mut self, desk: &mut Desk<'_>) -> Result<PathBuf, TrainerError> {
+        let step = self.state.step;
+        tracing::debug!(step, "checkpoint begins");
+        self.run_log.sync()?;
+        let path = self.checkpoints.write(&self.learner.student, &self.learner.optimiser, &self.state)?;
+        // The one that training would go back to is kept, however many were asked for since.
+        let last_good = step - u64::from(self.state.skipped_in_a_row);
+        let steps = self.checkpoints.steps()?;
+        let target = steps.into_iter().rev().find(|step| *step <= last_good && is_scheduled(&self.options, *step));
+        self.checkpoints.prune(self.options.train.keep_checkpoints, |step| Some(step) == target)?;
+        desk.report(Event::Checkpoint { step, path: path.clone() });
+        Ok(path)
+    }
+
+    /// Answers requests, waits while training is paused. Returns `false` if it is to stop.
+    fn attend(&mut self, desk: &mut Desk<'_>) -> bool {
+        loop {
+            while let Ok(request) = desk.requests.try_recv() {
+                self.answer(request, desk);
+            }
+            if desk.control.stopping() {
+                return false;
+            }
+            if !desk.control.paused() {
+                return true;
+            }
+            let _ = desk.control.wait(ATTENTION); // Whether to stop is asked above.
+        }
+    }
+
+    fn answer(&mut self, request: Request, desk: &mut Desk<'_>) {
+        let (reply, answer) = match request {
+            Request::Checkpoint { reply } => (reply, self.checkpoint(desk)),
+            Request::Export { out, reply } => {
+                let tokenizers = tokenizers_path(&self.options.state_dir);
+                let exported = export::export(&out, self.learner.student.bert(), &tokenizers, self.state.step);
+                (reply, exported.map(|()| out))
+            }
+        };
+        if let Err(error) = &answer {
+            tracing::error!(%error, "a request failed");
+        }
+        // Whoever asked may have stopped waiting.
+        let _ = reply.send(answer.map_err(|error| error.to_string()));
+    }
+
+    /// The last evaluation, then the last checkpoint.
+    fn finish(&mut self, desk: &mut Desk<'_>, outcome: Outcome) -> Result<Outcome, TrainerError> {
+        let step = self.state.step;
+        let done = self.state.evaluated == Some(step) || self.evaluate(desk)?;
+        self.end(desk, if done { outcome } else { Outcome::Stopped { step } })
+    }
+
+    fn end(&mut self, desk: &mut Desk<'_>, outcome: Outcome) -> Result<Outcome, TrainerError> {
+        self.checkpoint(desk)?;
+        Ok(outcome)
+    }
+}
+
+/// Those whom the trainer talks to.
+struct Desk<'a> {
+    control: &'a StageControl,
+    requests: &'a Receiver<Request>,
+    events: &'a mut dyn FnMut(Event),
+}
+
+impl Desk<'_> {
+    fn report(&mut self, event: Event) {
+        (self.events)(event);
+    }
+}
+
+/// Where the checkpoints of a state folder are.
+pub(crate) fn checkpoints_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("checkpoints")
+}
+
+/// Where its journal is.
+pub(crate) fn journal_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("journal")
+}
+
+/// Where its vocabulary is.
+pub(crate) fn vocabulary_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("vocab")
+}
+
+/// Where the tokenizers are that go with an exported student.
+pub(crate) fn tokenizers_path(state_dir: &Path) -> PathBuf {
+    vocabulary_path(state_dir).join("hugging-face")
+}
+
+/// Opens the union vocabulary and checks that its maps are in the order of the log's teacher table.
+pub(crate) fn open_vocabulary(options: &TrainerOptions, reader: &LogReader) -> Result<Vocabulary, TrainerError> {
+    let mut differences = Vec::new();
+    for (index, logged) in reader.identity().teachers.iter().enumerate() {
+        match options.teachers.get(index) {
+            None => differences.push(format!("teacher `{}` of the log is not configured", logged.name)),
+            Some(teacher) if teacher.name != logged.name => {
+                let number = index + 1;
+                differences.push(format!("teacher {number} is `{}` in the log, `{}` here", logged.name, teacher.name));
+            }
+            Some(teacher) if teacher.tokenizer.fingerprint() != logged.tokenizer_fingerprint => {
+                differences.push(format!("the log was made with another tokenizer of teacher `{}`", logged.name));
+            }
+            Some(_) => {}
+        }
+    }
+    if !differences.is_empty() {
+        return Err(TrainerError::Configuration(format!(
+            "the log's teachers are not those of the configuration: {}",
+            differences.join("; ")
+        )));
+    }
+    durable::create_folder(&options.state_dir)?;
+    let teachers: Vec<TeacherTokens<'_>> =
+        options.teachers.iter().map(|teacher| TeacherTokens::new(&teacher.name, &teacher.tokenizer)).collect();
+    Vocabulary::open(&vocabulary_path(&options.state_dir), &teachers)
+}
+
+/// Writes the tokenizers that go with an exported student, so that the state folder alone suffices for an export.
+fn keep_tokenizers(options: &TrainerOptions, vocabulary: &Vocabulary) -> Result<(), TrainerError> {
+    let tokenizers: Vec<&Tokenizer> = options.teachers.iter().map(|teacher| &*teacher.tokenizer).collect();
+    let (folder, longest) = (tokenizers_path(&options.state_dir), options.student.max_sequence_length);
+    export_tokenizers(&folder, vocabulary, &tokenizers, longest).map(|_| ())
+}
+
+fn check_options(options: &TrainerOptions) -> Result<(), TrainerError> {
+    let train = &options.train;
+    let counts = [
+        ("train.batch_examples", train.batch_examples),
+        ("train.micro_batch_tokens", train.micro_batch_tokens),
+        ("train.shuffle_examples", train.shuffle_examples),
+    ];
+    match counts.iter().find(|(_, count)| *count == 0) {
+        Some((key, _)) => Err(TrainerError::Configuration(format!("`{key}` is 0; expected at least 1"))),
+        None => Ok(()),
+    }
+}
+
+/// Whether the schedule has a checkpoint after `step`.
+fn is_scheduled(options: &TrainerOptions, step: u64) -> bool {
+    let every = options.train.checkpoint_every_steps;
+    every > 0 && step.is_multiple_of(every)
+}
+
+fn new_stream(options: &TrainerOptions, vocabulary: &Arc<Vocabulary>, state: &StreamState) -> CopyStream {
+    let train = &options.train;
+    let stream = StreamOptions {
+        sampler: SamplerOptions {
+            shuffle_examples: train.shuffle_examples,
+            alpha: options.alpha,
+            max_passes: train.max_passes,
+            when_short: train.when_short,
+            inputs: options.inputs.clone(),
+        },
+        copies: CopyOptions {
+            copies: train.copies,
+            best_by: train.best_by,
+            copy_weight: train.copy_weight,
+            max_sequence_length: options.student.max_sequence_length,
+        },
+        batch_examples: train.batch_examples,
+        micro_batch_tokens: train.micro_batch_tokens,
+        loss_norm: train.loss_norm,
+    };
+    CopyStream::new(options.seed, stream, Arc::clone(vocabulary), state.clone())
+}
+
+fn report(step: u64, batch: &Batch, learned: &Learned, elapsed: Duration) -> StepReport {
+    let sums = &learned.sums;
+    StepReport {
+        step,
+        loss: sums.loss,
+        kd: sums.mean_kd(),
+        mlm: sums.mean_mlm(),
+        top1: sums.correct as f64 / sums.positions.max(1) as f64,
+        learning_rate: learned.learning_rate,
+        lambda: learned.lambda,
+        grad_norm: learned.gradient_norm,
+        skipped: learned.skipped.is_some(),
+        copies: batch.copies as u64,
+        tokens: batch.tokens as u64,
+        masked_positions: batch.masked_positions as u64,
+        languages: batch.languages.clone(),
+        seconds: elapsed.as_secs_f64(),
+    }
+}

@@ -1,0 +1,185 @@
+//! A labelled copy as the student sees it: in student ids, with a weight.
+//!
+//! Copies are mapped when they are read; the log keeps the teachers' own ids. Maps are injective
+//! ([`crate::vocabulary`]), yet whoever uses `top_ids` must not rely on it: equal ids at one position are kept as
+//! separate entries whose probabilities add up.
+
+use crate::error::TrainerError;
+use crate::options::{BestBy, Copies, CopyWeight};
+use crate::vocabulary::{Vocabulary, VocabularyMap};
+use std::sync::Arc;
+use store::{Label, MaskedCopy, Record, SequenceNumber};
+
+/// One copy to train on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainingCopy {
+    /// The record that it is a copy of.
+    pub sequence: SequenceNumber,
+    /// How often the record was read before.
+    pub pass: u64,
+    /// Language of the example.
+    pub language: Arc<str>,
+    /// What the copy counts against others: 1, or a share of 1.
+    pub weight: f64,
+    /// Tokens, gold labels and top-k, all in student ids.
+    pub copy: MaskedCopy,
+}
+
+/// Chooses among the copies of a record, and maps them.
+#[derive(Clone, Debug)]
+pub struct CopyMaker {
+    vocabulary: Arc<Vocabulary>,
+    /// By student id.
+    characters: Vec<u32>,
+    options: CopyOptions,
+}
+
+/// Which copies are trained on, and with which weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyOptions {
+    /// All, or the best.
+    pub copies: Copies,
+    /// How the best is told.
+    pub best_by: BestBy,
+    /// Weight of a copy when all are taken.
+    pub copy_weight: CopyWeight,
+    /// Longest sequence that the student takes; a longer copy is an error.
+    pub max_sequence_length: usize,
+}
+
+impl CopyMaker {
+    /// `vocabulary`'s maps are in the order of the log's teacher table.
+    #[must_use]
+    pub fn new(vocabulary: Arc<Vocabulary>, options: CopyOptions) -> Self {
+        Self { characters: vocabulary.characters(), vocabulary, options }
+    }
+
+    /// Indices of the copies that `record` is trained on. With "best", the one whose teacher has the lowest loss (ties:
+    /// configuration order); copies without labels have no loss and count only if there is no other.
+    #[must_use]
+    pub fn choose(&self, record: &Record) -> Vec<usize> {
+        let all = 0..record.copies.len();
+        if self.options.copies == Copies::All {
+            return all.collect();
+        }
+        let loss = |index: usize| self.teacher_loss(&record.copies[index]);
+        let best = all.reduce(|best, index| if loss(index).total_cmp(&loss(best)).is_lt() { index } else { best });
+        best.into_iter().collect()
+    }
+
+    /// The training copy of copy `index` of a record.
+    ///
+    /// # Errors
+    /// When the copy contradicts itself or the vocabulary, or is longer than the student's longest sequence.
+    pub fn make(
+        &self,
+        sequence: SequenceNumber,
+        pass: u64,
+        record: &Record,
+        index: usize,
+    ) -> Result<TrainingCopy, TrainerError> {
+        let source = &record.copies[index];
+        let copy = map_copy(&self.vocabulary, source).map_err(|reason| unusable(sequence, source, &reason))?;
+        let (length, longest) = (copy.token_ids.len(), self.options.max_sequence_length);
+        if length > longest {
+            let reason = format!("{length} tokens, but the student takes at most {longest}: raise max_sequence_length");
+            return Err(unusable(sequence, source, &reason));
+        }
+        let shared = self.options.copies == Copies::All && self.options.copy_weight == CopyWeight::Shared;
+        let weight = if shared { 1.0 / record.copies.len() as f64 } else { 1.0 };
+        Ok(TrainingCopy { sequence, pass, language: record.language.clone(), weight, copy })
+    }
+
+    /// The teacher's loss on a copy; infinite where there is none.
+    fn teacher_loss(&self, copy: &MaskedCopy) -> f64 {
+        let Some(label) = &copy.label else { return f64::INFINITY };
+        let positions = label.log_sum_exp.iter().zip(&label.gold_logits);
+        let total: f64 = positions.map(|(z, gold)| f64::from(*z) - f64::from(*gold)).sum();
+        let units = match self.options.best_by {
+            BestBy::Position => label.positions() as f64,
+            BestBy::Character => self.gold_characters(copy) as f64,
+        };
+        let loss = total / units;
+        if loss.is_nan() { f64::INFINITY } else { loss }
+    }
+
+    fn gold_characters(&self, copy: &MaskedCopy) -> u64 {
+        let Some(map) = self.vocabulary.maps().get(usize::from(copy.teacher)) else { return 0 };
+        let characters = |id: &u32| self.characters.get(map.student_id(*id)? as usize).copied();
+        copy.gold_ids.iter().filter_map(characters).map(u64::from).sum()
+    }
+}
+
+/// A copy in student ids. The error says what does not fit.
+///
+/// # Errors
+/// When the copy contradicts itself, or has an id that its teacher's map does not have.
+pub fn map_copy(vocabulary: &Vocabulary, copy: &MaskedCopy) -> Result<MaskedCopy, String> {
+    let Some(map) = vocabulary.maps().get(usize::from(copy.teacher)) else {
+        return Err(format!("the vocabulary has {} teachers", vocabulary.maps().len()));
+    };
+    check_shapes(copy)?;
+    let label = copy.label.as_ref().map(|label| {
+        Ok::<Label, String>(Label {
+            top_k: label.top_k,
+            top_ids: map_ids(map, &label.top_ids)?,
+            top_logits: label.top_logits.clone(),
+            log_sum_exp: label.log_sum_exp.clone(),
+            gold_logits: label.gold_logits.clone(),
+        })
+    });
+    Ok(MaskedCopy {
+        teacher: copy.teacher,
+        token_ids: map_ids(map, &copy.token_ids)?,
+        masked_positions: copy.masked_positions.clone(),
+        gold_ids: map_ids(map, &copy.gold_ids)?,
+        label: label.transpose()?,
+    })
+}
+
+/// The teacher's probabilities renormalised over its top-k, `[masked, k]`: the softmax of the top logits.
+#[must_use]
+pub fn renormalised(label: &Label) -> Vec<f32> {
+    let mut probabilities = Vec::with_capacity(label.top_logits.len());
+    for logits in label.top_logits.chunks(label.top_k.max(1)) {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let powers: Vec<f64> = logits.iter().map(|logit| libm::exp(f64::from(*logit) - f64::from(largest))).collect();
+        let sum: f64 = powers.iter().sum();
+        probabilities.extend(powers.iter().map(|power| (power / sum) as f32));
+    }
+    probabilities
+}
+
+fn map_ids(map: &VocabularyMap, ids: &[u32]) -> Result<Vec<u32>, String> {
+    ids.iter()
+        .map(|id| {
+            let missing = || format!("token id {id}, but the tokenizer of `{}` has {} tokens", map.teacher, map.size());
+            map.student_id(*id).ok_or_else(missing)
+        })
+        .collect()
+}
+
+fn check_shapes(copy: &MaskedCopy) -> Result<(), String> {
+    let masked = copy.masked_positions.len();
+    let ascending = copy.masked_positions.is_sorted_by(|a, b| a < b);
+    let inside = copy.masked_positions.last().is_none_or(|last| (*last as usize) < copy.token_ids.len());
+    if !ascending || !inside || copy.gold_ids.len() != masked {
+        return Err("its masked positions do not fit its tokens".to_owned());
+    }
+    let Some(label) = &copy.label else { return Ok(()) };
+    let per_position = [label.log_sum_exp.len(), label.gold_logits.len()];
+    let per_entry = [label.top_ids.len(), label.top_logits.len()];
+    if per_position != [masked; 2] || per_entry != [masked * label.top_k; 2] {
+        return Err("its labels do not fit its masked positions".to_owned());
+    }
+    Ok(())
+}
+
+fn unusable(sequence: SequenceNumber, copy: &MaskedCopy, reason: &str) -> TrainerError {
+    let teacher = copy.teacher;
+    TrainerError::Configuration(format!("entry {sequence} of the log, copy of teacher {teacher}: {reason}"))
+}
+
+#[cfg(test)]
+#[path = "training_copy_tests.rs"]
+mod tests;

@@ -1,0 +1,215 @@
+//! Evaluation, training's ends, and export, on a small log.
+#![allow(clippy::unwrap_used)]
+
+mod scene;
+
+use candle_core::{Device, IndexOp};
+use model::{Bert, PackedBatch};
+use scene::{Example, Scene, TEACHER_LOSS, copy_folder, example, metrics, mixture};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use store::{Payload, SequenceNumber};
+use trainer::{EvaluationReport, Event, Outcome, TrainerError, Vocabulary};
+
+/// Held-out text of English that no teacher has seen, and held-out documents of both languages.
+fn scene_with_unseen_text() -> Scene {
+    let unseen: Vec<Example> = (0..4).map(|_| example("evaluate/en")).collect();
+    Scene::with_log(&[unseen, mixture(40)].concat())
+}
+
+fn evaluations(scene: &Scene, options: &trainer::TrainerOptions) -> Vec<EvaluationReport> {
+    let mut reports = Vec::new();
+    let outcome = scene.run(options, |event| {
+        if let Event::Evaluation(report) = event {
+            reports.push(report);
+        }
+    });
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    reports
+}
+
+#[test]
+fn it_is_made_at_the_start_on_schedule_and_at_the_end() {
+    let scene = scene_with_unseen_text();
+    let options = scene.options("state");
+    let reports = evaluations(&scene, &options);
+    assert_eq!(reports.iter().map(|report| report.step).collect::<Vec<_>>(), [0, 2, 4, 6, 8, 9]);
+    for report in &reports {
+        let english = &report.languages["en"];
+        assert_eq!((english.examples, english.positions), (4, 16), "the unseen text, by both teachers");
+        assert_eq!(english.teachers.keys().collect::<Vec<_>>(), ["first", "second"]);
+        assert_eq!(report.languages["de"].teachers.keys().collect::<Vec<_>>(), ["second"]);
+        assert_eq!(report.held_out.keys().collect::<Vec<_>>(), ["en"], "German has no unseen text");
+        for teacher in english.teachers.values() {
+            assert!((teacher.loss - f64::from(TEACHER_LOSS)).abs() < 1e-6 && teacher.top1 == 1.0);
+            assert_eq!(teacher.rdt, Some(100.0 * (teacher.student_top1 - 1.0)));
+        }
+    }
+    let (first, last) = (&reports[0].languages["en"], &reports[5].languages["en"]);
+    assert!(last.student_loss < first.student_loss - 0.1, "{} → {}", first.student_loss, last.student_loss);
+
+    let lines: Vec<_> =
+        metrics(&options.state_dir).into_iter().filter(|line| line.get("evaluation").is_some()).collect();
+    assert_eq!(lines.len(), 6);
+    assert_eq!(
+        lines[5]["evaluation"]["languages"]["de"]["teachers"]["second"]["rdt"].as_f64(),
+        reports[5].languages["de"].teachers["second"].rdt
+    );
+    // The same by command, later.
+    assert_eq!(trainer::evaluate_newest(&options, &scene.reader()).unwrap(), reports[5]);
+}
+
+#[test]
+fn it_does_not_disturb_training() {
+    let scene = Scene::with_log(&mixture(40));
+    let often = scene.options("often");
+    let mut never = scene.options("never");
+    (never.evaluation.every_steps, never.evaluation.max_examples) = (0, 0);
+    scene.run(&often, |_| ()).unwrap();
+    scene.run(&never, |_| ()).unwrap();
+    assert!(scene::checkpoint(&often.state_dir, 9) == scene::checkpoint(&never.state_dir, 9));
+}
+
+/// One copy at a time, with candle's own log-softmax over all logits.
+#[test]
+fn figures_agree_with_a_plain_computation() {
+    let scene = scene_with_unseen_text();
+    let options = scene.options("state");
+    scene.run(&options, |_| ()).unwrap();
+    let report = trainer::evaluate_newest(&options, &scene.reader()).unwrap();
+    let bert = Bert::load(&options.state_dir.join("checkpoints/step-9"), &Device::Cpu).unwrap();
+    let vocabulary = Vocabulary::load(&options.state_dir.join("vocab")).unwrap();
+    let reader = scene.reader();
+
+    let mut sums: BTreeMap<u16, (f64, f64, f64)> = BTreeMap::new();
+    for sequence in 0..4 {
+        let entry = reader.entry(SequenceNumber(sequence)).unwrap();
+        let Payload::Record(record) = &entry.payload else { panic!("entry {sequence} is no record") };
+        for copy in &record.copies {
+            let map = &vocabulary.maps()[usize::from(copy.teacher)];
+            let ids = |ids: &[u32]| -> Vec<u32> { ids.iter().map(|id| map.student_id(*id).unwrap()).collect() };
+            let batch = PackedBatch {
+                token_ids: ids(&copy.token_ids),
+                lengths: vec![copy.token_ids.len()],
+                masked_rows: copy.masked_positions.clone(),
+            };
+            let hidden = bert.transform_masked(&batch, None).unwrap();
+            let (weight, bias) = bert.decoder();
+            let logits = hidden.matmul(&weight.t().unwrap()).unwrap().broadcast_add(bias).unwrap();
+            let log_p = candle_nn::ops::log_softmax(&logits, 1).unwrap();
+            let best = logits.argmax(1).unwrap().to_vec1::<u32>().unwrap();
+            let sums = sums.entry(copy.teacher).or_default();
+            for (row, gold) in ids(&copy.gold_ids).into_iter().enumerate() {
+                sums.0 -= f64::from(log_p.i((row, gold as usize)).unwrap().to_scalar::<f32>().unwrap());
+                sums.1 += f64::from(u8::from(best[row] == gold));
+                sums.2 += 1.0;
+            }
+        }
+    }
+    for (teacher, (loss, correct, positions)) in &sums {
+        let name = &vocabulary.maps()[usize::from(*teacher)].teacher;
+        let pair = &report.languages["en"].teachers[name];
+        assert!(
+            (pair.student_loss - loss / positions).abs() < 1e-5,
+            "{name}: {} for {}",
+            pair.student_loss,
+            loss / positions
+        );
+        assert_eq!((pair.student_top1, pair.positions as f64), (correct / positions, *positions));
+    }
+    let (loss, positions) = sums.values().fold((0.0, 0.0), |sum, part| (sum.0 + part.0, sum.1 + part.2));
+    assert!((report.languages["en"].student_loss - loss / positions).abs() < 1e-5);
+}
+
+#[test]
+fn training_ends_when_records_run_out() {
+    let scene = Scene::with_log(&mixture(24));
+    let mut options = scene.options("state");
+    options.train.steps = 100;
+    options.train.max_passes = 1;
+    let Outcome::Exhausted { step } = scene.run(&options, |_| ()).unwrap() else { panic!("it found more") };
+    assert!((5..15).contains(&step), "{step}");
+    assert!(options.state_dir.join(format!("checkpoints/step-{step}")).is_dir());
+    assert_eq!(scene.run(&options, |_| ()).unwrap(), Outcome::Exhausted { step });
+}
+
+#[test]
+fn training_that_diverges_ends_with_an_error() {
+    let scene = Scene::with_log(&mixture(40));
+    let mut options = scene.options("state");
+    (options.train.learning_rate, options.train.clip_norm) = (1e38, 0.0);
+    let mut steps = 0;
+    let error = scene.run(&options, |event| steps += usize::from(matches!(event, Event::Step(_)))).unwrap_err();
+    assert!(matches!(error, TrainerError::Diverged { step: 0, .. }), "{error}");
+    assert!(steps < 60, "{steps} steps");
+}
+
+#[test]
+fn an_export_is_the_student_and_replaces_only_exports() {
+    let scene = Scene::with_log(&mixture(40));
+    for (name, embedding_size) in [("plain", 8), ("factorised", 4)] {
+        let mut options = scene.options(name);
+        options.student.embedding_size = embedding_size;
+        let out = scene.path("exports").join(name);
+        let error = trainer::export_newest(&options.state_dir, &out).unwrap_err();
+        assert!(matches!(error, TrainerError::NoCheckpoint { .. }), "{error}");
+        scene.run(&options, |_| ()).unwrap();
+        assert_eq!(trainer::export_newest(&options.state_dir, &out).unwrap(), 9);
+        assert_eq!(trainer::export_newest(&options.state_dir, &out).unwrap(), 9, "an export may be replaced");
+        let beside: Vec<_> =
+            fs::read_dir(out.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(beside.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{beside:?}");
+        assert_same_logits(&out, &options.state_dir.join("checkpoints/step-9"));
+        for file in
+            ["tokenizer.json", "vocab.txt", "tokenizers/first/tokenizer.json", "tokenizers/second/tokenizer.json"]
+        {
+            assert!(out.join(file).is_file(), "{file}");
+        }
+        fs::remove_file(out.join("mergedistill.json")).unwrap();
+        let error = trainer::export_newest(&options.state_dir, &out).unwrap_err();
+        assert!(matches!(error, TrainerError::ExportTarget { .. }), "{error}");
+        let file = out.join("config.json");
+        assert!(matches!(trainer::export_newest(&options.state_dir, &file), Err(TrainerError::ExportTarget { .. })));
+    }
+}
+
+fn assert_same_logits(one: &Path, other: &Path) {
+    let batch = PackedBatch { token_ids: vec![2, 9, 4, 7, 3], lengths: vec![5], masked_rows: vec![2] };
+    let logits = |dir: &Path| -> Vec<f32> {
+        let bert = Bert::load(dir, &Device::Cpu).unwrap();
+        let hidden = bert.transform_masked(&batch, None).unwrap();
+        let logits = hidden.matmul(&bert.decoder().0.t().unwrap()).unwrap().broadcast_add(bert.decoder().1).unwrap();
+        logits.flatten_all().unwrap().to_vec1().unwrap()
+    };
+    assert_eq!(logits(one), logits(other));
+}
+
+#[test]
+fn a_new_teacher_extends_the_student() {
+    let scene = Scene::with_log(&(0..24).map(|_| example("en")).collect::<Vec<_>>());
+    let mut options = scene.options("state");
+    options.train.until_step = Some(3);
+    scene.run(&options, |_| ()).unwrap();
+    let before = Bert::load(&options.state_dir.join("checkpoints/step-3"), &Device::Cpu).unwrap();
+
+    let third = scene.path("third");
+    fs::create_dir(&third).unwrap();
+    fs::write(third.join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nneu\nw1").unwrap();
+    fs::write(third.join("tokenizer_config.json"), r#"{"do_lower_case": false}"#).unwrap();
+    let mut grown = options.clone();
+    grown.state_dir = scene.path("grown");
+    copy_folder(&options.state_dir, &grown.state_dir);
+    let tokenizer = std::sync::Arc::new(model::Tokenizer::load(&third).unwrap());
+    let mut teacher = grown.teachers[0].clone();
+    (teacher.name, teacher.tokenizer) = ("third".to_owned(), tokenizer);
+    grown.teachers.push(teacher);
+    grown.train.until_step = None;
+    assert_eq!(scene.run(&grown, |_| ()).unwrap(), Outcome::Finished);
+    let after = Bert::load(&grown.state_dir.join("checkpoints/step-9"), &Device::Cpu).unwrap();
+    assert_eq!(after.configuration.vocabulary_size, before.configuration.vocabulary_size + 1);
+    assert!(fs::read_to_string(grown.state_dir.join("journal")).unwrap().contains("\"teachers\":[\"third\"]"));
+    // The way back is closed.
+    grown.teachers.pop();
+    assert!(scene.open(&grown).is_err());
+}

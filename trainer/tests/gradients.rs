@@ -1,0 +1,122 @@
+//! Every parameter of a fresh student learns, plain and factorised, with and without dropout; and what it learns does not
+//! depend on the number of threads.
+#![allow(clippy::unwrap_used)]
+
+use candle_core::Device;
+use model::random::Philox;
+use model::{Dropout, PackedBatch, Parameters};
+use std::process::Command;
+use trainer::StudentOptions;
+use trainer::loss::Targets;
+use trainer::optimiser::{AdamW, Update};
+use trainer::student::Student;
+
+const VOCABULARY: usize = 300;
+
+fn student(embedding_size: usize) -> Student {
+    let options = StudentOptions {
+        layers: 2,
+        hidden_size: 32,
+        heads: 4,
+        intermediate_size: 48,
+        embedding_size,
+        max_sequence_length: 16,
+        dropout: 0.1,
+    };
+    let configuration = options.configuration(VOCABULARY, 0);
+    let parameters = Parameters::initialise(&configuration, 5, &Device::Cpu).unwrap();
+    Student::new(configuration, &parameters).unwrap()
+}
+
+fn accumulate(student: &mut Student, dropout: Option<Dropout>) {
+    let lengths = [4, 7, 7, 13, 16];
+    let tokens: usize = lengths.iter().sum();
+    let random = Philox::new(1, "batch", &[]);
+    let ids = |count: usize, stream: u64| -> Vec<u32> {
+        (0..count).map(|at| 5 + random.below(VOCABULARY as u64 - 5, at as u64, stream) as u32).collect()
+    };
+    let masked_rows: Vec<u32> = (0..tokens as u32).filter(|row| row % 3 == 1).collect();
+    let n = masked_rows.len();
+    let batch = PackedBatch { token_ids: ids(tokens, 0), lengths: lengths.to_vec(), masked_rows };
+    let (gold_ids, top_ids) = (ids(n, 1), ids(2 * n, 2));
+    let targets = Targets {
+        gold_ids: &gold_ids,
+        top_k: 2,
+        top_ids: &top_ids,
+        probabilities: &[0.75, 0.25].repeat(n),
+        weights: &vec![1.0 / n as f32; n],
+        has_teacher: &vec![true; n],
+    };
+    student.accumulate(&batch, &targets, 0.5, dropout).unwrap();
+}
+
+#[test]
+fn every_parameter_gets_a_gradient() {
+    let dropout = Dropout { stream: Philox::new(1, "dropout", &[]), step: 0 };
+    for (embedding_size, dropout) in [(32, None), (32, Some(dropout)), (12, None), (12, Some(dropout))] {
+        let mut student = student(embedding_size);
+        accumulate(&mut student, dropout);
+        let mut parameters = 0;
+        for parameter in student.parameters() {
+            assert!(parameter.gradient.iter().all(|x| x.is_finite()), "{}", parameter.name);
+            assert!(parameter.gradient.iter().any(|x| *x != 0.0), "{} with {embedding_size}", parameter.name);
+            parameters += 1;
+        }
+        assert_eq!(parameters, student.bert().parameters.names().count());
+    }
+}
+
+#[test]
+fn dropout_differs_from_step_to_step_and_repeats() {
+    let stream = Philox::new(1, "dropout", &[]);
+    let norm = |step: u64| {
+        let mut student = student(32);
+        accumulate(&mut student, Some(Dropout { stream, step }));
+        student.gradient_norm()
+    };
+    assert_eq!(norm(1), norm(1));
+    assert_ne!(norm(1), norm(2));
+}
+
+const PRINT: &str = "PRINT_WEIGHTS";
+
+/// candle takes its number of threads from the environment, once; so each number needs a process of its own.
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let weights = |threads: &str| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "print_weights", "--nocapture"]).env(PRINT, "1");
+        let output = command.env("RAYON_NUM_THREADS", threads).env("CANDLE_NUM_THREADS", threads).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = text.lines().find_map(|line| line.split_once("weights: ")).unwrap_or_else(|| panic!("{text}"));
+        line.1.to_owned()
+    };
+    let one = weights("1");
+    assert!(one.len() > 8 && !one.contains("NaN"), "{one}");
+    assert_eq!(one, weights("2"));
+    assert_eq!(one, weights("3"));
+}
+
+/// For the test above: a checksum of the weights after some steps.
+#[test]
+fn print_weights() {
+    if std::env::var_os(PRINT).is_none() {
+        return;
+    }
+    let mut student = student(12);
+    let mut optimiser = AdamW::new(&student);
+    for step in 0..3 {
+        student.clear_gradients();
+        accumulate(&mut student, Some(Dropout { stream: Philox::new(1, "dropout", &[]), step }));
+        let gradient_scale = 1.0 / student.gradient_norm();
+        let update = Update { learning_rate: 1e-2, weight_decay: 0.1, gradient_scale };
+        optimiser.update(&mut student, &update).unwrap();
+    }
+    let mut sum = 0_u64;
+    for parameter in student.parameters() {
+        for number in parameter.value.flatten_all().unwrap().to_vec1::<f32>().unwrap() {
+            sum = sum.rotate_left(5) ^ u64::from(number.to_bits());
+        }
+    }
+    println!("weights: {sum:016x} {}", student.gradient_norm());
+}

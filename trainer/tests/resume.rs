@@ -1,0 +1,248 @@
+//! An interrupted run reaches the same weights, bit for bit, as one that was not.
+#![allow(clippy::unwrap_used)]
+
+mod scene;
+
+use crossbeam::channel::{bounded, unbounded};
+use scene::{Example, Scene, append, append_ends, checkpoint, copy_folder, example, inputs, metrics, mixture};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use store::stage::StageControl;
+use trainer::{Event, Outcome, Request, Trainer, TrainerError, TrainerOptions};
+
+#[test]
+fn stopped_and_reopened() {
+    let scene = Scene::with_log(&mixture(40));
+    let whole = scene.options("whole");
+    assert_eq!(scene.run(&whole, |_| ()).unwrap(), Outcome::Finished);
+
+    let mut parts = scene.options("parts");
+    for until in [3, 4, 7] {
+        parts.train.until_step = Some(until);
+        assert_eq!(scene.run(&parts, |_| ()).unwrap(), Outcome::Stopped { step: until });
+    }
+    // Told to stop in the middle of a step: the step is finished.
+    parts.train.until_step = None;
+    let (control, requests) = (StageControl::default(), scene::no_requests());
+    let stop_at_8 = control.clone();
+    let mut events = |event| {
+        if matches!(&event, Event::Step(report) if report.step == 8) {
+            stop_at_8.stop();
+        }
+    };
+    let outcome = scene.open(&parts).unwrap().run(&control, &requests, &mut events);
+    assert_eq!(outcome.unwrap(), Outcome::Stopped { step: 8 });
+    assert_eq!(scene.run(&parts, |_| ()).unwrap(), Outcome::Finished);
+    assert_same(&whole, &parts, 9);
+    // And once more: nothing is left to do.
+    let mut reports = 0;
+    let count_reports = |event| reports += usize::from(matches!(event, Event::Step(_) | Event::Evaluation(_)));
+    assert_eq!(scene.run(&parts, count_reports).unwrap(), Outcome::Finished);
+    assert_eq!(reports, 0);
+    assert_same(&whole, &parts, 9);
+}
+
+#[test]
+fn killed_at_any_event() {
+    let scene = Scene::with_log(&mixture(40));
+    check_kills(&scene, &scene.options("whole"));
+}
+
+#[test]
+fn killed_at_any_event_around_examples_that_cannot_be_learned() {
+    // German alone: a copy an example, a window a batch. Batches 2 to 4, then 6, are poisoned.
+    let poisoned = |batch| matches!(batch, 2..=4 | 6);
+    let examples: Vec<Example> =
+        (0..48).map(|at| Example { poisoned: poisoned(at / 4 + 1), ..example("de") }).collect();
+    let scene = Scene::with_log(&examples);
+    let mut options = scene.options("whole");
+    (options.train.shuffle_examples, options.train.batch_examples) = (4, 4);
+    check_kills(&scene, &options);
+
+    let journal = fs::read_to_string(scene.path("whole/journal")).unwrap();
+    let count = |what: &str| journal.matches(what).count();
+    assert_eq!((count("\"event\":\"skipped_step\""), count("\"event\":\"rollback\"")), (4, 1), "{journal}");
+    let lines = metrics(&options.state_dir);
+    let skipped: Vec<u64> =
+        lines.iter().filter(|line| line["skipped"] == true).map(|line| line["step"].as_u64().unwrap()).collect();
+    // The return to the beginning left out batches 2 to 4, so batch 6 is now step 3.
+    assert_eq!(skipped, [3]);
+}
+
+/// Runs `options` to the end, keeping what a crash at each event would leave, and goes on from each of these.
+fn check_kills(scene: &Scene, options: &TrainerOptions) {
+    let mut kills = 0;
+    let keep = |_| {
+        copy_folder(&options.state_dir, &scene.path(&format!("killed-{kills}")));
+        kills += 1;
+    };
+    assert_eq!(scene.run(options, keep).unwrap(), Outcome::Finished);
+    assert!(kills > 15, "only {kills} events");
+    for kill in 0..kills {
+        let mut killed = options.clone();
+        killed.state_dir = scene.path(&format!("killed-{kill}"));
+        // What a crash in the middle of a write leaves.
+        fs::create_dir(killed.state_dir.join("checkpoints/.partial-step-5")).unwrap();
+        let metrics = killed.state_dir.join("metrics.jsonl");
+        fs::write(&metrics, [fs::read(&metrics).unwrap(), b"{\"step\":".to_vec()].concat()).unwrap();
+        assert_eq!(scene.run(&killed, |_| ()).unwrap(), Outcome::Finished, "kill {kill}");
+        assert_same(options, &killed, options.train.steps);
+        assert!(!killed.state_dir.join("checkpoints/.partial-step-5").exists());
+    }
+}
+
+#[test]
+fn a_growing_log_is_waited_for() {
+    let examples = mixture(48);
+    let scene = Scene::with_log(&examples);
+    let whole = scene.options("whole");
+    scene.run(&whole, |_| ()).unwrap();
+
+    let growing = Scene::new();
+    let mut writer = growing.writer();
+    append(&mut writer, &examples[..8], 8);
+    let mut options = growing.options("state");
+    options.inputs = inputs();
+    let mut trainer =
+        Trainer::open(options.clone(), writer.reader(), Arc::default(), &prometheus::Registry::new()).unwrap();
+    let (mut waits, mut next) = (0, 8);
+    let outcome = scene::run(&mut trainer, |event| {
+        if matches!(event, Event::Waiting { .. }) {
+            waits += 1;
+            let end = examples.len().min(next + 8);
+            append(&mut writer, &examples[next..end], 8);
+            next = end;
+            if next == examples.len() {
+                append_ends(&mut writer);
+            }
+        }
+    });
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    assert!(waits > 1, "it never waited");
+    assert!(checkpoint(&whole.state_dir, 9) == checkpoint(&options.state_dir, 9), "the students differ");
+}
+
+#[test]
+fn stops_and_requests_are_attended_to_while_waiting() {
+    let scene = Scene::new();
+    let mut writer = scene.writer();
+    append(&mut writer, &mixture(8), 8);
+    let mut options = scene.options("state");
+    options.inputs = inputs();
+    let mut trainer =
+        Trainer::open(options.clone(), writer.reader(), Arc::default(), &prometheus::Registry::new()).unwrap();
+    let control = StageControl::default();
+    let (requests, received) = unbounded();
+    let (reply, answer) = bounded(2);
+    let outcome = trainer.run(&control, &received, &mut |event| match event {
+        Event::Waiting { .. } => {
+            requests.send(Request::Checkpoint { reply: reply.clone() }).unwrap();
+            requests.send(Request::Export { out: scene.path("out"), reply: reply.clone() }).unwrap();
+        }
+        Event::Checkpoint { .. } => control.stop(),
+        _ => {}
+    });
+    let Outcome::Stopped { step } = outcome.unwrap() else { panic!("it did not stop") };
+    assert_eq!(answer.recv().unwrap().unwrap(), options.state_dir.join(format!("checkpoints/step-{step}")));
+    assert_eq!(answer.recv().unwrap().unwrap(), scene.path("out"));
+    assert!(scene.path("out/model.safetensors").is_file());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over() {
+    let scene = Scene::with_log(&mixture(40));
+    let whole = scene.options("whole");
+    scene.run(&whole, |_| ()).unwrap();
+    let mut options = scene.options("state");
+    options.train.until_step = Some(7);
+    scene.run(&options, |_| ()).unwrap();
+    options.train.until_step = None;
+    for file in ["model.safetensors", "optimizer.safetensors", "trainer.json", "config.json", "manifest.json"] {
+        let damaged = options.state_dir.join("checkpoints/step-7").join(file);
+        let mut bytes = fs::read(&damaged).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x20;
+        let mut copy = options.clone();
+        copy.state_dir = scene.path(&format!("damaged-{file}"));
+        copy_folder(&options.state_dir, &copy.state_dir);
+        fs::write(copy.state_dir.join("checkpoints/step-7").join(file), bytes).unwrap();
+        let mut resumed = None;
+        let note = |event| {
+            if let Event::Resumed { step } = event {
+                resumed = Some(step);
+            }
+        };
+        assert_eq!(scene.run(&copy, note).unwrap(), Outcome::Finished);
+        assert_eq!(resumed, Some(6), "{file}");
+        assert_same(&whole, &copy, 9);
+        // With none left, it does not begin anew.
+        for step in [6, 9] {
+            fs::remove_file(copy.state_dir.join(format!("checkpoints/step-{step}/{file}"))).unwrap();
+        }
+        assert!(matches!(scene.run(&copy, |_| ()), Err(TrainerError::Corrupt { .. })), "{file}");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_run_is_refused() {
+    let scene = Scene::with_log(&mixture(40));
+    let mut options = scene.options("state");
+    options.train.until_step = Some(3);
+    scene.run(&options, |_| ()).unwrap();
+    let refused = |change: &dyn Fn(&mut TrainerOptions)| {
+        let mut options = options.clone();
+        change(&mut options);
+        scene.open(&options).err().unwrap().to_string()
+    };
+    let message = refused(&|options| options.seed = 8);
+    assert!(message.contains("run.seed was 7, is 8") && message.contains("checkpoints/step-3"), "{message}");
+    let message = refused(&|options| options.student.embedding_size = 4);
+    assert!(message.contains("student.embedding_size was 8, is 4"), "{message}");
+    let message = refused(&|options| options.alpha = 1.0);
+    assert!(message.contains("sampling.alpha was 0.7, is 1"), "{message}");
+    let message = refused(&|options| options.teachers.reverse());
+    assert!(message.contains("teacher 1 is `first` in the log, `second` here"), "{message}");
+}
+
+#[test]
+fn a_shorter_log_is_refused() {
+    let scene = Scene::with_log(&mixture(40));
+    let mut options = scene.options("state");
+    options.train.until_step = Some(3);
+    scene.run(&options, |_| ()).unwrap();
+    let shorter = Scene::with_log(&mixture(8));
+    copy_folder(&options.state_dir, &shorter.path("state"));
+    let required = trainer::required_position(&shorter.path("state")).unwrap();
+    assert!(required > shorter.reader().durable().end());
+    let error = shorter.open(&shorter.options("state")).err().unwrap();
+    assert!(matches!(error, TrainerError::LogBehind { .. }), "{error}");
+}
+
+#[test]
+fn old_checkpoints_are_removed() {
+    let scene = Scene::with_log(&mixture(40));
+    let mut options = scene.options("state");
+    for until in [4, 5, 7, 8] {
+        options.train.until_step = Some(until);
+        scene.run(&options, |_| ()).unwrap();
+    }
+    let steps = || -> Vec<u64> {
+        let names = fs::read_dir(options.state_dir.join("checkpoints")).unwrap();
+        let mut steps: Vec<u64> = names
+            .map(|entry| entry.unwrap().file_name().to_str().unwrap().strip_prefix("step-").unwrap().parse().unwrap())
+            .collect();
+        steps.sort_unstable();
+        steps
+    };
+    // The newest two, and the one that training would go back to.
+    assert_eq!(steps(), [6, 7, 8]);
+}
+
+/// The same weights, optimiser, and lines of `metrics.jsonl`.
+fn assert_same(one: &TrainerOptions, other: &TrainerOptions, step: u64) {
+    let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+    let (one, other) = (&one.state_dir, &other.state_dir);
+    assert!(checkpoint(one, step) == checkpoint(other, step), "{} and {} differ", name(one), name(other));
+    assert_eq!(metrics(one), metrics(other), "{} and {}", name(one), name(other));
+}
