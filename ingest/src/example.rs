@@ -101,7 +101,7 @@ impl Segmenter {
     /// Tokenises until one tokenisation reaches past the longest example by the shortest one, so that no cut
     /// leaves a rest that is too short, or to the end.
     fn fill(&mut self) -> Result<(), IngestError> {
-        let wanted = self.limit + 1;
+        let wanted = self.limit + self.shortest;
         while self.filled < self.text.len()
             && self.filled < self.first + SPAN_LIMIT_BYTES
             && self.pending.iter().all(|tokens| tokens.len() < wanted)

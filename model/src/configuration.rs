@@ -122,20 +122,21 @@ impl Configuration {
     /// # Errors
     /// A sentence that says which ones contradict each other.
     pub fn validate(&self) -> Result<(), String> {
-        let sizes = [
-            ("vocab_size", self.vocabulary_size),
-            ("embedding_size", self.embedding_size),
-            ("hidden_size", self.hidden_size),
-            ("num_hidden_layers", self.layers),
-            ("num_attention_heads", self.heads),
-            ("intermediate_size", self.intermediate_size),
-            ("max_position_embeddings", self.max_position_embeddings),
-            ("type_vocab_size", self.type_vocabulary_size),
-        ];
-        // Far beyond any BERT; keeps products of two sizes, and of a size and four bytes, within 64 bits.
+        // Far beyond any BERT; they keep products of two sizes within 64 bits, and lists of layers short.
         const SIZE_MAX: usize = 1 << 28;
-        if let Some((key, size)) = sizes.iter().find(|(_, size)| *size == 0 || *size > SIZE_MAX) {
-            return Err(format!("`{key}` is {size}; expected 1 to {SIZE_MAX}"));
+        const LAYERS_MAX: usize = 1 << 12;
+        let sizes = [
+            ("vocab_size", self.vocabulary_size, SIZE_MAX),
+            ("embedding_size", self.embedding_size, SIZE_MAX),
+            ("hidden_size", self.hidden_size, SIZE_MAX),
+            ("num_hidden_layers", self.layers, LAYERS_MAX),
+            ("num_attention_heads", self.heads, SIZE_MAX),
+            ("intermediate_size", self.intermediate_size, SIZE_MAX),
+            ("max_position_embeddings", self.max_position_embeddings, SIZE_MAX),
+            ("type_vocab_size", self.type_vocabulary_size, SIZE_MAX),
+        ];
+        if let Some((key, size, most)) = sizes.iter().find(|(_, size, most)| *size == 0 || size > most) {
+            return Err(format!("`{key}` is {size}; expected 1 to {most}"));
         }
         if !self.hidden_size.is_multiple_of(self.heads) {
             return Err(format!(

@@ -4,6 +4,7 @@
 //! Sums are kept in a fixed number of lanes, so their order, and with it the result, is the same whatever the width of the
 //! machine's vectors and the number of threads.
 
+use std::f32::consts::{FRAC_2_SQRT_PI, LOG2_E};
 use std::sync::LazyLock;
 
 static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
@@ -29,7 +30,7 @@ pub(crate) fn exp_nonpositive(x: f32) -> f32 {
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     // Written so that NaN passes.
     let x = if x < LOWEST { LOWEST } else { x };
-    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let rounded = x * LOG2_E + ROUND;
     let n = rounded - ROUND;
     let r = x - n * LN_2_HIGH - n * LN_2_LOW;
     let mut p = 1.987_569_1e-4;
@@ -48,7 +49,7 @@ pub(crate) fn erf(x: f32) -> f32 {
     const LARGEST: f32 = 3.832_507;
     let square = x * x;
     let mut p = 2.290_506_5e-4;
-    for coefficient in [3.408_291_e-3, 5.095_569_5e-2, 1.852_083_2e-1, 1.128_379_2] {
+    for coefficient in [3.408_291_e-3, 5.095_569_5e-2, 1.852_083_2e-1, FRAC_2_SQRT_PI] {
         p = p * square + coefficient;
     }
     let mut q = -1.179_160_3e-7;

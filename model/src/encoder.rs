@@ -60,6 +60,7 @@ impl Bert {
     /// # Errors
     /// When the batch does not fit the model, or has no masked rows.
     pub fn transform_masked(&self, batch: &PackedBatch, dropout: Option<Dropout>) -> Result<Tensor, ModelError> {
+        batch.validate(&self.configuration)?;
         if batch.masked_rows.is_empty() {
             return Err(ModelError::Batch("it has no masked rows".to_owned()));
         }

@@ -128,9 +128,9 @@ mod tests {
     fn many_blocks_at_once_are_the_same_blocks() {
         let stream = Philox::new(1, "test", &[]);
         let words = stream.blocks::<8>(u32::MAX - 2, [1, 2, 3]);
-        for lane in 0..8 {
+        for lane in 0..8_usize {
             let block = stream.block([(u32::MAX - 2).wrapping_add(lane as u32), 1, 2, 3]);
-            assert_eq!([0, 1, 2, 3].map(|word| words[word][lane]), block);
+            assert_eq!(words.map(|word| word[lane]), block);
         }
     }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
+use tokenizers::AddedToken;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::NormalizerWrapper;
@@ -197,6 +198,12 @@ fn word_piece(inner: &tokenizers::Tokenizer) -> Option<&WordPiece> {
     }
 }
 
+/// Everything about an added token that has a part in the ids of a text.
+fn describe(id: u32, token: &AddedToken) -> String {
+    let AddedToken { content, single_word, lstrip, rstrip, normalized, special } = token;
+    format!("{id} {single_word} {lstrip} {rstrip} {normalized} {special} {content}")
+}
+
 fn fingerprint(
     inner: &tokenizers::Tokenizer,
     vocabulary: &[String],
@@ -206,8 +213,8 @@ fn fingerprint(
     let malformed = |reason: String| ModelError::Malformed { path: dir.to_path_buf(), reason };
     let model = word_piece(inner).ok_or_else(|| malformed("not a WordPiece tokenizer".to_owned()))?;
     let json = |value: Result<Value, serde_json::Error>| value.map_err(|error| malformed(error.to_string()));
-    let added: BTreeMap<u32, _> = inner.get_added_tokens_decoder().into_iter().collect();
-    let added: Vec<String> = added.iter().map(|(id, token)| format!("{id} {token:?}")).collect();
+    let added: BTreeMap<u32, AddedToken> = inner.get_added_tokens_decoder().into_iter().collect();
+    let added: Vec<String> = added.into_iter().map(|(id, token)| describe(id, &token)).collect();
     let parts = [
         "tokenizer 1".to_owned(),
         json(serde_json::to_value(inner.get_normalizer()))?.to_string(),

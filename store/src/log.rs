@@ -48,7 +48,7 @@
 //!          top_k            k
 //!          identity         {settings, teachers}: what the log is made of; copies refer to teachers by index. A later
 //!                           segment may have more teachers at the end
-//!          cursors          the state of every source before the first entry, each as in [`SourceCursor`](crate::SourceCursor)
+//!          cursors          the state of every source before the first entry, each with the fields of `SourceCursor`
 //!
 //! footer   0  4  magic "MDft"
 //!          4  4  length S of the body
@@ -143,7 +143,7 @@
 //! | # | found | conclusion |
 //! | --- | --- | --- |
 //! | 1 | no segment | a new log: create the first segment |
-//! | 2 | the last segment ends with a block or its header | go on in it, after making durable what was found |
+//! | 2 | the last segment ends with a block or its header | go on in it, after writing and syncing once more what no block proves to be durable (after a failed sync it may be in the page cache alone) |
 //! | 3 | the last segment ends with a footer | a clean stop: begin a new segment |
 //! | 4 | torn tail: bytes after the last block (or footer) that are no valid block or footer, and behind them no footer and no block that was written when `N` was durable; zeroes, half a footer, and later unsynced blocks that overtook an earlier one too | cut, kept in `torn/`, reported |
 //! | 5 | the same, but such a block or footer follows | corrupt, at the first invalid byte |

@@ -70,9 +70,9 @@ pub struct Skip {
 pub struct MaskedCopy {
     /// Index into the teacher table of the log's [`crate::Identity`].
     pub teacher: u16,
-    /// `[length]`, with [CLS] first and [SEP] last, masks in.
+    /// `[length]`, with \[CLS\] first and \[SEP\] last, masks in.
     pub token_ids: Vec<u32>,
-    /// `[masked]`, ascending, 0-based, counting [CLS].
+    /// `[masked]`, ascending, 0-based, counting \[CLS\].
     pub masked_positions: Vec<u32>,
     /// `[masked]`: the ids that stood at the masked positions.
     pub gold_ids: Vec<u32>,

@@ -17,6 +17,7 @@ import json
 import re
 import shutil
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -28,13 +29,13 @@ from transformers import BertForMaskedLM, ElectraForMaskedLM
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "parity"))
-from teacher_parity import expectation  # noqa: E402
+from teacher_parity import expectation
 
 MASKED = 520
 
 TEXTS = [
     "The printer is out of paper; please refill tray 2 and press Continue.",
-    "Open the File menu, choose Export, and tick \"Keep layers\" (see page 17).",
+    'Open the File menu, choose Export, and tick "Keep layers" (see page 17).',
     "A table of contents can be updated at any time — even while you type.",
     "Don't panic: it's only a warning, isn't it?",
     "Rows 3-14 hold sums such as =SUM(A1:A9)*1.19, in €.",
@@ -70,7 +71,7 @@ TEXTS = [
     "x" * 99 + " " + "y" * 101 + " ends.",
     "𠀀𠮷 are rare; 豈 is a compatibility ideograph; 〇 is not in the block.",
     "…!?;:,.-_()[]{}<>|/\\@#$%^&*+=~`'\"§°¬¦",
-    "i̇ I ı İ ẞ ß ǅ ŉ",
+    "i\u0307 I ı İ ẞ ß ǅ ŉ",
     "   spaces   before, between   and after   ",
     "Save",
     "?",
@@ -170,7 +171,17 @@ def uncased():
     tokens = with_specials(vocabulary(TEXTS, normalizer, 60), places)
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     write_json(folder / "tokenizer_config.json", {"do_lower_case": True, "model_max_length": 41})
-    model = BertForMaskedLM(BertConfig(vocab_size=len(tokens), hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=37, max_position_embeddings=41, pad_token_id=3))
+    model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=len(tokens),
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=37,
+            max_position_embeddings=41,
+            pad_token_id=3,
+        )
+    )
     randomise(model, 0.3, seed=1)
     write_json(folder / "config.json", config_dict(model))
     tensors = {k: v.contiguous() for k, v in model.state_dict().items() if "decoder" not in k}
@@ -189,15 +200,29 @@ def legacy():
     write_json(folder / "tokenizer_config.json", {"do_lower_case": False, "tokenizer_class": "BertTokenizer"})
     special = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
     write_json(folder / "special_tokens_map.json", special)
-    config = BertConfig(vocab_size=len(tokens), hidden_size=20, num_hidden_layers=2, num_attention_heads=5, intermediate_size=44, max_position_embeddings=37, hidden_act="gelu_new", layer_norm_eps=1e-5, tie_word_embeddings=False)
+    config = BertConfig(
+        vocab_size=len(tokens),
+        hidden_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=5,
+        intermediate_size=44,
+        max_position_embeddings=37,
+        hidden_act="gelu_new",
+        layer_norm_eps=1e-5,
+        tie_word_embeddings=False,
+    )
     model = randomise(BertForPreTraining(config), 0.35, seed=2)
-    old = {}
-    for name, tensor in model.state_dict().items():
+    state = model.state_dict()
+    old = OrderedDict()
+    old._metadata = state._metadata
+    for name, tensor in state.items():
         name = re.sub("LayerNorm.weight$", "LayerNorm.gamma", re.sub("LayerNorm.bias$", "LayerNorm.beta", name))
         old[re.sub("^bert\\.", "", name)] = tensor.clone()
     old["embeddings.position_ids"] = torch.arange(37)[None]
     torch.save(old, folder / "pytorch_model.bin")
-    write_json(folder / "config.json", config_dict(model) | {"architectures": ["BertForPreTraining"], "model_type": "bert"})
+    write_json(
+        folder / "config.json", config_dict(model) | {"architectures": ["BertForPreTraining"], "model_type": "bert"}
+    )
     masked_lm = BertForMaskedLM(config)
     masked_lm.load_state_dict({k: v for k, v in model.state_dict().items() if k in masked_lm.state_dict()})
     check_reload(folder, masked_lm.eval())
@@ -217,7 +242,17 @@ def padded():
     tokenizer = AutoTokenizer.from_pretrained(scratch)
     shutil.rmtree(scratch)
     rows = (len(tokens) + 63) // 64 * 64 + 64
-    model = BertForMaskedLM(BertConfig(vocab_size=rows, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, max_position_embeddings=64, hidden_act="relu"))
+    model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=rows,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            max_position_embeddings=64,
+            hidden_act="relu",
+        )
+    )
     model = quantise(randomise(model, 0.3, seed=3), torch.bfloat16)
     tensors = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items() if "decoder" not in k}
     save_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -237,7 +272,12 @@ def electra():
     tokens = with_specials(vocabulary(TEXTS, normalizer, 60), places)
     scratch = fresh("scratch")
     (scratch / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
-    settings = {"tokenizer_class": "ElectraTokenizer", "do_lower_case": True, "strip_accents": False, "tokenize_chinese_chars": False}
+    settings = {
+        "tokenizer_class": "ElectraTokenizer",
+        "do_lower_case": True,
+        "strip_accents": False,
+        "tokenize_chinese_chars": False,
+    }
     write_json(scratch / "tokenizer_config.json", settings)
     write_json(scratch / "config.json", {"model_type": "electra"})
     tokenizer = AutoTokenizer.from_pretrained(scratch)
@@ -245,9 +285,19 @@ def electra():
     tokenizer.add_tokens(["continue"])
     (folder / "tokenizer.json").write_text(tokenizer._tokenizer.to_str(), encoding="utf-8")
     write_json(folder / "tokenizer_config.json", settings)
-    config = ElectraConfig(vocab_size=len(tokenizer), embedding_size=16, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=40, max_position_embeddings=53)
+    config = ElectraConfig(
+        vocab_size=len(tokenizer),
+        embedding_size=16,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=40,
+        max_position_embeddings=53,
+    )
     model = quantise(randomise(ElectraForMaskedLM(config), 0.4, seed=4), torch.float16)
-    tensors = {k: v.to(torch.float16).contiguous() for k, v in model.state_dict().items() if k != "generator_lm_head.weight"}
+    tensors = {
+        k: v.to(torch.float16).contiguous() for k, v in model.state_dict().items() if k != "generator_lm_head.weight"
+    }
     save_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
     write_json(folder / "config.json", config_dict(model))
     check_reload(folder, model)
@@ -255,22 +305,55 @@ def electra():
     write_expected(folder, tokenizer, model, seed=14)
 
 
-VARIANT_WORDS = """[PAD] the le Le [UNK] [CLS] [SEP] H h He he ##llo ##l W w Wor wor ##ld ##LD ##OR É é e E é ##cole cole a A ##a
- 文 字 ##字 文字 x y ##y ##x 1 2 ##2 [ ] MA ##S ##K [MASK] < > mask s ##s new NEW . , i I İ i̇ ı ü Ü u U ##ber ß ss""".split()
+VARIANT_WORDS = """[PAD] the le Le [UNK] [CLS] [SEP] H h He he ##llo ##l W w Wor wor ##ld ##LD ##OR É é e E e\u0301 ##cole cole a A ##a
+ 文 字 ##字 文字 x y ##y ##x 1 2 ##2 [ ] MA ##S ##K [MASK] < > mask s ##s new . , i I İ i\u0307 ı ü Ü u U ##ber ß ss""".split()
 
-VARIANT_TEXTS = ["Hello WORLD, École élè.", "文字 x12 [MASK] y", "<s> <mask> NEW new NEWNEW [NEW]", "İI über Über ÜBER ß [SEP]", "  x  "]
+VARIANT_TEXTS = [
+    "Hello WORLD, École élè.",
+    "文字 x12 [MASK] y",
+    "<s> <mask> NEW new NEWNEW [NEW]",
+    "İI über Über ÜBER ß [SEP]",
+    "  x  ",
+]
 
 
 def settings_variants():
     """Files of each folder, by the name of the case."""
-    cased = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": False}
+    cased = {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": False,
+    }
     wordpiece = {"unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
-    added = lambda id, content, **flags: {"id": id, "content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True} | flags
+    added = lambda id, content, **flags: (
+        {
+            "id": id,
+            "content": content,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        | flags
+    )
     ids = {word: id for id, word in enumerate(VARIANT_WORDS)}
 
     def backend(normalizer=cased, extra=(), **parts):
         listed = [added(ids[f"[{role}]"], f"[{role}]") for role in ("PAD", "UNK", "CLS", "SEP", "MASK")]
-        value = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [*listed, *extra], "normalizer": normalizer, "pre_tokenizer": {"type": "BertPreTokenizer"}, "post_processor": None, "decoder": None, "model": {"type": "WordPiece", **wordpiece, "vocab": ids}}
+        value = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [*listed, *extra],
+            "normalizer": normalizer,
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "post_processor": None,
+            "decoder": None,
+            "model": {"type": "WordPiece", **wordpiece, "vocab": ids},
+        }
         return value | parts
 
     vocab = "\n".join(VARIANT_WORDS) + "\n"
@@ -282,26 +365,87 @@ def settings_variants():
         "vocab.txt alone": {"vocab.txt": vocab},
         "cased": {"vocab.txt": vocab, "tokenizer_config.json": keep_case},
         "accents kept": {"vocab.txt": vocab, "tokenizer_config.json": {"strip_accents": False}},
-        "accents stripped, case kept": {"vocab.txt": vocab, "tokenizer_config.json": keep_case | {"strip_accents": True}},
+        "accents stripped, case kept": {
+            "vocab.txt": vocab,
+            "tokenizer_config.json": keep_case | {"strip_accents": True},
+        },
         "no Chinese words": {"vocab.txt": vocab, "tokenizer_config.json": {"tokenize_chinese_chars": False}},
-        "ELECTRA class": {"vocab.txt": vocab, "config.json": electra, "tokenizer_config.json": keep_case | {"tokenizer_class": "ElectraTokenizerFast"}},
+        "ELECTRA class": {
+            "vocab.txt": vocab,
+            "config.json": electra,
+            "tokenizer_config.json": keep_case | {"tokenizer_class": "ElectraTokenizerFast"},
+        },
         "tokenizer.json alone": {"tokenizer.json": backend()},
         "tokenizer.json, empty settings": {"tokenizer.json": backend(), "tokenizer_config.json": {}},
-        "tokenizer.json, cased settings": {"tokenizer.json": backend(cased | {"lowercase": True}), "tokenizer_config.json": keep_case},
-        "tokenizer.json, Bert class": {"tokenizer.json": backend(), "tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "strip_accents": False}},
+        "tokenizer.json, cased settings": {
+            "tokenizer.json": backend(cased | {"lowercase": True}),
+            "tokenizer_config.json": keep_case,
+        },
+        "tokenizer.json, Bert class": {
+            "tokenizer.json": backend(),
+            "tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "strip_accents": False},
+        },
         "generic class": {"tokenizer.json": backend(), "tokenizer_config.json": generic},
         "generic class, no normaliser": {"tokenizer.json": backend(None), "tokenizer_config.json": generic},
-        "generic class, a sequence of normalisers": {"tokenizer.json": backend({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}), "tokenizer_config.json": generic},
-        "generic class in config.json": {"tokenizer.json": backend(), "config.json": bert | {"tokenizer_class": "PreTrainedTokenizerFast"}},
-        "added behind the vocabulary": {"tokenizer.json": backend(extra=[added(end, "NEW", special=False)]), "tokenizer_config.json": keep_case},
-        "added, normalised": {"tokenizer.json": backend(extra=[added(end, "NEW", special=False, normalized=True)]), "tokenizer_config.json": generic},
-        "added, whole words": {"tokenizer.json": backend(extra=[added(end, "NEW", single_word=True)]), "tokenizer_config.json": keep_case},
-        "added_tokens.json": {"vocab.txt": vocab, "tokenizer_config.json": keep_case, "added_tokens.json": {"NEW": end}},
+        "generic class, a sequence of normalisers": {
+            "tokenizer.json": backend({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}),
+            "tokenizer_config.json": generic,
+        },
+        "generic class in config.json": {
+            "tokenizer.json": backend(),
+            "config.json": bert | {"tokenizer_class": "PreTrainedTokenizerFast"},
+        },
+        "added behind the vocabulary": {
+            "tokenizer.json": backend(extra=[added(end, "NEW", special=False)]),
+            "tokenizer_config.json": keep_case,
+        },
+        "added, normalised": {
+            "tokenizer.json": backend(extra=[added(end, "NEW", special=False, normalized=True)]),
+            "tokenizer_config.json": generic,
+        },
+        "added, whole words": {
+            "tokenizer.json": backend(extra=[added(end, "NEW", single_word=True)]),
+            "tokenizer_config.json": keep_case,
+        },
+        "added_tokens.json": {
+            "vocab.txt": vocab,
+            "tokenizer_config.json": keep_case,
+            "added_tokens.json": {"NEW": end},
+        },
         "added_tokens.json, lower case": {"vocab.txt": vocab, "added_tokens.json": {"NEW": end, "<s>": end + 1}},
-        "added_tokens_decoder": {"vocab.txt": vocab, "tokenizer_config.json": keep_case | {"added_tokens_decoder": {str(end): {k: v for k, v in added(end, "<mask>", lstrip=True).items() if k != "id"}}, "mask_token": "<mask>"}},
-        "special_tokens_map.json": {"vocab.txt": vocab, "tokenizer_config.json": keep_case, "special_tokens_map.json": {"mask_token": "x", "unk_token": {"content": "[UNK]", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}}},
-        "special_tokens_map.json is outdone": {"vocab.txt": vocab, "tokenizer_config.json": keep_case | {"added_tokens_decoder": {}}, "special_tokens_map.json": {"mask_token": "x"}},
-        "more special tokens": {"vocab.txt": vocab, "tokenizer_config.json": {"bos_token": "<s>", "additional_special_tokens": ["NEW"]}},
+        "added_tokens_decoder": {
+            "vocab.txt": vocab,
+            "tokenizer_config.json": keep_case
+            | {
+                "added_tokens_decoder": {
+                    str(end): {k: v for k, v in added(end, "<mask>", lstrip=True).items() if k != "id"}
+                },
+                "mask_token": "<mask>",
+            },
+        },
+        "special_tokens_map.json": {
+            "vocab.txt": vocab,
+            "tokenizer_config.json": keep_case,
+            "special_tokens_map.json": {
+                "mask_token": "x",
+                "unk_token": {
+                    "content": "[UNK]",
+                    "lstrip": False,
+                    "normalized": False,
+                    "rstrip": False,
+                    "single_word": False,
+                },
+            },
+        },
+        "special_tokens_map.json is outdone": {
+            "vocab.txt": vocab,
+            "tokenizer_config.json": keep_case | {"added_tokens_decoder": {}},
+            "special_tokens_map.json": {"mask_token": "x"},
+        },
+        "more special tokens": {
+            "vocab.txt": vocab,
+            "tokenizer_config.json": {"bos_token": "<s>", "additional_special_tokens": ["NEW"]},
+        },
         "special tokens are text": {"vocab.txt": vocab, "tokenizer_config.json": {"split_special_tokens": True}},
     }
 
@@ -325,7 +469,9 @@ def tokenizers():
         tokenizer = AutoTokenizer.from_pretrained(folder)
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in VARIANT_TEXTS]
         files = {file: without_vocabulary(content) for file, content in files.items()}
-        cases.append({"name": name, "files": files, "ids": ids, "mask": tokenizer.mask_token_id, "words": len(tokenizer)})
+        cases.append(
+            {"name": name, "files": files, "ids": ids, "mask": tokenizer.mask_token_id, "words": len(tokenizer)}
+        )
         shutil.rmtree(folder)
     lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
     head = json.dumps({"texts": VARIANT_TEXTS, "vocabulary": VARIANT_WORDS}, ensure_ascii=False)

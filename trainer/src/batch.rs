@@ -22,7 +22,7 @@ pub struct Batch {
     pub languages: BTreeMap<Arc<str>, usize>,
     /// Copies.
     pub copies: usize,
-    /// Tokens of all copies, [CLS] and [SEP] included.
+    /// Tokens of all copies, \[CLS\] and \[SEP\] included.
     pub tokens: usize,
     /// Masked positions of all copies.
     pub masked_positions: usize,

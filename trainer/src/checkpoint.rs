@@ -69,7 +69,7 @@ pub struct TrainerState {
 /// Sums since the start of training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Tokens trained on, [CLS] and [SEP] included.
+    /// Tokens trained on, `[CLS]` and `[SEP]` included.
     pub tokens: u64,
     /// Masked positions trained on.
     pub masked_positions: u64,

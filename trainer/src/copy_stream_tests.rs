@@ -7,7 +7,7 @@ use crate::sampler::Input;
 use crate::vocabulary::TeacherTokens;
 use model::{Normalisation, SpecialTokens};
 use std::path::PathBuf;
-use store::DurablePosition;
+use store::{DurablePosition, Identity, LogOptions, LogWriter, TeacherEntry};
 
 const RECORDS: u64 = 60;
 
@@ -41,6 +41,18 @@ fn log() -> MemoryLog {
     log.end("en", 1000);
     log.end("de", 500);
     log
+}
+
+fn identity() -> Identity {
+    let teacher = |name: &str| TeacherEntry {
+        name: name.to_owned(),
+        languages: vec!["en".to_owned(), "de".to_owned()],
+        labels: true,
+        vocabulary_size: 400,
+        tokenizer_fingerprint: String::new(),
+        weights_fingerprint: String::new(),
+    };
+    Identity { teachers: vec![teacher("a"), teacher("b")], ..Identity::default() }
 }
 
 fn options(copies: Copies) -> StreamOptions {
@@ -102,7 +114,7 @@ fn records_of(batch: &Batch) -> Vec<u64> {
     first_ids.map(|id| u64::from(id - 5) / 6).collect()
 }
 
-fn read_all(log: &MemoryLog, options: &StreamOptions, run: &mut Run, count: usize) -> Vec<Batch> {
+fn read_all(log: &dyn Records, options: &StreamOptions, run: &mut Run, count: usize) -> Vec<Batch> {
     let mut stream = Run::stream(options, StreamState::default());
     (0..count).map(|_| batch(stream.next_batch(log, &mut run.journal).unwrap())).collect()
 }
@@ -208,6 +220,32 @@ fn a_resumed_window_sees_the_log_as_it_was() {
     log.show(5);
     let error = Run::stream(&options, StreamState::default()).next_batch(&log, &mut run.journal).unwrap_err();
     assert!(matches!(error, TrainerError::LogBehind { durable: 5, needed: 12, .. }), "{error}");
+}
+
+#[test]
+fn a_log_on_disk_gives_the_same_batches() {
+    let (log, options) = (log(), options(Copies::All));
+    let reference = read_all(&log, &options, &mut Run::new(), 25);
+    let folder = tempfile::tempdir().unwrap();
+    let log_options = LogOptions { top_k: 2, segment_bytes: 4096, ..LogOptions::default() };
+    let registry = prometheus::Registry::new();
+    let (mut writer, _) = LogWriter::open(folder.path(), &identity(), &log_options, &registry).unwrap();
+    let reader = writer.reader();
+    let (mut run, mut stream) = (Run::new(), Run::stream(&options, StreamState::default()));
+    let mut batches = Vec::new();
+    let mut waits = 0;
+    for block in log.entries().chunks(7) {
+        writer.append(block).unwrap();
+        writer.sync().unwrap();
+        while batches.len() < reference.len()
+            && let Next::Batch(batch) = stream.next_batch(&reader, &mut run.journal).unwrap()
+        {
+            batches.push(batch);
+        }
+        waits += u32::from(batches.len() < reference.len());
+    }
+    assert_eq!(batches, reference);
+    assert!(waits > 3, "it followed the log as it grew: {waits} waits");
 }
 
 #[test]

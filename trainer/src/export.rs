@@ -3,7 +3,7 @@
 //! The folder appears complete or not at all, and replaces nothing but an earlier export.
 
 use crate::checkpoint::Checkpoints;
-use crate::trainer::{checkpoints_path, tokenizers_path};
+use crate::state_folder::{checkpoints_path, tokenizers_path};
 use crate::{TrainerError, durable};
 use model::Bert;
 use serde_json::json;

@@ -33,6 +33,7 @@ pub mod vocabulary;
 
 mod durable;
 mod error;
+mod event;
 mod learner;
 mod metrics;
 mod newest;
@@ -40,9 +41,11 @@ mod resume;
 mod run_log;
 mod slices;
 mod softmax;
+mod state_folder;
 
 pub use error::TrainerError;
 pub use evaluate::{EvaluationReport, LanguageEvaluation, TeacherEvaluation};
+pub use event::{Event, Outcome, Request, StepReport, TrainerProgress};
 pub use export::export_newest;
 pub use newest::{evaluate_newest, required_position};
 pub use options::{
@@ -50,5 +53,5 @@ pub use options::{
     TrainerTeacher, WhenShort,
 };
 pub use sampler::Input;
-pub use trainer::{Event, Outcome, Request, StepReport, Trainer, TrainerProgress};
+pub use trainer::Trainer;
 pub use vocabulary::{TeacherTokens, Vocabulary};

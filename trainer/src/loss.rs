@@ -112,8 +112,7 @@ pub fn linear_cross_entropy(
     let (weight, hidden) = (weight.detach(), hidden.detach());
     let mut hidden_gradients = Vec::new();
     let mut sums = LossSums::default();
-    for first in (0..rows).step_by(rows_per_piece(vocabulary)) {
-        let count = rows_per_piece(vocabulary).min(rows - first);
+    for (first, count) in pieces(rows, vocabulary) {
         let piece = hidden.narrow(0, first, count)?;
         let logits = piece.matmul(&weight.t()?)?; // [count, V]
         slices::write(&logits, |logits| {
@@ -137,8 +136,7 @@ pub fn score(hidden: &Tensor, weight: &Tensor, bias: &Tensor, gold_ids: &[u32]) 
     let bias = slices::read(&bias.contiguous()?, <[f32]>::to_vec)?;
     let (weight, hidden) = (weight.detach(), hidden.detach());
     let mut scores = Vec::with_capacity(rows);
-    for first in (0..rows).step_by(rows_per_piece(vocabulary)) {
-        let count = rows_per_piece(vocabulary).min(rows - first);
+    for (first, count) in pieces(rows, vocabulary) {
         let logits = hidden.narrow(0, first, count)?.matmul(&weight.t()?)?; // [count, V]
         let gold_ids = &gold_ids[first..first + count];
         let piece: Vec<Score> = slices::write(&logits, |logits| {
@@ -154,6 +152,13 @@ pub fn score(hidden: &Tensor, weight: &Tensor, bias: &Tensor, gold_ids: &[u32]) 
 #[must_use]
 pub fn rows_per_piece(vocabulary: usize) -> usize {
     (LOGITS_BYTES / (4 * vocabulary.max(1))).clamp(ROWS_MIN, ROWS_MAX)
+}
+
+/// (first row, rows) of each piece. They are about equal: a product with a single row is slow, and less exact.
+fn pieces(rows: usize, vocabulary: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = rows.div_ceil(rows_per_piece(vocabulary)).max(1);
+    let size = rows.div_ceil(count).max(1);
+    (0..rows).step_by(size).map(move |first| (first, size.min(rows - first)))
 }
 
 /// `to[i] += from[i]`.

@@ -1,7 +1,7 @@
 //! What training shows to Prometheus.
 
 use crate::evaluate::EvaluationReport;
-use crate::trainer::StepReport;
+use crate::event::StepReport;
 use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
 use store::stage::StageMetrics;
 

@@ -6,7 +6,7 @@ use crate::evaluate::{EvaluationReport, Evaluator, HeldOut};
 use crate::journal::Journal;
 use crate::options::TrainerOptions;
 use crate::resume;
-use crate::trainer::{checkpoints_path, journal_path, open_vocabulary};
+use crate::state_folder::{checkpoints_path, journal_path, open_vocabulary};
 use std::path::Path;
 use store::{LogReader, SequenceNumber};
 

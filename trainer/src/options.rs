@@ -55,7 +55,7 @@ pub struct StudentOptions {
     pub intermediate_size: usize,
     /// Width of the embeddings; below `hidden_size` the embedding is factorised (an ELECTRA generator).
     pub embedding_size: usize,
-    /// Longest sequence, [CLS] and [SEP] included.
+    /// Longest sequence, `[CLS]` and `[SEP]` included.
     pub max_sequence_length: usize,
     /// Dropout of embeddings, layers and attention.
     pub dropout: f64,

@@ -93,6 +93,11 @@ pub(crate) mod memory {
             self.durable.set(entries.min(self.entries.len() as u64));
         }
 
+        /// All entries, visible or not.
+        pub(crate) fn entries(&self) -> Vec<Entry> {
+            self.entries.iter().map(|entry| Entry::clone(entry)).collect()
+        }
+
         /// Number of entries, visible or not.
         pub(crate) fn len(&self) -> u64 {
             self.entries.len() as u64

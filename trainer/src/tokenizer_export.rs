@@ -172,7 +172,7 @@ impl<'a> Names<'a> {
         self.0.iter().find(|(known, _)| *known == key).map_or("", |(_, name)| name)
     }
 
-    /// [CLS] text [SEP], or [CLS] text [SEP] text [SEP].
+    /// \[CLS\] text \[SEP\], or \[CLS\] text \[SEP\] text \[SEP\].
     fn template(&self, ids: SpecialTokens) -> Value {
         let (cls, sep) = (self.get("cls_token"), self.get("sep_token"));
         let special = |name: &str, segment: u8| json!({ "SpecialToken": { "id": name, "type_id": segment } });

@@ -7,30 +7,32 @@
 //! checkpoint of the schedule, without the examples of their batches; how far it goes back does not depend on checkpoints
 //! that somebody happened to ask for.
 
+use crate::TrainerError;
 use crate::batch::Batch;
 use crate::checkpoint::{Checkpoints, TrainerState};
 use crate::copy_stream::{CopyStream, Next, StreamOptions, StreamState};
 use crate::evaluate::{EvaluationReport, Evaluator, HeldOut};
+use crate::event::{Event, Outcome, Request, StepReport, TrainerProgress};
 use crate::export;
 use crate::journal::{Journal, JournalEntry, Rollback, SkippedStep};
-use crate::learner::{Learned, Learner};
+use crate::learner::Learner;
 use crate::metrics::Metrics;
 use crate::options::TrainerOptions;
 use crate::resume::{self, Resumed};
 use crate::run_log::RunLog;
 use crate::sampler::SamplerOptions;
-use crate::tokenizer_export::export_tokenizers;
+use crate::state_folder::{
+    checkpoints_path, journal_path, keep_tokenizers, metrics_path, open_vocabulary, tokenizers_path,
+};
 use crate::training_copy::CopyOptions;
-use crate::vocabulary::{TeacherTokens, Vocabulary};
-use crate::{TrainerError, durable};
-use crossbeam::channel::{Receiver, Sender};
-use model::Tokenizer;
+use crate::vocabulary::Vocabulary;
+use crossbeam::channel::Receiver;
 use prometheus::Registry;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use store::stage::StageControl;
 use store::{LogReader, SequenceNumber};
@@ -61,108 +63,6 @@ pub struct Trainer {
     metrics: Metrics,
     progress: Arc<TrainerProgress>,
     pool: Option<rayon::ThreadPool>,
-}
-
-/// What others may know of training while it runs: for backpressure.
-#[derive(Debug, Default)]
-pub struct TrainerProgress {
-    /// The oldest record that is still to be read for the first time; the log's end, if there is none.
-    pub needed_from: AtomicU64,
-    /// Whether training waits for records.
-    pub waiting: AtomicBool,
-}
-
-/// What can be asked of a running trainer.
-#[derive(Debug)]
-pub enum Request {
-    /// Write a checkpoint; the answer is its folder.
-    Checkpoint {
-        /// Where the answer goes.
-        reply: Sender<Result<PathBuf, String>>,
-    },
-    /// Write the student as it is now as a Hugging Face folder; the answer is that folder.
-    Export {
-        /// The folder.
-        out: PathBuf,
-        /// Where the answer goes.
-        reply: Sender<Result<PathBuf, String>>,
-    },
-}
-
-/// What a trainer reports.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A step is done.
-    Step(StepReport),
-    /// The student was evaluated.
-    Evaluation(EvaluationReport),
-    /// A checkpoint is durable.
-    Checkpoint {
-        /// Steps done.
-        step: u64,
-        /// Its folder.
-        path: PathBuf,
-    },
-    /// Training waits for the log to grow.
-    Waiting {
-        /// The language whose records are missing.
-        language: String,
-    },
-    /// Training goes on from a checkpoint.
-    Resumed {
-        /// Steps done.
-        step: u64,
-    },
-}
-
-/// How training ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// All steps are done.
-    Finished,
-    /// It was told to stop, or has reached the step at which it was to stop.
-    Stopped {
-        /// Steps done.
-        step: u64,
-    },
-    /// There was nothing left to train on.
-    Exhausted {
-        /// Steps done.
-        step: u64,
-    },
-}
-
-/// One step. Means are over the batch's masked positions, in nats.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct StepReport {
-    /// Steps done, this one included.
-    pub step: u64,
-    /// What is minimised.
-    pub loss: f64,
-    /// Mean distillation loss of the positions that a teacher labelled.
-    pub kd: f64,
-    /// Mean loss of the gold labels.
-    pub mlm: f64,
-    /// Share of gold labels that the student predicts.
-    pub top1: f64,
-    /// Learning rate.
-    pub learning_rate: f64,
-    /// Weight of distillation.
-    pub lambda: f64,
-    /// Norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// Whether loss or gradient was not finite, so that the weights are as before.
-    pub skipped: bool,
-    /// Copies in the batch.
-    pub copies: u64,
-    /// Their tokens.
-    pub tokens: u64,
-    /// Their masked positions.
-    pub masked_positions: u64,
-    /// Copies by language.
-    pub languages: BTreeMap<Arc<str>, usize>,
-    /// Time that the step took, waiting for records not included.
-    pub seconds: f64,
 }
 
 #[derive(Serialize)]
@@ -207,7 +107,7 @@ impl Trainer {
             stream: new_stream(&options, &vocabulary, &state.stream),
             drawn: None,
             held_out: HeldOut::new(options.evaluation.max_examples),
-            run_log: RunLog::open(&options.state_dir.join("metrics.jsonl"), state.step, state.evaluated)?,
+            run_log: RunLog::open(&metrics_path(&options.state_dir), state.step, state.evaluated)?,
             pool: pool.map_err(|error| TrainerError::Configuration(format!("cannot start threads: {error}")))?,
             options,
             reader,
@@ -253,7 +153,7 @@ impl Trainer {
             if step >= self.options.train.steps {
                 return self.finish(desk, Outcome::Finished);
             }
-            if step > 0 && is_scheduled(&self.options, step) {
+            if is_due(&self.options, step) {
                 self.checkpoint(desk)?;
             }
             if self.options.train.until_step.is_some_and(|until| step >= until) {
@@ -284,7 +184,7 @@ impl Trainer {
             None => learner.step(step, batch, options),
         }?;
         self.metrics.stage.in_flight.set(0);
-        let report = report(step + 1, batch, &learned, started.elapsed());
+        let report = StepReport::new(step + 1, batch, &learned, started.elapsed());
         if let Some(reason) = learned.skipped {
             self.note_skip(reason, batch)?;
         }
@@ -329,8 +229,8 @@ impl Trainer {
 
         let options = &self.options;
         // Weights from before these steps: those of a later checkpoint are the ones that do not work.
-        let scheduled = |step| step <= in_a_row.start && is_scheduled(options, step);
-        let target = resume::resume(options, &self.vocabulary, &self.checkpoints, &mut self.journal, scheduled)?;
+        let is_target = |step| step <= in_a_row.start && is_target(options, step);
+        let target = resume::resume(options, &self.vocabulary, &self.checkpoints, &mut self.journal, is_target)?;
         let to_step = target.state.step;
         let earlier = resume::rollbacks(&self.journal).iter().filter(|rollback| rollback.to_step == to_step).count();
         if earlier >= ROLLBACKS_MAX {
@@ -354,7 +254,7 @@ impl Trainer {
         (self.learner, self.state) = (resumed.learner, resumed.state);
         self.stream = new_stream(&self.options, &self.vocabulary, &self.state.stream);
         self.drawn = None;
-        let path = self.options.state_dir.join("metrics.jsonl");
+        let path = metrics_path(&self.options.state_dir);
         self.run_log = RunLog::open(&path, self.state.step, self.state.evaluated)?;
         self.metrics.step.set(i64::try_from(self.state.step).unwrap_or(i64::MAX));
         Ok(())
@@ -445,7 +345,7 @@ impl Trainer {
         // The one that training would go back to is kept, however many were asked for since.
         let last_good = step - u64::from(self.state.skipped_in_a_row);
         let steps = self.checkpoints.steps()?;
-        let target = steps.into_iter().rev().find(|step| *step <= last_good && is_scheduled(&self.options, *step));
+        let target = steps.into_iter().rev().find(|step| *step <= last_good && is_target(&self.options, *step));
         self.checkpoints.prune(self.options.train.keep_checkpoints, |step| Some(step) == target)?;
         desk.report(Event::Checkpoint { step, path: path.clone() });
         Ok(path)
@@ -509,61 +409,6 @@ impl Desk<'_> {
     }
 }
 
-/// Where the checkpoints of a state folder are.
-pub(crate) fn checkpoints_path(state_dir: &Path) -> PathBuf {
-    state_dir.join("checkpoints")
-}
-
-/// Where its journal is.
-pub(crate) fn journal_path(state_dir: &Path) -> PathBuf {
-    state_dir.join("journal")
-}
-
-/// Where its vocabulary is.
-pub(crate) fn vocabulary_path(state_dir: &Path) -> PathBuf {
-    state_dir.join("vocab")
-}
-
-/// Where the tokenizers are that go with an exported student.
-pub(crate) fn tokenizers_path(state_dir: &Path) -> PathBuf {
-    vocabulary_path(state_dir).join("hugging-face")
-}
-
-/// Opens the union vocabulary and checks that its maps are in the order of the log's teacher table.
-pub(crate) fn open_vocabulary(options: &TrainerOptions, reader: &LogReader) -> Result<Vocabulary, TrainerError> {
-    let mut differences = Vec::new();
-    for (index, logged) in reader.identity().teachers.iter().enumerate() {
-        match options.teachers.get(index) {
-            None => differences.push(format!("teacher `{}` of the log is not configured", logged.name)),
-            Some(teacher) if teacher.name != logged.name => {
-                let number = index + 1;
-                differences.push(format!("teacher {number} is `{}` in the log, `{}` here", logged.name, teacher.name));
-            }
-            Some(teacher) if teacher.tokenizer.fingerprint() != logged.tokenizer_fingerprint => {
-                differences.push(format!("the log was made with another tokenizer of teacher `{}`", logged.name));
-            }
-            Some(_) => {}
-        }
-    }
-    if !differences.is_empty() {
-        return Err(TrainerError::Configuration(format!(
-            "the log's teachers are not those of the configuration: {}",
-            differences.join("; ")
-        )));
-    }
-    durable::create_folder(&options.state_dir)?;
-    let teachers: Vec<TeacherTokens<'_>> =
-        options.teachers.iter().map(|teacher| TeacherTokens::new(&teacher.name, &teacher.tokenizer)).collect();
-    Vocabulary::open(&vocabulary_path(&options.state_dir), &teachers)
-}
-
-/// Writes the tokenizers that go with an exported student, so that the state folder alone suffices for an export.
-fn keep_tokenizers(options: &TrainerOptions, vocabulary: &Vocabulary) -> Result<(), TrainerError> {
-    let tokenizers: Vec<&Tokenizer> = options.teachers.iter().map(|teacher| &*teacher.tokenizer).collect();
-    let (folder, longest) = (tokenizers_path(&options.state_dir), options.student.max_sequence_length);
-    export_tokenizers(&folder, vocabulary, &tokenizers, longest).map(|_| ())
-}
-
 fn check_options(options: &TrainerOptions) -> Result<(), TrainerError> {
     let train = &options.train;
     let counts = [
@@ -577,10 +422,15 @@ fn check_options(options: &TrainerOptions) -> Result<(), TrainerError> {
     }
 }
 
-/// Whether the schedule has a checkpoint after `step`.
-fn is_scheduled(options: &TrainerOptions, step: u64) -> bool {
+/// Whether a checkpoint is due after `step`.
+fn is_due(options: &TrainerOptions, step: u64) -> bool {
     let every = options.train.checkpoint_every_steps;
-    every > 0 && step.is_multiple_of(every)
+    step > 0 && every > 0 && step.is_multiple_of(every)
+}
+
+/// Whether training may go back to a checkpoint after `step`: one of the schedule, if there is a schedule.
+fn is_target(options: &TrainerOptions, step: u64) -> bool {
+    options.train.checkpoint_every_steps == 0 || is_due(options, step)
 }
 
 fn new_stream(options: &TrainerOptions, vocabulary: &Arc<Vocabulary>, state: &StreamState) -> CopyStream {
@@ -604,24 +454,4 @@ fn new_stream(options: &TrainerOptions, vocabulary: &Arc<Vocabulary>, state: &St
         loss_norm: train.loss_norm,
     };
     CopyStream::new(options.seed, stream, Arc::clone(vocabulary), state.clone())
-}
-
-fn report(step: u64, batch: &Batch, learned: &Learned, elapsed: Duration) -> StepReport {
-    let sums = &learned.sums;
-    StepReport {
-        step,
-        loss: sums.loss,
-        kd: sums.mean_kd(),
-        mlm: sums.mean_mlm(),
-        top1: sums.correct as f64 / sums.positions.max(1) as f64,
-        learning_rate: learned.learning_rate,
-        lambda: learned.lambda,
-        grad_norm: learned.gradient_norm,
-        skipped: learned.skipped.is_some(),
-        copies: batch.copies as u64,
-        tokens: batch.tokens as u64,
-        masked_positions: batch.masked_positions as u64,
-        languages: batch.languages.clone(),
-        seconds: elapsed.as_secs_f64(),
-    }
 }

@@ -14,16 +14,20 @@ use trainer::student::Student;
 const VOCABULARY: usize = 300;
 
 fn student(embedding_size: usize) -> Student {
+    student_of(32, embedding_size, VOCABULARY)
+}
+
+fn student_of(hidden_size: usize, embedding_size: usize, vocabulary_size: usize) -> Student {
     let options = StudentOptions {
         layers: 2,
-        hidden_size: 32,
+        hidden_size,
         heads: 4,
         intermediate_size: 48,
         embedding_size,
         max_sequence_length: 16,
         dropout: 0.1,
     };
-    let configuration = options.configuration(VOCABULARY, 0);
+    let configuration = options.configuration(vocabulary_size, 0);
     let parameters = Parameters::initialise(&configuration, 5, &Device::Cpu).unwrap();
     Student::new(configuration, &parameters).unwrap()
 }
@@ -103,7 +107,8 @@ fn print_weights() {
     if std::env::var_os(PRINT).is_none() {
         return;
     }
-    let mut student = student(12);
+    // So large that every matrix product is shared out among threads.
+    let mut student = student_of(256, 96, 20_000);
     let mut optimiser = AdamW::new(&student);
     for step in 0..3 {
         student.clear_gradients();

@@ -8,8 +8,15 @@ use scene::{Example, Scene, append, append_ends, checkpoint, copy_folder, exampl
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use store::stage::StageControl;
-use trainer::{Event, Outcome, Request, Trainer, TrainerError, TrainerOptions};
+use trainer::{Event, Outcome, Request, Trainer, TrainerError, TrainerOptions, TrainerProgress};
+
+/// It runs in a thread of its own.
+const _: fn() = || {
+    fn is_send<T: Send>() {}
+    is_send::<Trainer>();
+};
 
 #[test]
 fn stopped_and_reopened() {
@@ -18,6 +25,7 @@ fn stopped_and_reopened() {
     assert_eq!(scene.run(&whole, |_| ()).unwrap(), Outcome::Finished);
 
     let mut parts = scene.options("parts");
+    parts.threads = 2;
     for until in [3, 4, 7] {
         parts.train.until_step = Some(until);
         assert_eq!(scene.run(&parts, |_| ()).unwrap(), Outcome::Stopped { step: until });
@@ -104,12 +112,15 @@ fn a_growing_log_is_waited_for() {
     append(&mut writer, &examples[..8], 8);
     let mut options = growing.options("state");
     options.inputs = inputs();
-    let mut trainer =
-        Trainer::open(options.clone(), writer.reader(), Arc::default(), &prometheus::Registry::new()).unwrap();
+    let progress: Arc<TrainerProgress> = Arc::default();
+    let registry = prometheus::Registry::new();
+    let mut trainer = Trainer::open(options.clone(), writer.reader(), Arc::clone(&progress), &registry).unwrap();
     let (mut waits, mut next) = (0, 8);
     let outcome = scene::run(&mut trainer, |event| {
         if matches!(event, Event::Waiting { .. }) {
             waits += 1;
+            assert!(progress.waiting.load(Ordering::Relaxed));
+            assert!(progress.needed_from.load(Ordering::Relaxed) <= next as u64);
             let end = examples.len().min(next + 8);
             append(&mut writer, &examples[next..end], 8);
             next = end;
@@ -120,6 +131,8 @@ fn a_growing_log_is_waited_for() {
     });
     assert_eq!(outcome.unwrap(), Outcome::Finished);
     assert!(waits > 1, "it never waited");
+    assert!(!progress.waiting.load(Ordering::Relaxed));
+    assert!(progress.needed_from.load(Ordering::Relaxed) > 8, "what was read is no longer needed");
     assert!(checkpoint(&whole.state_dir, 9) == checkpoint(&options.state_dir, 9), "the students differ");
 }
 
@@ -177,8 +190,8 @@ fn a_damaged_checkpoint_is_passed_over() {
         assert_eq!(resumed, Some(6), "{file}");
         assert_same(&whole, &copy, 9);
         // With none left, it does not begin anew.
-        for step in [6, 9] {
-            fs::remove_file(copy.state_dir.join(format!("checkpoints/step-{step}/{file}"))).unwrap();
+        for step in fs::read_dir(copy.state_dir.join("checkpoints")).unwrap() {
+            fs::remove_file(step.unwrap().path().join(file)).unwrap();
         }
         assert!(matches!(scene.run(&copy, |_| ()), Err(TrainerError::Corrupt { .. })), "{file}");
     }

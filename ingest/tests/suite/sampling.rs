@@ -47,6 +47,26 @@ fn corpora_of_a_language_are_drawn_by_available_characters() {
 }
 
 #[test]
+fn a_language_keeps_its_share_when_one_of_its_corpora_ends() {
+    let workshop = Workshop::new();
+    let sizes = [("small", "en", 5), ("large", "en", 95), ("de", "de", 100)];
+    let corpora = sizes.map(|(name, language, count)| workshop.corpus(name, language, one_word_documents(count)));
+    let options = IngestOptions { group_tokens: 1, ..workshop.options(corpora.to_vec()) };
+    let mut ingest = open(&options, &[workshop.word_teacher("words", &["en", "de"])]).unwrap();
+    let status = ingest.status();
+    let corpus = |index: usize| serde_json::to_value(&*status).unwrap()["corpora"][index].clone();
+    while corpus(0)["ended"] == false {
+        ingest.next_group().unwrap().unwrap();
+    }
+    let shares = [0, 1, 2].map(|index| corpus(index)["share"].as_f64().unwrap());
+    assert_eq!(shares, [0.0, 0.5, 0.5]);
+    while corpus(1)["ended"] == false {
+        ingest.next_group().unwrap().unwrap();
+    }
+    assert_eq!(corpus(2)["share"], if corpus(2)["ended"] == true { 0.0 } else { 1.0 });
+}
+
+#[test]
 fn characters_are_counted_not_bytes() {
     let workshop = Workshop::new();
     let corpus = workshop.corpus("c", "en", "café 表格\n\nmenu\n");

@@ -395,3 +395,27 @@ impl StoredBlock<'_> {
         Ok(stored)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// A header that passes its checksum and was never written by us is read or refused.
+        #[test]
+        fn any_header_is_read_or_refused(mut body in proptest::collection::vec(any::<u8>(), FIXED_BYTES..400), rows in 0_u8..4) {
+            body[..4].copy_from_slice(&BLOCK_MAGIC);
+            let length = body.len() as u32 + 4;
+            body[4..8].copy_from_slice(&length.to_le_bytes());
+            for at in [68, 72, 76] {
+                body[at..at + 4].copy_from_slice(&[0; 4]);
+            }
+            (body[72], body[76]) = (rows, rows);
+            body.extend(crc32fast::hash(&body).to_le_bytes());
+            if let Ok(header) = BlockHeader::parse_first(&body) {
+                prop_assert_eq!(header.header_bytes, body.len() as u64);
+            }
+        }
+    }
+}

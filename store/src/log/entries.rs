@@ -300,5 +300,54 @@ mod tests {
             let _ = decode(SequenceNumber(0), count, column);
             let _ = decode_cursors(count, column);
         }
+
+        #[test]
+        fn damaged_columns_are_read_or_refused(damage: Vec<(u8, u16, u8)>, cut in 0_u16..3) {
+            let entries: Vec<_> = (0..6).map(entry).collect();
+            let mut columns = encode(&entries);
+            for (column, at, value) in damage {
+                let bytes = columns.get_mut(Column::ALL[usize::from(column) % Column::ALL.len()]);
+                let length = bytes.len().max(1);
+                if let Some(byte) = bytes.get_mut(usize::from(at) % length) {
+                    *byte = value;
+                }
+            }
+            let copies = columns.get_mut(Column::TopIds);
+            copies.truncate(copies.len() - usize::from(cut));
+            let column = |column: Column| Ok::<_, Damage>(columns.get(column).to_vec());
+            let _ = decode(SequenceNumber(0), entries.len(), column);
+        }
+    }
+
+    fn entry(sequence: u64) -> Entry {
+        let copy = |teacher| crate::MaskedCopy {
+            teacher,
+            token_ids: vec![2, 300, 4, 70_000, 3],
+            masked_positions: vec![2, 3],
+            gold_ids: vec![9, 300],
+            label: Some(crate::Label {
+                top_k: 2,
+                top_ids: vec![9, 8, 7, 6],
+                top_logits: vec![4.0, 3.0, 2.0, 1.0],
+                log_sum_exp: vec![5.0, 6.0],
+                gold_logits: vec![4.0, -1.0],
+            }),
+        };
+        let record = Record {
+            source: "en".into(),
+            document: "a.txt@0".into(),
+            span: Span { first: sequence, end: sequence + 1 },
+            language: "en".into(),
+            round: 0,
+            held_out: false,
+            copies: vec![copy(1), copy(0)],
+        };
+        let payload = match sequence {
+            4 => Payload::Skip(Skip { document: "b".into(), reason: "c".into() }),
+            5 => Payload::End,
+            _ => Payload::Record(record),
+        };
+        let cursor = SourceCursor::start("en".into(), "en".into(), 9);
+        Entry { sequence: SequenceNumber(sequence), cursor, payload }
     }
 }

@@ -1,8 +1,9 @@
 //! What a writer does about the way a log ends. The decision table is in [`crate::log`].
 
+use crate::log::block::BlockHeader;
 use crate::log::disk::{Access, Disk, DiskFile, read_exact_at, write_all_at};
 use crate::log::error::StoreError;
-use crate::log::index::{Index, Seal};
+use crate::log::index::{Index, Seal, Segment};
 use crate::log::segment::UNFINISHED_EXTENSION;
 use crate::log::survey::{Tail, extend};
 use crate::{DurablePosition, Identity, SequenceNumber};
@@ -118,8 +119,8 @@ fn cut(disk: &dyn Disk, dir: &Path, path: &Path, offset: u64, bytes: u64) -> Res
     }
     copy.sync().map_err(keeping)?;
     sync_aside(disk, dir)?;
+    // `make_durable` syncs it.
     file.truncate(offset).map_err(|error| StoreError::io("cutting the torn tail of", path, error))?;
-    sync_file(file.as_ref(), path)?;
     Ok(kept)
 }
 
@@ -166,14 +167,36 @@ fn remove_unfinished(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// What was found may have been in the page cache alone.
+/// What was found may be in the page cache alone, even after a sync: when one has failed, the kernel calls the pages clean, and
+/// no later sync writes them. So whatever no block proves to be durable is written once more.
 fn make_durable(disk: &dyn Disk, dir: &Path, index: &Index) -> Result<(), StoreError> {
     if let Some(last) = index.segments().last() {
-        let file =
-            disk.open(&last.path, Access::Write).map_err(|error| StoreError::io("opening", &last.path, error))?;
-        sync_file(file.as_ref(), &last.path)?;
+        let path = &*last.path;
+        let file = disk.open(path, Access::Write).map_err(|error| StoreError::io("opening", path, error))?;
+        let (mut offset, end) = match last.seal {
+            Seal::Open => (first_unproven(file.as_ref(), index, last)?, last.end_offset),
+            Seal::Footer { bytes } => (last.end_offset, last.end_offset + bytes), // It proves the blocks, nothing proves it.
+            Seal::Lost => (last.end_offset, last.end_offset),
+        };
+        while offset < end {
+            let length = (end - offset).min(COPY_BYTES);
+            let bytes = read_exact_at(file.as_ref(), offset, length as usize)
+                .map_err(|error| StoreError::io("reading", path, error))?;
+            write_all_at(file.as_ref(), &bytes, offset).map_err(|error| StoreError::io("rewriting", path, error))?;
+            offset += length;
+        }
+        sync_file(file.as_ref(), path)?;
     }
     sync_dir(disk, dir)
+}
+
+/// Where the first block of the last segment is that the last block does not prove to be durable.
+fn first_unproven(file: &dyn DiskFile, index: &Index, last: &Segment) -> Result<u64, StoreError> {
+    let blocks = index.blocks_of(index.segments().len() - 1, index.end());
+    let Some(place) = blocks.last() else { return Ok(last.end_offset) };
+    let header = BlockHeader::read(file, place.offset).map_err(|fault| fault.at(&place.path, place.offset))?;
+    let unproven = blocks.iter().find(|block| block.end > header.durable);
+    Ok(unproven.map_or(last.end_offset, |block| block.offset))
 }
 
 pub(crate) fn sync_file(file: &dyn DiskFile, path: &Path) -> Result<(), StoreError> {

@@ -138,9 +138,11 @@ pub(crate) fn take_rows<const WIDTH: usize>(wire: &mut Wire<'_>, count: usize) -
         previous.push(predecessors.of(row, cells[0]));
     }
     for column in 1..WIDTH {
-        for row in 0..count {
-            let base = previous[row].map_or(0, |row| rows[row][column]);
-            rows[row][column] = unzigzag(wire.varint()?, base);
+        let mut values = Vec::with_capacity(count);
+        for (cells, previous) in rows.iter_mut().zip(&previous) {
+            let base = previous.map_or(0, |row| values[row]);
+            values.push(unzigzag(wire.varint()?, base));
+            cells[column] = values[values.len() - 1];
         }
     }
     Ok(rows)

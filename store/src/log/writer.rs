@@ -16,6 +16,7 @@ use crate::log::validate::validate;
 use crate::{DurablePosition, Entry, Identity, SequenceNumber, SourceCursor};
 use prometheus::Registry;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -248,10 +249,21 @@ impl LogWriter {
     }
 }
 
-/// Creates the log's folder; its name is durable afterwards.
+/// Creates the log's folder; its name, and those of the folders above it, are durable afterwards.
 fn create_folder(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
     disk.create_dir_all(dir).map_err(|error| StoreError::io("creating", dir, error))?;
-    dir.parent().map_or(Ok(()), |parent| sync_dir(disk, parent))
+    for above in dir.ancestors().skip(1) {
+        match disk.sync_dir(above) {
+            // Not ours, so not created by us either.
+            Err(error)
+                if [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem].contains(&error.kind()) =>
+            {
+                break;
+            }
+            synced => synced.map_err(|error| StoreError::io("making durable the names in", above, error))?,
+        }
+    }
+    Ok(())
 }
 
 /// The header of a segment that follows everything in `index`.

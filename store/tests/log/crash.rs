@@ -1,9 +1,12 @@
 //! A fault at every operation: what was durable stays, what stays is a prefix, and the log goes on.
 
 use crate::memory_disk::{Fault, MemoryDisk};
-use crate::sample::{block, check_content, durable, identity, open, options, read, verify};
+use crate::sample::{
+    DIR, block, check_content, durable, identity, open, options, read, sealed, segments, unsealed, verify,
+};
 use prometheus::Registry;
 use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 use store::{DurablePosition, LogWriter, SequenceNumber, StoreError};
 
@@ -46,6 +49,7 @@ fn survives(disk: &MemoryDisk, told: DurablePosition, what: &str) {
     }
     let (log, recovery) = open(disk, &options(SEGMENT_BYTES)).unwrap_or_else(|error| panic!("{what}: {error}"));
     assert!(recovery.durable >= told, "{what}: {} of {told} are left", recovery.durable);
+    assert_eq!(recovery.footers_lost, 0, "{what}: a segment was begun before the one before it was whole");
     check_content(&log.reader());
     drop(log);
     run(disk, &mut durable(0)).unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -122,6 +126,33 @@ fn an_error_at_any_operation_loses_nothing_durable() {
     }
 }
 
+/// Recovery cuts a tail only when the copy of it is durable.
+#[test]
+fn a_torn_tail_is_never_lost() {
+    let tail = b"the remains of a write that did not finish".repeat(3);
+    for (first, torn_header) in [(unsealed(&[5]), false), (sealed(&[5]), true)] {
+        let path = segments(&first).remove(0);
+        let whole = first.files(Path::new(DIR)).remove(&path).unwrap();
+        match torn_header {
+            false => first.put(&path, [&whole[..], &tail].concat()),
+            true => first.put(&path.with_file_name("00000000000000000005.seg"), [&[0; 40], &tail[..]].concat()),
+        }
+        let finished = first.copy();
+        open(&finished, &options(1 << 20)).unwrap();
+        for operation in 0..=finished.operations() {
+            for (seed, choose) in choices() {
+                let disk = first.copy();
+                disk.fail_at(operation, Fault::Crash);
+                let opened = open(&disk, &options(1 << 20));
+                assert_eq!(opened.is_ok(), operation >= finished.operations() - 1); // the last one is the hint
+                let files = disk.after_crash(choose).files(Path::new(DIR));
+                let kept = files.values().any(|content| content.ends_with(&tail));
+                assert!(kept, "crash at operation {operation}, choice {seed}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_short_write_is_continued() {
     for operation in 0..operations() {
@@ -132,8 +163,10 @@ fn a_short_write_is_continued() {
     }
 }
 
+type Action = fn(&mut LogWriter) -> Result<(), StoreError>;
+
 /// The operation in which `act` on a log of one durable and one appended block does its work.
-fn poisoned(kind: ErrorKind, act: fn(&mut LogWriter) -> Result<(), StoreError>) -> (MemoryDisk, LogWriter, StoreError) {
+fn poisoned(kind: ErrorKind, act: Action) -> (MemoryDisk, LogWriter, StoreError) {
     let disk = MemoryDisk::default();
     let (mut log, _) = open(&disk, &options(1 << 20)).unwrap();
     log.append(&block(0..3)).unwrap();
@@ -146,8 +179,7 @@ fn poisoned(kind: ErrorKind, act: fn(&mut LogWriter) -> Result<(), StoreError>) 
 
 #[test]
 fn after_a_failure_the_writer_stops_for_good() {
-    let actions: [fn(&mut LogWriter) -> Result<(), StoreError>; 2] =
-        [|log| log.sync().map(|_| ()), |log| log.append(&block(5..9))];
+    let actions: [Action; 2] = [|log| log.sync().map(|_| ()), |log| log.append(&block(5..9))];
     for kind in [ErrorKind::StorageFull, ErrorKind::Other, ErrorKind::WriteZero] {
         for act in actions {
             let (disk, mut log, first) = poisoned(kind, act);
@@ -205,7 +237,9 @@ fn metrics_move() {
         let families = registry.gather();
         let family = families.iter().find(|family| family.name() == name).unwrap();
         let metric = &family.get_metric()[0];
-        metric.get_gauge().get_value() + metric.get_counter().get_value() + metric.get_histogram().get_sample_count() as f64
+        metric.get_gauge().get_value()
+            + metric.get_counter().get_value()
+            + metric.get_histogram().get_sample_count() as f64
     };
     assert_eq!(value("mergedistill_log_appended_sequence"), 5.0);
     assert_eq!(value("mergedistill_log_durable_sequence"), 0.0);

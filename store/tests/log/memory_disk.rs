@@ -8,7 +8,7 @@ use store::log::disk::{Access, Disk, DiskFile, Lock};
 
 /// Cloning shares the disk.
 #[derive(Clone, Debug, Default)]
-pub struct MemoryDisk(Arc<Mutex<State>>);
+pub(crate) struct MemoryDisk(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -40,7 +40,7 @@ enum Change {
 
 /// What happens to one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// It fails; a write gets half of its bytes in.
     Error(io::ErrorKind),
     /// A write takes half of its bytes and says so.
@@ -51,21 +51,21 @@ pub enum Fault {
 
 impl MemoryDisk {
     /// Lets operation number `operation` (see [`MemoryDisk::operations`]) fail.
-    pub fn fail_at(&self, operation: u64, fault: Fault) {
+    pub(crate) fn fail_at(&self, operation: u64, fault: Fault) {
         self.lock().fault = Some((operation, fault));
     }
 
     /// Number of operations so far.
-    pub fn operations(&self) -> u64 {
+    pub(crate) fn operations(&self) -> u64 {
         self.lock().operations
     }
 
-    pub fn crashed(&self) -> bool {
+    pub(crate) fn crashed(&self) -> bool {
         self.lock().crashed
     }
 
     /// The disk after a crash: what was synced, and those unsynced changes that `survives` picks, in order.
-    pub fn after_crash(&self, mut survives: impl FnMut() -> bool) -> Self {
+    pub(crate) fn after_crash(&self, mut survives: impl FnMut() -> bool) -> Self {
         let state = self.lock();
         let names = if survives() { &state.names } else { &state.durable_names };
         let present = |path: &Path| path.ancestors().skip(1).all(|above| is_root(above) || names.contains_key(above));
@@ -80,7 +80,7 @@ impl MemoryDisk {
     }
 
     /// The disk as another process finds it: nothing is lost, nobody holds a lock, everything is durable.
-    pub fn copy(&self) -> Self {
+    pub(crate) fn copy(&self) -> Self {
         let state = self.lock();
         let settle = |node: &Node| Node {
             content: node.content.clone(),
@@ -97,14 +97,14 @@ impl MemoryDisk {
     }
 
     /// All files below `dir`, with their content.
-    pub fn files(&self, dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    pub(crate) fn files(&self, dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let state = self.lock();
         let files = state.names.iter().filter(|(path, _)| path.starts_with(dir));
         files.filter_map(|(path, file)| file.map(|file| (path.clone(), state.files[file].content.clone()))).collect()
     }
 
     /// Replaces or creates a file.
-    pub fn put(&self, path: &Path, content: Vec<u8>) {
+    pub(crate) fn put(&self, path: &Path, content: Vec<u8>) {
         let mut state = self.lock();
         state.files.push(Node { content: content.clone(), durable: content, ..Node::default() });
         let file = Some(state.files.len() - 1);
@@ -112,7 +112,7 @@ impl MemoryDisk {
         state.durable_names.insert(path.to_owned(), file);
     }
 
-    pub fn delete(&self, path: &Path) {
+    pub(crate) fn delete(&self, path: &Path) {
         let mut state = self.lock();
         state.names.remove(path).unwrap();
         state.durable_names.remove(path);

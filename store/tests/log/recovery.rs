@@ -282,7 +282,7 @@ fn row_13_a_lost_footer_costs_a_scan() {
     for damaged in [bytes[..bytes.len() - 3].to_vec(), bytes[..blocks_end].to_vec(), flipped] {
         let disk = disk.copy();
         disk.put(&path, damaged.clone());
-        assert_eq!(verify(&disk).unwrap().footers_lost, [path.clone()]);
+        assert_eq!(verify(&disk).unwrap().footers_lost, std::slice::from_ref(&path));
         assert_eq!(goes_on(&disk, 9, 1 << 20).footers_lost, 1);
         assert_eq!(content(&disk, &path), damaged);
     }

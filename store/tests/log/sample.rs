@@ -10,10 +10,10 @@ use store::{
     SequenceNumber, Skip, SourceCursor, Span, StoreError, TeacherEntry,
 };
 
-pub const DIR: &str = "/state/log";
+pub(crate) const DIR: &str = "/state/log";
 
 /// Teachers `en`, `de` and a third that lends only its tokenizer.
-pub fn identity() -> Identity {
+pub(crate) fn identity() -> Identity {
     let teacher = |name: &str, labels| TeacherEntry {
         name: name.to_owned(),
         languages: vec![name.to_owned()],
@@ -29,15 +29,15 @@ pub fn identity() -> Identity {
     }
 }
 
-pub fn options(segment_bytes: u64) -> LogOptions {
+pub(crate) fn options(segment_bytes: u64) -> LogOptions {
     LogOptions { segment_bytes, sync_interval: Duration::from_secs(3600), top_k: 3, ..LogOptions::default() }
 }
 
-pub fn open(disk: &MemoryDisk, options: &LogOptions) -> Result<(LogWriter, Recovery), StoreError> {
+pub(crate) fn open(disk: &MemoryDisk, options: &LogOptions) -> Result<(LogWriter, Recovery), StoreError> {
     open_as(disk, &identity(), options)
 }
 
-pub fn open_as(
+pub(crate) fn open_as(
     disk: &MemoryDisk,
     identity: &Identity,
     options: &LogOptions,
@@ -45,11 +45,11 @@ pub fn open_as(
     LogWriter::open_on(Arc::new(disk.clone()), Path::new(DIR), identity, options, &Registry::new())
 }
 
-pub fn read(disk: &MemoryDisk) -> Result<LogReader, StoreError> {
+pub(crate) fn read(disk: &MemoryDisk) -> Result<LogReader, StoreError> {
     LogReader::open_on(Arc::new(disk.clone()), Path::new(DIR))
 }
 
-pub fn verify(disk: &MemoryDisk) -> Result<store::Verification, StoreError> {
+pub(crate) fn verify(disk: &MemoryDisk) -> Result<store::Verification, StoreError> {
     store::log::verify_on(Arc::new(disk.clone()), Path::new(DIR))
 }
 
@@ -62,7 +62,7 @@ fn mix(a: u64, b: u64) -> u64 {
 }
 
 /// Entry number `sequence` of the log that all tests write: records of two languages, some held out, a skip now and then.
-pub fn entry(sequence: u64) -> Entry {
+pub(crate) fn entry(sequence: u64) -> Entry {
     let (source, teacher) = if sequence % 3 == 1 { ("de", 1) } else { ("en", 0) };
     let (document, first) = (sequence / 5 * 1000, sequence % 5 * 100);
     let cursor = SourceCursor {
@@ -76,7 +76,7 @@ pub fn entry(sequence: u64) -> Entry {
         Payload::Skip(Skip { document, reason: "too short".into() })
     } else {
         let mut copies = vec![copy(sequence, teacher)];
-        if sequence % 2 == 0 {
+        if sequence.is_multiple_of(2) {
             copies.push(copy(sequence, 2));
         }
         Payload::Record(Record {
@@ -109,12 +109,12 @@ fn copy(sequence: u64, teacher: u16) -> MaskedCopy {
 }
 
 /// Entries `range` as one block.
-pub fn block(range: std::ops::Range<u64>) -> Vec<Entry> {
+pub(crate) fn block(range: std::ops::Range<u64>) -> Vec<Entry> {
     range.map(entry).collect()
 }
 
 /// Everything that a reader shows, which must be the beginning of the log that all tests write.
-pub fn check_content(reader: &LogReader) -> u64 {
+pub(crate) fn check_content(reader: &LogReader) -> u64 {
     let end = reader.durable().end();
     for sequence in 0..end.0 {
         assert_eq!(*reader.entry(SequenceNumber(sequence)).unwrap(), entry(sequence));
@@ -123,17 +123,17 @@ pub fn check_content(reader: &LogReader) -> u64 {
     end.0
 }
 
-pub fn durable(end: u64) -> DurablePosition {
+pub(crate) fn durable(end: u64) -> DurablePosition {
     DurablePosition::from_log(end)
 }
 
 /// The segment files, in order.
-pub fn segments(disk: &MemoryDisk) -> Vec<PathBuf> {
+pub(crate) fn segments(disk: &MemoryDisk) -> Vec<PathBuf> {
     disk.files(Path::new(DIR)).into_keys().filter(|path| path.extension().is_some_and(|end| end == "seg")).collect()
 }
 
 /// Appends the blocks that end at `ends`, each durable before the next, after what `log` holds.
-pub fn append_blocks(log: &mut LogWriter, ends: &[u64]) {
+pub(crate) fn append_blocks(log: &mut LogWriter, ends: &[u64]) {
     for end in ends {
         log.append(&block(log.next().0..*end)).unwrap();
         log.sync().unwrap();
@@ -141,14 +141,14 @@ pub fn append_blocks(log: &mut LogWriter, ends: &[u64]) {
 }
 
 /// A log of the blocks that end at `ends`, in one segment, as a crash leaves it.
-pub fn unsealed(ends: &[u64]) -> MemoryDisk {
+pub(crate) fn unsealed(ends: &[u64]) -> MemoryDisk {
     let disk = MemoryDisk::default();
     append_blocks(&mut open(&disk, &options(1 << 30)).unwrap().0, ends);
     disk.copy()
 }
 
 /// A log with a segment for each block, sealed.
-pub fn sealed(ends: &[u64]) -> MemoryDisk {
+pub(crate) fn sealed(ends: &[u64]) -> MemoryDisk {
     let disk = MemoryDisk::default();
     let mut log = open(&disk, &options(1)).unwrap().0;
     append_blocks(&mut log, ends);

@@ -1,0 +1,50 @@
+"""Compares exported students with transformers: loading without a word, logits within 1e-3, equal token ids.
+
+    cargo run -p trainer --example export_parity -- OUT TEXT TEACHER...
+    python tests/export_parity.py OUT
+"""
+
+import json
+import pathlib
+import sys
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+
+def main():
+    for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+        check(folder)
+
+
+def check(folder):
+    model, loading = AutoModelForMaskedLM.from_pretrained(folder / "student", output_loading_info=True)
+    surprises = {what: list(keys) for what, keys in loading.items() if keys}
+    assert not surprises, f"{folder}: {surprises}"
+
+    case = load_file(folder / "case.safetensors")
+    lengths = case["lengths"].tolist()
+    sequences = case["token_ids"].long().split(lengths)
+    padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in sequences], batch_first=True)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=padded, attention_mask=mask).logits[mask.bool()][case["masked_rows"].long()]
+    assert logits.shape == case["logits"].shape, f"{folder}: {logits.shape} and {case['logits'].shape}"
+    difference = (logits - case["logits"]).abs().max().item()
+    assert difference < 1e-3, f"{folder}: logits differ by {difference}"
+
+    ids = json.loads((folder / "ids.json").read_text())
+    for name, expected in ids["ids"].items():
+        tokenizer = AutoTokenizer.from_pretrained(folder / "student" / name)
+        got = tokenizer(ids["lines"], add_special_tokens=False)["input_ids"]
+        assert got == expected, f"{folder}: token ids of {name or 'the union'}"
+        whole = tokenizer(ids["lines"][0])["input_ids"]
+        assert whole == [tokenizer.cls_token_id, *expected[0], tokenizer.sep_token_id], f"{folder}: special tokens of {name}"
+    scale = case["logits"].abs().max().item()
+    print(f"{folder.name}: {type(model).__name__}, {logits.shape[0]} positions × {logits.shape[1]} logits up to {scale:.1f} "
+          f"differ by at most {difference:.1e}; {len(ids['lines'])} lines, {len(ids['ids'])} tokenizers: equal ids")
+
+
+if __name__ == "__main__":
+    main()

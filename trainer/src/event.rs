@@ -1,0 +1,136 @@
+//! What passes between a running trainer and whoever runs it: reports, requests, and how it ended.
+
+use crate::batch::Batch;
+use crate::evaluate::EvaluationReport;
+use crate::learner::Learned;
+use crossbeam::channel::Sender;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
+
+/// What others may know of training while it runs: for backpressure.
+#[derive(Debug, Default)]
+pub struct TrainerProgress {
+    /// The oldest record that is still to be read for the first time; the log's end, if there is none.
+    pub needed_from: AtomicU64,
+    /// Whether training waits for records.
+    pub waiting: AtomicBool,
+}
+
+/// What can be asked of a running trainer.
+#[derive(Debug)]
+pub enum Request {
+    /// Write a checkpoint; the answer is its folder.
+    Checkpoint {
+        /// Where the answer goes.
+        reply: Sender<Result<PathBuf, String>>,
+    },
+    /// Write the student as it is now as a Hugging Face folder; the answer is that folder.
+    Export {
+        /// The folder.
+        out: PathBuf,
+        /// Where the answer goes.
+        reply: Sender<Result<PathBuf, String>>,
+    },
+}
+
+/// What a trainer reports.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A step is done.
+    Step(StepReport),
+    /// The student was evaluated.
+    Evaluation(EvaluationReport),
+    /// A checkpoint is durable.
+    Checkpoint {
+        /// Steps done.
+        step: u64,
+        /// Its folder.
+        path: PathBuf,
+    },
+    /// Training waits for the log to grow.
+    Waiting {
+        /// The language whose records are missing.
+        language: String,
+    },
+    /// Training goes on from a checkpoint.
+    Resumed {
+        /// Steps done.
+        step: u64,
+    },
+}
+
+/// How training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Finished,
+    /// It was told to stop, or has reached the step at which it was to stop.
+    Stopped {
+        /// Steps done.
+        step: u64,
+    },
+    /// There was nothing left to train on.
+    Exhausted {
+        /// Steps done.
+        step: u64,
+    },
+}
+
+/// One step. Means are over the batch's masked positions, in nats.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepReport {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// What is minimised.
+    pub loss: f64,
+    /// Mean distillation loss of the positions that a teacher labelled.
+    pub kd: f64,
+    /// Mean loss of the gold labels.
+    pub mlm: f64,
+    /// Share of gold labels that the student predicts.
+    pub top1: f64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Weight of distillation.
+    pub lambda: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Whether loss or gradient was not finite, so that the weights are as before.
+    pub skipped: bool,
+    /// Copies in the batch.
+    pub copies: u64,
+    /// Their tokens.
+    pub tokens: u64,
+    /// Their masked positions.
+    pub masked_positions: u64,
+    /// Copies by language.
+    pub languages: BTreeMap<Arc<str>, usize>,
+    /// Time that the step took, waiting for records not included.
+    pub seconds: f64,
+}
+
+impl StepReport {
+    pub(crate) fn new(step: u64, batch: &Batch, learned: &Learned, elapsed: Duration) -> Self {
+        let sums = &learned.sums;
+        Self {
+            step,
+            loss: sums.loss,
+            kd: sums.mean_kd(),
+            mlm: sums.mean_mlm(),
+            top1: sums.correct as f64 / sums.positions.max(1) as f64,
+            learning_rate: learned.learning_rate,
+            lambda: learned.lambda,
+            grad_norm: learned.gradient_norm,
+            skipped: learned.skipped.is_some(),
+            copies: batch.copies as u64,
+            tokens: batch.tokens as u64,
+            masked_positions: batch.masked_positions as u64,
+            languages: batch.languages.clone(),
+            seconds: elapsed.as_secs_f64(),
+        }
+    }
+}

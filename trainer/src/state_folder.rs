@@ -1,0 +1,70 @@
+//! What is where in a state folder, and the vocabulary in it.
+
+use crate::TrainerError;
+use crate::durable;
+use crate::options::TrainerOptions;
+use crate::tokenizer_export::export_tokenizers;
+use crate::vocabulary::{TeacherTokens, Vocabulary};
+use model::Tokenizer;
+use std::path::{Path, PathBuf};
+use store::LogReader;
+
+/// Where the checkpoints of a state folder are.
+pub(crate) fn checkpoints_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("checkpoints")
+}
+
+/// Where its journal is.
+pub(crate) fn journal_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("journal")
+}
+
+/// Where its line for every step and evaluation is.
+pub(crate) fn metrics_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("metrics.jsonl")
+}
+
+/// Where its vocabulary is.
+pub(crate) fn vocabulary_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("vocab")
+}
+
+/// Where the tokenizers are that go with an exported student.
+pub(crate) fn tokenizers_path(state_dir: &Path) -> PathBuf {
+    vocabulary_path(state_dir).join("hugging-face")
+}
+
+/// Opens the union vocabulary and checks that its maps are in the order of the log's teacher table.
+pub(crate) fn open_vocabulary(options: &TrainerOptions, reader: &LogReader) -> Result<Vocabulary, TrainerError> {
+    let mut differences = Vec::new();
+    for (index, logged) in reader.identity().teachers.iter().enumerate() {
+        match options.teachers.get(index) {
+            None => differences.push(format!("teacher `{}` of the log is not configured", logged.name)),
+            Some(teacher) if teacher.name != logged.name => {
+                let number = index + 1;
+                differences.push(format!("teacher {number} is `{}` in the log, `{}` here", logged.name, teacher.name));
+            }
+            Some(teacher) if teacher.tokenizer.fingerprint() != logged.tokenizer_fingerprint => {
+                differences.push(format!("the log was made with another tokenizer of teacher `{}`", logged.name));
+            }
+            Some(_) => {}
+        }
+    }
+    if !differences.is_empty() {
+        return Err(TrainerError::Configuration(format!(
+            "the log's teachers are not those of the configuration: {}",
+            differences.join("; ")
+        )));
+    }
+    durable::create_folder(&options.state_dir)?;
+    let teachers: Vec<TeacherTokens<'_>> =
+        options.teachers.iter().map(|teacher| TeacherTokens::new(&teacher.name, &teacher.tokenizer)).collect();
+    Vocabulary::open(&vocabulary_path(&options.state_dir), &teachers)
+}
+
+/// Writes the tokenizers that go with an exported student, so that the state folder alone suffices for an export.
+pub(crate) fn keep_tokenizers(options: &TrainerOptions, vocabulary: &Vocabulary) -> Result<(), TrainerError> {
+    let tokenizers: Vec<&Tokenizer> = options.teachers.iter().map(|teacher| &*teacher.tokenizer).collect();
+    let (folder, longest) = (tokenizers_path(&options.state_dir), options.student.max_sequence_length);
+    export_tokenizers(&folder, vocabulary, &tokenizers, longest).map(|_| ())
+}
