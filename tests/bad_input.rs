@@ -128,5 +128,5 @@ fn no_space_left_on_the_device() {
         .args([small.to_str().unwrap(), env!("CARGO_BIN_EXE_mergedistill"), scene.config.to_str().unwrap()])
         .output()
         .expect("this test needs `unshare` (util-linux) and unprivileged user namespaces");
-    expect(&output, 74, &["disk", "full"]);
+    expect(&output, 74, &["small/state", "free some space and start again"]);
 }

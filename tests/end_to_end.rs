@@ -146,7 +146,8 @@ fn label_first_and_train_later() {
     let corpus_at = all.find("[[corpus]]").unwrap();
     let queue_at = all.find("[queue]").unwrap();
 
-    let labels = Scene::new(&format!("{}[evaluate]\nholdout_fraction = 0.1\n", &all[..student_at]));
+    let settings = "[store]\nmax_sequence_length = 32\n[evaluate]\nholdout_fraction = 0.1\n";
+    let labels = Scene::new(&format!("{}{settings}", &all[..student_at]));
     let output = labels.run(&[]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let log = labels.path("state/log");
@@ -156,4 +157,11 @@ fn label_first_and_train_later() {
     let output = train.run(&[]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(train.metrics().iter().filter(|line| line.get("loss").is_some()).count(), 12);
+
+    // A student that is too short for the log is refused before anything is trained.
+    let short = train.path("short.toml");
+    let text_of = std::fs::read_to_string(&train.config).unwrap();
+    std::fs::write(&short, text_of.replace("max_sequence_length = 32", "max_sequence_length = 16")).unwrap();
+    let output = mergedistill(&["run", "--config", short.to_str().unwrap()]).output().unwrap();
+    assert_eq!(output.status.code(), Some(78), "{}", text(&output.stderr));
 }

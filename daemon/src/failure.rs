@@ -30,6 +30,9 @@ pub enum ExitCode {
     Configuration = 78,
 }
 
+/// What to do about a full disk.
+const FREE_SPACE: &str = "free some space and start again: nothing that was durable is lost";
+
 /// An error on its way to the user.
 #[derive(Clone, Debug)]
 pub struct Failure {
@@ -45,14 +48,19 @@ impl Failure {
         Self { code, message: message.to_string() }
     }
 
+    /// As [`Failure::new`], with advice if the disk is full: libraries pass the system's words on, not its error.
+    fn of_system(code: ExitCode, message: impl fmt::Display) -> Self {
+        let message = message.to_string();
+        match message.contains("(os error 28)") {
+            true => Self::new(ExitCode::IoError, format!("{message}: the disk is full; {FREE_SPACE}")),
+            false => Self::new(code, message),
+        }
+    }
+
     /// A failure to read or write `path`.
     pub fn io(doing: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
         let code = ExitCode::of_io(error);
-        let advice = match error.kind() {
-            std::io::ErrorKind::StorageFull => "; free some space and start again: nothing that was durable is lost",
-            _ => "",
-        };
-        Self::new(code, format!("cannot {doing} {}: {error}{advice}", path.display()))
+        Self::of_system(code, format!("cannot {doing} {}: {error}", path.display()))
     }
 }
 
@@ -114,7 +122,7 @@ impl From<IngestError> for Failure {
             IngestError::Changed { .. } => ExitCode::DataError,
             IngestError::Tokenise { .. } | IngestError::Metrics(_) => ExitCode::Software,
         };
-        Self::new(code, error)
+        Self::of_system(code, error)
     }
 }
 
@@ -144,7 +152,7 @@ impl From<TrainerError> for Failure {
             TrainerError::Store(source) => return source.into(),
             _ => ExitCode::Software,
         };
-        Self::new(code, error)
+        Self::of_system(code, error)
     }
 }
 
@@ -157,7 +165,7 @@ impl From<OpsError> for Failure {
             OpsError::NotLoopback { .. } | OpsError::SocketPathTooLong { .. } => ExitCode::Configuration,
             _ => ExitCode::Software,
         };
-        Self::new(code, error)
+        Self::of_system(code, error)
     }
 }
 

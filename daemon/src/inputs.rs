@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::{Identity, TeacherEntry};
 
+/// Name of the longest example in a log's identity.
+const SEQUENCE_LENGTH_KEY: &str = "store.max_sequence_length";
+
 /// A configuration whose teachers and corpora are there.
 #[derive(Debug)]
 pub struct Inputs {
@@ -66,7 +69,7 @@ impl Inputs {
             ("masking.probability", configuration.masking.probability.to_string()),
             ("store.top_k", configuration.store.top_k.to_string()),
             ("store.precision", configuration.store.precision.to_owned()),
-            ("student.max_sequence_length", self.max_sequence_length.to_string()),
+            (SEQUENCE_LENGTH_KEY, self.max_sequence_length.to_string()),
             ("evaluate.holdout_fraction", configuration.evaluate.holdout_fraction.to_string()),
         ];
         Identity {
@@ -99,6 +102,14 @@ impl Inputs {
             let message = format!("teacher `{}` is not in the log; leave it out", surplus.section.name);
             return Err(Failure::new(ExitCode::Configuration, message));
         }
+        let longest = identity.settings.get(SEQUENCE_LENGTH_KEY).and_then(|length| length.parse().ok()).unwrap_or(0);
+        if longest > self.max_sequence_length {
+            let message = format!(
+                "the log has examples of up to {longest} tokens, but the student takes {}; raise student.max_sequence_length",
+                self.max_sequence_length
+            );
+            return Err(Failure::new(ExitCode::Configuration, message));
+        }
         self.teachers = arranged;
         Ok(())
     }
@@ -117,9 +128,10 @@ impl LoadedTeacher {
     }
 }
 
-/// The student's limit; a run that only labels goes as far as its teachers' positions do.
+/// The configured limit; `None`: as far as the teachers' positions go.
 fn sequence_limit(configuration: &Configuration) -> Option<usize> {
-    configuration.student.as_ref().map(|student| student.max_sequence_length)
+    let student = configuration.student.as_ref().map(|student| student.max_sequence_length);
+    configuration.store.max_sequence_length.or(student)
 }
 
 /// Loads tokenizer and configuration (not the weights) of a teacher. Returns how many positions it has.
@@ -142,7 +154,8 @@ fn open_teacher(
         model::check_words(&shape, &tokenizer).map_err(from_model)?;
         positions = shape.max_position_embeddings;
         if let Some(limit) = limit.filter(|limit| *limit > positions) {
-            let message = format!("it has {positions} positions; lower student.max_sequence_length ({limit})");
+            let message =
+                format!("it has {positions} positions; lower max_sequence_length ({limit}) in [student] or [store]");
             return Err(fail(ExitCode::Configuration, message));
         }
         weights_fingerprint = model::fingerprint_weights(path).map_err(from_model)?;

@@ -6,7 +6,8 @@ use crate::parameters::Names;
 use crate::random::Philox;
 use crate::{Activation, Architecture, Configuration, ModelError, PackedBatch, Parameters};
 use crate::{attention, bias, gelu, layer_norm};
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Module, Tensor};
+use candle_nn::Embedding;
 use std::path::Path;
 
 /// A BERT, or an ELECTRA generator, with its masked-language-model head.
@@ -86,12 +87,14 @@ impl Bert {
     fn embed(&self, batch: &PackedBatch, dropout: Option<Dropout>) -> Result<Tensor, ModelError> {
         let base = self.names().base;
         let table = |name: &str| self.parameters.get(&format!("{base}.embeddings.{name}.weight"));
-        let words = table("word_embeddings");
-        let ids = Tensor::new(batch.token_ids.as_slice(), words.device())?;
-        let positions = Tensor::new(batch.positions(), words.device())?;
+        let embedding = |name: &str| Embedding::new(table(name).clone(), self.configuration.embedding_size);
+        let device = table("word_embeddings").device();
+        let ids = Tensor::new(batch.token_ids.as_slice(), device)?;
+        let positions = Tensor::new(batch.positions(), device)?;
         // The order of the sums is that of transformers. Every token has type 0.
-        let x = words.index_select(&ids, 0)?.broadcast_add(&table("token_type_embeddings").narrow(0, 0, 1)?)?;
-        let x = (x + table("position_embeddings").index_select(&positions, 0)?)?; // [tokens, embedding]
+        let words = embedding("word_embeddings").forward(&ids)?;
+        let x = words.broadcast_add(&table("token_type_embeddings").narrow(0, 0, 1)?)?;
+        let x = (x + embedding("position_embeddings").forward(&positions)?)?; // [tokens, embedding]
         let x = self.layer_norm(&x, &format!("{base}.embeddings.LayerNorm"))?;
         let x = self.drop_hidden(&x, dropout, Site::Embeddings)?;
         if self.configuration.embedding_size == self.configuration.hidden_size {
@@ -134,9 +137,9 @@ impl Bert {
     fn activate(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         Ok(match self.configuration.activation {
             Activation::Gelu => gelu::gelu(x)?,
-            Activation::GeluTanh => x.gelu()?,
-            Activation::Relu => x.relu()?,
-            Activation::Silu => x.silu()?,
+            Activation::GeluTanh => candle_nn::Activation::NewGelu.forward(x)?,
+            Activation::Relu => candle_nn::Activation::Relu.forward(x)?,
+            Activation::Silu => candle_nn::Activation::Silu.forward(x)?,
         })
     }
 

@@ -115,6 +115,9 @@ pub struct Store {
     pub path: PathBuf,
     /// Labels kept per masked position, k.
     pub top_k: usize,
+    /// Tokens in an example, [CLS] and [SEP] included; unset: the student's, or as many as the teachers have positions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_sequence_length: Option<usize>,
     /// How labels are stored.
     pub precision: &'static str,
     /// A segment is sealed when it is this large.
@@ -270,6 +273,10 @@ impl Configuration {
         }
         if let Some(student) = &self.student {
             student.validate(problems);
+            if self.store.max_sequence_length.is_some_and(|length| length > student.max_sequence_length) {
+                let limit = student.max_sequence_length;
+                problems.add("store.max_sequence_length", format!("more than the student takes: {limit}"));
+            }
         }
     }
 
@@ -403,6 +410,7 @@ impl Store {
         let store = Self {
             path,
             top_k: table.size("top_k", 8, 1..=512),
+            max_sequence_length: Some(table.size("max_sequence_length", 0, 16..=8192)).filter(|&length| length > 0),
             precision: table.choice("precision", &[("exact", "exact")]),
             segment_bytes: table.integer("segment_bytes", 134_217_728, 65_536..=1_099_511_627_776),
             sync_interval_ms: table.integer("sync_interval_ms", 200, ..=60_000),

@@ -2,8 +2,6 @@
 
 use crate::harness::Running;
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::process::{Command, Stdio};
 
 /// Series by name with labels, of a text that is checked to be in Prometheus' format.
 fn parse(text: &str) -> BTreeMap<String, f64> {
@@ -49,24 +47,4 @@ fn a_scrape_has_the_server_the_process_and_the_build() {
     for name in ["process_resident_memory_bytes", "process_open_fds", "process_threads", "process_start_time_seconds"] {
         assert!(series[name] > 0.0, "{name}");
     }
-}
-
-#[test]
-#[ignore = "needs promtool, of Debian's package prometheus"]
-fn promtool_has_nothing_to_say() {
-    let running = Running::start();
-    let _reader = running.subscribe();
-    running.over_tcp("GET", "/v1/status", "");
-    let text = running.over_tcp("GET", "/metrics", "").body;
-    let mut promtool = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    let output = promtool.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.is_empty(), "{said}");
 }

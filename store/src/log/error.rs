@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub enum StoreError {
     /// The disk, or the quota, is full.
     #[error(
-        "no space left on the device while {doing} {}: free some space there and start again; nothing that was reported as durable is lost",
+        "no space left on the device while {doing} {}: free some space and start again; nothing that was reported as durable is lost",
         path.display()
     )]
     NoSpace {
