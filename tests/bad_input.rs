@@ -119,6 +119,11 @@ fn a_state_folder_of_another_configuration() {
 /// A full disk: a file system of 1 MiB, in a mount namespace of its own.
 #[test]
 fn no_space_left_on_the_device() {
+    let able = Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).status();
+    assert!(
+        able.is_ok_and(|status| status.success()),
+        "this test mounts a small file system: it needs `unshare` (util-linux) and unprivileged user namespaces"
+    );
     let scene = Scene::new(&configuration().replace("[queue]", "[run]\nstate_dir = \"small/state\"\n[queue]"));
     let small = scene.path("small");
     fs::create_dir(&small).unwrap();
@@ -127,6 +132,6 @@ fn no_space_left_on_the_device() {
         .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
         .args([small.to_str().unwrap(), env!("CARGO_BIN_EXE_mergedistill"), scene.config.to_str().unwrap()])
         .output()
-        .expect("this test needs `unshare` (util-linux) and unprivileged user namespaces");
+        .unwrap();
     expect(&output, 74, &["small/state", "free some space and start again"]);
 }

@@ -30,9 +30,16 @@ impl Console {
         let live = std::io::stderr().is_terminal() && !json;
         let console = Self { progress: live.then(MultiProgress::new) };
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(console.clone()).with_target(false);
+        // Whoever read the log lines may be gone; that is no reason to stop.
+        let builder = builder.log_internal_errors(false);
         let result = if json { builder.json().try_init() } else { builder.with_ansi(live).try_init() };
         result.map_err(|error| format!("cannot start logging: {error}"))?;
         Ok(console)
+    }
+
+    /// A line for whoever started the program, whatever the log level.
+    pub fn say(&self, line: &str) {
+        let _ = writeln!(LineWriter(self.progress.clone()), "{line}"); // Nobody may be reading.
     }
 
     /// Starts the live lines.

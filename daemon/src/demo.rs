@@ -44,13 +44,11 @@ pub fn run(args: &DemoArgs, console: &Console) -> Result<(), Failure> {
         .replace("seed = 0", &format!("seed = {}", args.seed));
     prepare(folder, &configuration)?;
     let config_path = folder.join("demo.toml");
-    eprintln!(
-        "Distilling three tiny teachers (English; Spanish; English + German) into one student: {} steps, about two minutes.",
-        args.steps
-    );
+    let about = "Distilling three tiny teachers (English; Spanish; English + German) into one student";
+    console.say(&format!("{about}: {} steps, about two minutes.", args.steps));
     let summary = crate::supervisor::run(&Configuration::load(&config_path)?, None, console)?;
     if summary.outcome != Some(Outcome::Finished) {
-        eprintln!("Stopped before the last step; the same command goes on from here.");
+        console.say("Stopped before the last step; the same command goes on from here.");
         return Ok(());
     }
     let student = folder.join("student");
@@ -62,12 +60,16 @@ pub fn run(args: &DemoArgs, console: &Console) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes the embedded files. An interrupted demo of the same configuration goes on; anything else begins anew.
+/// Writes the embedded files. An interrupted demo of the same configuration goes on; another one begins anew.
 fn prepare(folder: &Path, configuration: &str) -> Result<(), Failure> {
-    let config_path = folder.join("demo.toml");
-    let finished = folder.join("student").exists();
-    match fs::read_to_string(&config_path) {
-        Ok(earlier) if earlier == configuration && !finished => {}
+    let refuse = |message: &str| {
+        Err(Failure::new(ExitCode::CannotCreate, format!("{} {message}; choose another --state-dir", folder.display())))
+    };
+    match fs::read_to_string(folder.join("demo.toml")) {
+        Ok(earlier) if earlier == configuration && !folder.join("student").exists() => {}
+        Ok(earlier) if template(&earlier) != template(configuration) => {
+            return refuse("holds a demo.toml that was edited or is of another version");
+        }
         Ok(_) => {
             let state = folder.join("state");
             if state.exists() {
@@ -76,9 +78,8 @@ fn prepare(folder: &Path, configuration: &str) -> Result<(), Failure> {
                 fs::remove_dir_all(&state).map_err(|error| Failure::io("clear", &state, &error))?;
             }
         }
-        Err(_) if folder.exists() && fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) => {
-            let message = format!("{} is not empty and no demo's folder; choose another --state-dir", folder.display());
-            return Err(Failure::new(ExitCode::CannotCreate, message));
+        Err(_) if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) => {
+            return refuse("is not empty and no demo's folder");
         }
         Err(_) => {}
     }
@@ -91,10 +92,15 @@ fn prepare(folder: &Path, configuration: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A configuration without what the command line sets.
+fn template(configuration: &str) -> Vec<&str> {
+    let set_by_command_line = |line: &&str| line.starts_with("steps = ") || line.starts_with("seed = ");
+    configuration.lines().filter(|line| !set_by_command_line(line)).collect()
+}
+
 fn report(summary: &Summary, folder: &Path, student: &Path) {
     println!("\nHeld-out text: how well each teacher, and the student, fill in masked words.\n");
-    let first = summary.evaluations.first();
-    for report in first.into_iter().chain(summary.evaluations.last()) {
+    for report in summary.first_evaluation.iter().chain(&summary.last_evaluation) {
         print_report(report);
     }
     println!(
@@ -106,7 +112,9 @@ fn report(summary: &Summary, folder: &Path, student: &Path) {
     println!("  mergedistill log stat {dir}/state/log              what the teachers wrote down");
     println!("  mergedistill log dump {dir}/state/log --json --count 1");
     println!("  mergedistill demo --steps 1000                     a better student");
-    println!("  $EDITOR {dir}/demo.toml                            then: mergedistill run --config {dir}/demo.toml");
+    println!(
+        "  cp {dir}/demo.toml {dir}/mine.toml                 edit it (another state_dir!), mergedistill run --config {dir}/mine.toml"
+    );
     println!("  transformers: AutoModelForMaskedLM.from_pretrained(\"{}\")", student.display());
 }
 

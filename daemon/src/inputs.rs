@@ -158,6 +158,11 @@ fn open_teacher(
                 format!("it has {positions} positions; lower max_sequence_length ({limit}) in [student] or [store]");
             return Err(fail(ExitCode::Configuration, message));
         }
+        if tokenizer.len() < configuration.store.top_k {
+            let message =
+                format!("it has {} words, fewer than store.top_k = {}", tokenizer.len(), configuration.store.top_k);
+            return Err(fail(ExitCode::Configuration, message));
+        }
         weights_fingerprint = model::fingerprint_weights(path).map_err(from_model)?;
     }
     Ok((LoadedTeacher { section: section.clone(), tokenizer, weights_fingerprint }, positions))

@@ -30,7 +30,8 @@ pub fn run(mut log: LogWriter, groups: &Receiver<Vec<Entry>>, metrics: &StageMet
 }
 
 fn sync(log: &mut LogWriter, metrics: &StageMetrics) -> Result<(), StoreError> {
-    log.sync()?;
+    let durable = log.sync()?;
+    tracing::debug!(%durable, "made durable");
     let written = metrics.in_flight.get();
     metrics.items_out.inc_by(written.max(0) as u64);
     metrics.in_flight.set(0);

@@ -19,6 +19,9 @@ use store::{Entry, Group, LogOptions, LogReader, LogWriter, Precision, SequenceN
 use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions};
 use trainer::{Event, Outcome, Request, Trainer, TrainerProgress};
 
+/// Events of the trainer that wait for the supervisor, at most.
+const EVENTS: usize = 256;
+
 /// How one stage ended.
 #[derive(Debug)]
 pub struct StageEnd {
@@ -57,15 +60,13 @@ impl Controls {
     }
 }
 
-/// The running stages.
+/// The stages: opened, and running once [`Pipeline::start`] was called.
 pub struct Pipeline {
     /// Switches.
     pub controls: Controls,
     /// Each stage reports its end here, once.
     pub ends: Receiver<StageEnd>,
-    /// Number of stages that will report.
-    pub stages: usize,
-    /// What the trainer reports.
+    /// What the trainer reports. Never disconnected.
     pub events: Receiver<Event>,
     /// Asks the trainer for a checkpoint or an export; `None`: there is no trainer.
     pub requests: Option<Sender<Request>>,
@@ -73,8 +74,14 @@ pub struct Pipeline {
     pub log: LogReader,
     /// What ingest is doing; `None`: there is no corpus.
     pub ingest: Option<Arc<IngestStatus>>,
+    bodies: Vec<(&'static str, Body)>,
     threads: Vec<JoinHandle<()>>,
+    end: Sender<StageEnd>,
+    _events: Sender<Event>,
 }
+
+/// What a stage's thread does.
+type Body = Box<dyn FnOnce() -> Result<Ended, Failure> + Send>;
 
 /// Everything the stages are started with.
 pub struct Setup<'a> {
@@ -82,6 +89,8 @@ pub struct Setup<'a> {
     pub configuration: &'a Configuration,
     /// Its teachers and corpora.
     pub inputs: &'a Inputs,
+    /// The teachers that label, loaded; none if there is nothing to label.
+    pub runners: Vec<Runner>,
     /// Where stages register their metrics.
     pub registry: &'a Registry,
     /// Stop training after this step.
@@ -91,24 +100,45 @@ pub struct Setup<'a> {
 }
 
 impl Pipeline {
-    /// Opens the log and starts every stage that the configuration asks for.
-    pub fn start(setup: &Setup<'_>) -> Result<Self, Failure> {
-        let (end, ends) = unbounded(); // one message per stage
-        let mut starter =
-            Starter { setup, controls: Controls::default(), end, threads: Vec::new(), events: unbounded() };
+    /// Opens everything that the configuration asks for. Whatever can be refused is refused here, before any stage runs.
+    pub fn open(mut setup: Setup<'_>) -> Result<Self, Failure> {
+        let controls = Controls::default();
         let progress = Arc::new(TrainerProgress::default());
+        let mut bodies = Vec::new();
         let (log, ingest) = if setup.configuration.corpus.is_empty() {
-            (open_reader(setup)?, None)
+            (open_reader(&setup)?, None)
         } else {
-            let (log, ingest) = starter.start_labelling(&progress)?;
+            let (log, ingest) = open_labelling(&mut setup, &controls, &progress, &mut bodies)?;
             (log, Some(ingest))
         };
+        let (events_in, events) = bounded(EVENTS);
         let requests = match &setup.configuration.student {
-            Some(_) => Some(starter.start_trainer(log.clone(), progress)?),
+            Some(_) => {
+                let (requests, body) = open_trainer(&setup, &controls, log.clone(), progress, events_in.clone())?;
+                bodies.push(("trainer", body));
+                Some(requests)
+            }
             None => None,
         };
-        let Starter { controls, threads, events: (_, events), .. } = starter;
-        Ok(Self { controls, ends, stages: threads.len(), events, requests, log, ingest, threads })
+        let (end, ends) = unbounded(); // one message per stage
+        let threads = Vec::new();
+        Ok(Self { controls, ends, events, requests, log, ingest, bodies, threads, end, _events: events_in })
+    }
+
+    /// Starts a thread per stage. Returns how many will report their end.
+    pub fn start(&mut self) -> Result<usize, Failure> {
+        for (stage, body) in std::mem::take(&mut self.bodies) {
+            let end = self.end.clone();
+            let thread = std::thread::Builder::new().name(stage.to_owned()).spawn(move || {
+                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+                let panicked =
+                    |_| Err(Failure::new(ExitCode::Software, format!("stage `{stage}` panicked; this is a bug")));
+                let _ = end.send(StageEnd { stage, result: result.unwrap_or_else(panicked) });
+            });
+            let failed = |error| Failure::new(ExitCode::Software, format!("cannot start thread `{stage}`: {error}"));
+            self.threads.push(thread.map_err(failed)?);
+        }
+        Ok(self.threads.len())
     }
 
     /// Waits for the threads, which have all reported their end.
@@ -119,92 +149,77 @@ impl Pipeline {
     }
 }
 
-struct Starter<'a> {
-    setup: &'a Setup<'a>,
-    controls: Controls,
-    end: Sender<StageEnd>,
-    threads: Vec<JoinHandle<()>>,
-    events: (Sender<Event>, Receiver<Event>),
+/// corpora → ingest → \[groups\] → teachers → \[complete groups\] → log
+fn open_labelling(
+    setup: &mut Setup<'_>,
+    controls: &Controls,
+    progress: &Arc<TrainerProgress>,
+    bodies: &mut Vec<(&'static str, Body)>,
+) -> Result<(LogReader, Arc<IngestStatus>), Failure> {
+    let runners = std::mem::take(&mut setup.runners);
+    let Setup { configuration, registry, .. } = *setup;
+    let log = open_writer(setup)?;
+    let reader = log.reader();
+    let ingest = open_ingest(setup, &log)?;
+    let status = ingest.status();
+    let (groups_in, groups) = bounded::<Group>(1);
+    let (complete_in, complete) = bounded::<Vec<Entry>>(1);
+
+    let control = controls.ingest.clone();
+    let gate = backlog_gate(configuration, reader.clone(), progress);
+    let body = move || ingest.run(&control, &gate, groups_in).map(|()| Ended::Done).map_err(Failure::from);
+    bodies.push(("ingest", Box::new(body)));
+
+    let options = LabellingOptions { depth: configuration.queue.depth, control: controls.teacher.clone() };
+    let registry_of_teachers = registry.clone();
+    let body = move || {
+        let labelling = Labelling::start(runners, &options, groups, complete_in, &registry_of_teachers)?;
+        labelling.join().map(|()| Ended::Done).map_err(Failure::from)
+    };
+    bodies.push(("teacher", Box::new(body)));
+
+    let metrics = StageMetrics::register(registry, "log")
+        .map_err(|error| Failure::new(ExitCode::Software, format!("cannot register a metric: {error}")))?;
+    let body = move || log_stage::run(log, &complete, &metrics).map(|()| Ended::Done).map_err(Failure::from);
+    bodies.push(("log", Box::new(body)));
+    Ok((reader, status))
 }
 
-impl Starter<'_> {
-    /// corpora → ingest → \[groups\] → teachers → \[complete groups\] → log
-    fn start_labelling(&mut self, progress: &Arc<TrainerProgress>) -> Result<(LogReader, Arc<IngestStatus>), Failure> {
-        let Setup { configuration, inputs, registry, .. } = *self.setup;
-        let log = open_writer(self.setup)?;
-        let reader = log.reader();
-
-        let ingest = open_ingest(self.setup, &log)?;
-        let status = ingest.status();
-        let (groups_in, groups) = bounded::<Group>(1);
-        let (complete_in, complete) = bounded::<Vec<Entry>>(1);
-
-        let control = self.controls.ingest.clone();
-        let gate = backlog_gate(configuration, reader.clone(), progress);
-        self.spawn("ingest", move || {
-            ingest.run(&control, &gate, groups_in).map(|()| Ended::Done).map_err(Failure::from)
-        })?;
-
-        let options = LabellingOptions { depth: configuration.queue.depth, control: self.controls.teacher.clone() };
-        let runners = load_runners(configuration, &inputs.teachers)?;
-        let labelling = Labelling::start(runners, &options, groups, complete_in, registry)?;
-        self.spawn("teacher", move || labelling.join().map(|()| Ended::Done).map_err(Failure::from))?;
-
-        let metrics = StageMetrics::register(registry, "log")
-            .map_err(|error| Failure::new(ExitCode::Software, format!("cannot register a metric: {error}")))?;
-        self.spawn("log", move || {
-            log_stage::run(log, &complete, &metrics).map(|()| Ended::Done).map_err(Failure::from)
-        })?;
-        Ok((reader, status))
-    }
-
-    /// log → trainer → student
-    fn start_trainer(&mut self, log: LogReader, progress: Arc<TrainerProgress>) -> Result<Sender<Request>, Failure> {
-        let Setup { configuration, inputs, registry, until_step, .. } = *self.setup;
-        let Some(options) = crate::training::options(configuration, inputs, until_step) else {
-            return Err(Failure::new(ExitCode::Configuration, "there is no [student]"));
+/// log → trainer → student
+fn open_trainer(
+    setup: &Setup<'_>,
+    controls: &Controls,
+    log: LogReader,
+    progress: Arc<TrainerProgress>,
+    events: Sender<Event>,
+) -> Result<(Sender<Request>, Body), Failure> {
+    let Setup { configuration, inputs, registry, until_step, .. } = setup;
+    let Some(options) = crate::training::options(configuration, inputs, *until_step) else {
+        return Err(Failure::new(ExitCode::Configuration, "there is no [student]"));
+    };
+    let mut trainer = Trainer::open(options, log, progress, registry)?;
+    let (requests_in, requests) = bounded(16);
+    let control = controls.trainer.clone();
+    let body = move || {
+        let mut publish = |event| match event {
+            // A console that is held up costs the report of a step, never the step.
+            Event::Step(_) => drop(events.try_send(event)),
+            _ => drop(events.send(event)),
         };
-        let mut trainer = Trainer::open(options, log, progress, registry)?;
-        let (requests_in, requests) = bounded(16);
-        let control = self.controls.trainer.clone();
-        let events = self.events.0.clone();
-        self.spawn("trainer", move || {
-            let mut publish = |event| {
-                let _ = events.send(event); // The supervisor outlives the stages.
-            };
-            trainer.run(&control, &requests, &mut publish).map(Ended::Trainer).map_err(Failure::from)
-        })?;
-        Ok(requests_in)
-    }
-
-    /// Runs `body` in a thread of its own, which reports its end, a panic too.
-    fn spawn(
-        &mut self,
-        stage: &'static str,
-        body: impl FnOnce() -> Result<Ended, Failure> + Send + 'static,
-    ) -> Result<(), Failure> {
-        let end = self.end.clone();
-        let thread = std::thread::Builder::new().name(stage.to_owned()).spawn(move || {
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-            let panicked =
-                |_| Err(Failure::new(ExitCode::Software, format!("stage `{stage}` panicked; this is a bug")));
-            let _ = end.send(StageEnd { stage, result: result.unwrap_or_else(panicked) });
-        });
-        let failed = |error| Failure::new(ExitCode::Software, format!("cannot start thread `{stage}`: {error}"));
-        self.threads.push(thread.map_err(failed)?);
-        Ok(())
-    }
+        trainer.run(&control, &requests, &mut publish).map(Ended::Trainer).map_err(Failure::from)
+    };
+    Ok((requests_in, Box::new(body)))
 }
 
 fn open_writer(setup: &Setup<'_>) -> Result<LogWriter, Failure> {
-    let Setup { configuration, inputs, registry, required, .. } = *setup;
+    let Setup { configuration, inputs, registry, required, .. } = setup;
     let section = &configuration.store;
     let options = LogOptions {
         segment_bytes: section.segment_bytes,
         sync_interval: Duration::from_millis(section.sync_interval_ms),
         top_k: section.top_k,
         precision: Precision::Exact,
-        required,
+        required: *required,
     };
     let (log, recovery) = LogWriter::open(&section.path, &inputs.identity(configuration), &options, registry)?;
     if recovery.torn_bytes > 0 {
@@ -228,7 +243,7 @@ fn open_reader(setup: &Setup<'_>) -> Result<LogReader, Failure> {
 }
 
 fn open_ingest(setup: &Setup<'_>, log: &LogWriter) -> Result<Ingest, Failure> {
-    let Setup { configuration, inputs, registry, .. } = *setup;
+    let Setup { configuration, inputs, registry, .. } = setup;
     let labelling = inputs.teachers.iter().filter(|teacher| teacher.section.labels).count();
     let batch_tokens = configuration.queue.batch_tokens;
     let options = IngestOptions {
@@ -251,7 +266,11 @@ fn open_ingest(setup: &Setup<'_>, log: &LogWriter) -> Result<Ingest, Failure> {
     Ok(Ingest::open(options, teachers.collect(), log.cursors(), log.next(), registry)?)
 }
 
-fn load_runners(configuration: &Configuration, teachers: &[LoadedTeacher]) -> Result<Vec<Runner>, Failure> {
+/// Loads the weights of the teachers that label; none if there is nothing to label.
+pub fn load_runners(configuration: &Configuration, teachers: &[LoadedTeacher]) -> Result<Vec<Runner>, Failure> {
+    if configuration.corpus.is_empty() {
+        return Ok(Vec::new());
+    }
     let labelling = (0..).zip(teachers).filter(|(_, teacher)| teacher.section.labels);
     labelling
         .map(|(index, teacher)| {

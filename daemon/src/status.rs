@@ -153,10 +153,12 @@ impl ops::Control for Status {
         let paused = |control: &StageControl| json!({"paused": control.paused()});
         let waiting = seen.waiting_for.as_ref().map(|language| format!("labelled text of `{language}`"));
         let mut train = seen.step.clone();
-        if !train.is_object() {
-            train = json!({"step": 0});
+        if self.requests.is_some() {
+            if !train.is_object() {
+                train = json!({"step": 0});
+            }
+            train["steps"] = json!(self.steps);
         }
-        train["steps"] = json!(self.steps);
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),

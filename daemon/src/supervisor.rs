@@ -16,13 +16,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use trainer::{EvaluationReport, Event, Outcome};
 
+/// Signals within this time are one.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
+
 /// What a run came to.
 #[derive(Debug, Default)]
 pub struct Summary {
     /// How training ended; `None`: nothing was trained.
     pub outcome: Option<Outcome>,
-    /// Every evaluation of this process's lifetime, in order.
-    pub evaluations: Vec<EvaluationReport>,
+    /// The first evaluation of this process's lifetime.
+    pub first_evaluation: Option<EvaluationReport>,
+    /// The latest one.
+    pub last_evaluation: Option<EvaluationReport>,
     /// Wall-clock time.
     pub elapsed: Duration,
 }
@@ -30,32 +35,33 @@ pub struct Summary {
 /// Runs until the work is done, a signal or a command asks for a stop, or a stage fails.
 pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Console) -> Result<Summary, Failure> {
     let mut inputs = Inputs::open(configuration)?;
+    // Whatever may be wrong with a teacher comes before the state folder says whose it is.
+    let runners = crate::pipeline::load_runners(configuration, &inputs.teachers)?;
     let state = StateFolder::open(&configuration.run.state_dir)?;
     if configuration.corpus.is_empty() {
-        inputs.arrange_for(store::LogReader::open(&configuration.store.path)?.identity())?;
+        let log = store::LogReader::open(&configuration.store.path)?;
+        inputs.arrange_for(log.identity())?;
+        state.check_identity(log.identity())?;
+    } else {
+        state.check_identity(&inputs.identity(configuration))?;
     }
-    state.check_identity(&inputs.identity(configuration))?;
 
     let registry = Registry::new();
     let required = trainer::required_position(&configuration.run.state_dir)?;
-    let setup = Setup { configuration, inputs: &inputs, registry: &registry, until_step, required };
-    let signals = watch_signals()?;
-    let pipeline = Pipeline::start(&setup)?;
+    let setup = Setup { configuration, inputs: &inputs, runners, registry: &registry, until_step, required };
+    let mut pipeline = Pipeline::open(setup)?;
 
     let (shutdown_in, shutdown) = bounded(1);
     let status = Arc::new(Status::new(&pipeline, registry.clone(), configuration.train.steps, shutdown_in));
     let hub = EventHub::default();
     let options = OpsOptions { http: Some(configuration.ops.http), socket: Some(configuration.ops.socket.clone()) };
-    let server = match Server::start(options, registry, Arc::clone(&status) as Arc<dyn ops::Control>, hub.clone()) {
-        Ok(server) => server,
-        Err(error) => {
-            pipeline.controls.stop();
-            return Err(Failure::from(error));
-        }
-    };
+    let server = Server::start(options, registry, Arc::clone(&status) as Arc<dyn ops::Control>, hub.clone())?;
     if let Some(address) = server.http_address() {
-        eprintln!("live page: http://{address}");
+        console.say(&format!("live page: http://{address}"));
     }
+    // Until here a signal ends the process at once, which loses nothing.
+    let signals = watch_signals()?;
+    let running = pipeline.start()?;
     ops::notify::ready();
 
     let supervisor = Supervisor {
@@ -65,9 +71,10 @@ pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Con
         console,
         failure: None,
         stop_by: None,
+        signalled: None,
         summary: Summary::default(),
     };
-    let result = supervisor.watch(pipeline, &signals, &shutdown);
+    let result = supervisor.watch(pipeline, running, &signals, &shutdown);
     ops::notify::stopping();
     server.stop();
     result
@@ -82,6 +89,8 @@ struct Supervisor<'a> {
     failure: Option<Failure>,
     /// Set once a stop was asked for: the stages have to end by then.
     stop_by: Option<Instant>,
+    /// When the first signal came.
+    signalled: Option<Instant>,
     summary: Summary,
 }
 
@@ -90,13 +99,13 @@ impl Supervisor<'_> {
     fn watch(
         mut self,
         pipeline: Pipeline,
+        mut running: usize,
         signals: &Receiver<i32>,
         shutdown: &Receiver<()>,
     ) -> Result<Summary, Failure> {
         let started = Instant::now();
         let mut live = self.console.live();
         let ticks = tick(Duration::from_millis(250));
-        let mut running = pipeline.stages;
         while running > 0 {
             select! {
                 recv(pipeline.events) -> event => if let Ok(event) = event { self.note(event) },
@@ -136,7 +145,9 @@ impl Supervisor<'_> {
                 for line in crate::tables::evaluation_lines(&report) {
                     tracing::info!("{line}");
                 }
-                self.summary.evaluations.push(report);
+                tracing::debug!(step = report.step, "evaluation done");
+                self.summary.first_evaluation.get_or_insert_with(|| report.clone());
+                self.summary.last_evaluation = Some(report);
             }
             Event::Checkpoint { step, path } => tracing::info!(step, path = %path.display(), "checkpoint written"),
             Event::Resumed { step } => tracing::info!(step, "resumed from a checkpoint"),
@@ -161,12 +172,15 @@ impl Supervisor<'_> {
         }
     }
 
+    /// The first signal asks for a stop, a later one ends the wait for it. Some senders (`timeout`, a terminal's process
+    /// group) deliver the same signal twice at once.
     fn signalled(&mut self, signal: i32, pipeline: &Pipeline) -> Result<(), Failure> {
-        if self.stop_by.is_some() {
-            return Err(Failure::new(ExitCode::TemporaryFailure, "stopped at once by a second signal"));
+        let first = *self.signalled.get_or_insert_with(Instant::now);
+        if first.elapsed() > SAME_SIGNAL {
+            let stopped = Failure::new(ExitCode::TemporaryFailure, "stopped at once by a second signal");
+            return Err(self.failure.take().unwrap_or(stopped));
         }
-        let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
-        self.stop(pipeline, name);
+        self.stop(pipeline, if signal == SIGINT { "SIGINT" } else { "SIGTERM" });
         Ok(())
     }
 

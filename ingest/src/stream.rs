@@ -234,7 +234,7 @@ impl CorpusStream {
             }
         }
         if covered > self.cursor.next_byte || open.segmenter.is_done() {
-            return Err(self.changed("the document there has changed"));
+            return Err(self.changed("the document there has changed, or is cut differently since a teacher was added"));
         }
         self.document = Some(open);
         Ok(())

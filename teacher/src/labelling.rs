@@ -21,7 +21,8 @@ use store::{Entry, Group, Label, MaskedCopy, Payload};
 pub struct LabellingOptions {
     /// Groups inside the stage at most.
     pub depth: usize,
-    /// Pauses the runners. Stopping it does not abandon what is inside: the stage ends when its input does.
+    /// Pauses and stops the runners, between batches. Groups that are not complete then are dropped: they are read
+    /// again later, from the cursors in the log.
     pub control: StageControl,
 }
 
@@ -33,7 +34,8 @@ pub struct Labelling {
 
 impl Labelling {
     /// Starts a thread per runner, a dispatcher and an assembler. The stage ends when `groups` is
-    /// disconnected and everything inside was handed on, when `complete` is disconnected, or at the first error.
+    /// disconnected and everything inside was handed on, when it is stopped, when `complete` is disconnected, or at the
+    /// first error.
     pub fn start(
         runners: Vec<Runner>,
         options: &LabellingOptions,
@@ -117,6 +119,8 @@ enum Message {
         labels: Vec<Label>,
     },
     Failed(TeacherError),
+    /// A runner was told to stop: no group that is not complete by now will be.
+    Stopped,
 }
 
 struct Dispatcher {
@@ -158,10 +162,14 @@ struct RunnerThread {
 impl RunnerThread {
     fn run(&self, jobs: &Receiver<Job>) {
         for job in jobs {
-            // A stop does not abandon batches: what was taken in is labelled and made durable.
-            let _ = self.control.proceed();
+            if !self.control.proceed() {
+                let _ = self.results.send(Message::Stopped); // The assembler may have ended already.
+                return;
+            }
             let Job { number, batch, group } = job;
-            let message = match self.label(&group, batch) {
+            let labelled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.label(&group, batch)));
+            let panicked = |_| Err(TeacherError::Panicked(format!("teacher-{}", self.runner.name())));
+            let message = match labelled.unwrap_or_else(panicked) {
                 Ok(labels) => Message::Labelled { number, batch, labels },
                 Err(error) => Message::Failed(error),
             };
@@ -248,6 +256,7 @@ impl Assembler {
                     }
                 }
                 Message::Failed(error) => return Err(error),
+                Message::Stopped => return Ok(()),
             }
             if self.hand_on_complete().is_none() {
                 return Ok(()); // The log has ended, and says why.

@@ -110,6 +110,31 @@ fn the_stage_ends_when_nobody_takes_its_groups() {
 }
 
 #[test]
+fn a_stop_leaves_no_group_incomplete() {
+    let (groups_in, groups) = bounded(1);
+    let (complete_in, complete) = bounded(1);
+    let control = StageControl::default();
+    let options = LabellingOptions { depth: 2, control: control.clone() };
+    let labelling =
+        Labelling::start(vec![runner(0), runner(1)], &options, groups, complete_in, &Registry::new()).unwrap();
+    // Goes on sending for as long as anybody receives: the stop alone has to end the stage.
+    let feeder = std::thread::spawn(move || (0..).map(group).all(|group| groups_in.send(group).is_ok()));
+    let first = complete.recv().unwrap();
+    control.stop();
+    let out: Vec<Vec<Entry>> = std::iter::once(first).chain(complete.iter()).collect();
+    labelling.join().unwrap();
+    assert!(!feeder.join().unwrap());
+    for (entries, number) in out.iter().zip(0..) {
+        assert_eq!(entries[0].sequence.0, number * 4);
+        for entry in entries {
+            if let Payload::Record(record) = &entry.payload {
+                assert!(record.copies.iter().all(|copy| copy.label.is_some()), "group {number}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_batch_composition_matters_little_and_its_order_not_at_all() {
     let runner = runner(0);
     let copies: Vec<MaskedCopy> = (0..6).map(|seed| copy(0, 9 + seed as usize * 3, seed)).collect();

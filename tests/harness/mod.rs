@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(unreachable_pub, reason = "a module of test binaries")]
 
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -8,8 +8,9 @@
 //! | `manifest.json` | size and SHA-256 of each of the others |
 //!
 //! A checkpoint is written under another name (`.partial-…`), every file and the folder are made durable, and it is renamed
-//! last; so a folder called `step-<n>` is complete. What a crash leaves behind is removed when the folder is opened. A
-//! checkpoint that does not match its manifest is reported and passed over for the one before it; if none is left, that is
+//! last; so a folder called `step-<n>` is complete. One that is replaced bears the name `.replaced-step-<n>` until the new
+//! one is in place. What a crash leaves behind is removed, or put back, when the folder is opened. A checkpoint that does not
+//! match its manifest is reported and passed over for the one before it; if none is left, that is
 //! an error, never a fresh start.
 
 use crate::TrainerError;
@@ -29,6 +30,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 const PARTIAL: &str = ".partial-";
+const REPLACED: &str = ".replaced-";
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "trainer.json";
 const OPTIMISER: &str = "optimizer.safetensors";
@@ -92,16 +94,24 @@ pub struct Loaded {
 }
 
 impl Checkpoints {
-    /// Opens (and creates) `folder`, and removes what an interrupted write left there.
+    /// Opens (and creates) `folder`, and removes what an interrupted write left there; a checkpoint that was about to be
+    /// replaced is put back.
     ///
     /// # Errors
     /// When the folder cannot be created, read or cleaned.
     pub fn open(folder: &Path) -> Result<Self, TrainerError> {
         durable::create_folder(folder)?;
         for name in names(folder)? {
-            if name.starts_with(PARTIAL) {
-                let path = folder.join(name);
-                fs::remove_dir_all(&path).map_err(TrainerError::io("remove", &path))?;
+            let path = folder.join(&name);
+            let replaced = name.strip_prefix(REPLACED).map(|name| folder.join(name));
+            match replaced {
+                Some(original) if !original.exists() => {
+                    fs::rename(&path, &original).map_err(TrainerError::io("put back", &original))?;
+                    durable::sync_folder(folder)?;
+                }
+                Some(_) => remove_folder(&path)?,
+                None if name.starts_with(PARTIAL) => remove_folder(&path)?,
+                None => {}
             }
         }
         Ok(Self::at(folder))
@@ -140,18 +150,37 @@ impl Checkpoints {
             if read_state(&path).is_ok_and(|stored| stored == *state) && verify(&path).is_ok() {
                 return Ok(path);
             }
-            self.remove(state.step)?;
         }
         let partial = self.folder.join(format!("{PARTIAL}step-{}", state.step));
-        let written = write_files(&partial, student, optimiser, state).and_then(|()| {
-            fs::rename(&partial, &path).map_err(TrainerError::io("put in place", &path))?;
-            durable::sync_folder(&self.folder)
-        });
+        let written =
+            write_files(&partial, student, optimiser, state).and_then(|()| self.put_in_place(&partial, state.step));
         if written.is_err() {
             // Best effort: the disk may be full, and what is left behind is removed at the next start anyway.
             let _ = fs::remove_dir_all(&partial);
         }
         written.map(|()| path)
+    }
+
+    /// Gives what was written to `partial` the name of the checkpoint after `step`. One that has the name already is put
+    /// aside, and removed when the new one is in place.
+    fn put_in_place(&self, partial: &Path, step: u64) -> Result<(), TrainerError> {
+        let (path, replaced) = (self.path(step), self.folder.join(format!("{REPLACED}step-{step}")));
+        let replaces = path.exists();
+        if replaces {
+            if replaced.exists() {
+                remove_folder(&replaced)?;
+            }
+            fs::rename(&path, &replaced).map_err(TrainerError::io("replace", &path))?;
+        }
+        if let Err(error) = fs::rename(partial, &path) {
+            if replaces {
+                // Best effort: the first error is the one to report, and the next start puts it back too.
+                let _ = fs::rename(&replaced, &path);
+            }
+            return Err(TrainerError::io("put in place", &path)(error));
+        }
+        durable::sync_folder(&self.folder)?;
+        if replaces { remove_folder(&replaced) } else { Ok(()) }
     }
 
     /// Removes all but the newest `keep` checkpoints and those for which `needed` says so.
@@ -173,7 +202,7 @@ impl Checkpoints {
         let (path, partial) = (self.path(step), self.folder.join(format!("{PARTIAL}remove-{step}")));
         fs::rename(&path, &partial).map_err(TrainerError::io("remove", &path))?;
         durable::sync_folder(&self.folder)?;
-        fs::remove_dir_all(&partial).map_err(TrainerError::io("remove", &partial))
+        remove_folder(&partial)
     }
 
     /// Reads the newest valid checkpoint whose state `usable` accepts. `None`: there is no checkpoint that it accepts.
@@ -198,6 +227,10 @@ impl Checkpoints {
         }
         damaged.map_or(Ok(None), Err)
     }
+}
+
+fn remove_folder(path: &Path) -> Result<(), TrainerError> {
+    fs::remove_dir_all(path).map_err(TrainerError::io("remove", path))
 }
 
 fn names(folder: &Path) -> Result<Vec<String>, TrainerError> {
@@ -232,7 +265,7 @@ const FORMAT: u32 = 1;
 
 fn write_files(partial: &Path, student: &Student, optimiser: &AdamW, state: &TrainerState) -> Result<(), TrainerError> {
     if partial.exists() {
-        fs::remove_dir_all(partial).map_err(TrainerError::io("remove", partial))?;
+        remove_folder(partial)?;
     }
     fs::create_dir(partial).map_err(TrainerError::io("create", partial))?;
     write_json(&partial.join(CONFIGURATION), &student.configuration().to_hugging_face())?;

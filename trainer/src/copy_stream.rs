@@ -165,16 +165,19 @@ impl CopyStream {
             let (durable, needed) = (durable.end().0, needed.end().0);
             return Err(TrainerError::LogBehind { durable, needed, witness: format!("the journal, window {number},") });
         }
-        let draw = self.sampler.window(records, journaled.unwrap_or(durable))?;
+        let draw = match journaled {
+            Some(durable) => self.sampler.window_again(records, durable, journal.open_inputs(number))?,
+            None => self.sampler.window(records, durable)?,
+        };
         match (&draw, journaled) {
             (Draw::Window(window), None) => {
-                let (durable, state) = (window.durable, window.before.clone());
-                journal.append(JournalEntry::Window(WindowEntry { window: number, durable, state }))?;
+                let (durable, open, state) = (window.durable, Some(window.open.clone()), window.before.clone());
+                journal.append(JournalEntry::Window(WindowEntry { window: number, durable, open, state }))?;
             }
             (Draw::Short(_) | Draw::Exhausted, Some(durable)) => {
                 return Err(TrainerError::Configuration(format!(
                     "the journal has window {number} formed from the log up to entry {durable}, but it cannot be formed \
-                     again: the corpora or the settings of [sampling] and [train] have changed since"
+                     again: the settings of [sampling] and [train] have changed since"
                 )));
             }
             (Draw::Window(_), Some(_)) | (_, None) => {}

@@ -279,3 +279,53 @@ fn a_state_of_other_settings_is_refused() {
     let error = Run::stream(&options(Copies::All), state).next_batch(&log(), &mut Run::new().journal).unwrap_err();
     assert!(error.to_string().contains("99 copies of window 0"), "{error}");
 }
+
+/// `options` with more inputs: of a new language, and of one that has ended.
+fn with_new_inputs(options: &StreamOptions) -> StreamOptions {
+    let mut more = options.clone();
+    for (source, language, finite) in [("fi", "fi", true), ("en/more", "en", true), ("de/stream", "de", false)] {
+        more.sampler.inputs.push(Input { source: source.to_owned(), language: language.to_owned(), finite });
+    }
+    more
+}
+
+#[test]
+fn known_windows_are_formed_again_after_inputs_were_added() {
+    // All input has ended and is gone through for the third time.
+    let log = log();
+    let options = options(Copies::All);
+    let mut run = Run::new();
+    let reference = read_all(&log, &options, &mut run, 30);
+    let more = with_new_inputs(&options);
+    assert_eq!(read_all(&log, &more, &mut run, 30), reference);
+    // The next window waits for the new sources.
+    let mut stream = Run::stream(&more, StreamState::default());
+    let short = loop {
+        match stream.next_batch(&log, &mut run.journal).unwrap() {
+            Next::Batch(_) => {}
+            Next::Short(short) => break short,
+            Next::End => panic!("the new input is open"),
+        }
+    };
+    assert_eq!(short.language, "fi");
+    // And without any of the inputs, from the log alone.
+    let mut none = options.clone();
+    none.sampler.inputs.clear();
+    assert_eq!(read_all(&log, &none, &mut run, 30), reference);
+}
+
+#[test]
+fn windows_of_a_journal_without_inputs_are_formed_from_those_in_the_log() {
+    let mut log = log();
+    let options = options(Copies::All);
+    let mut run = Run::new();
+    let reference = read_all(&log, &options, &mut run, 30);
+    let mut old = Run::new();
+    for line in std::fs::read_to_string(&run.path).unwrap().lines() {
+        let JournalEntry::Window(window) = serde_json::from_str(line).unwrap() else { panic!("{line}") };
+        assert!(window.open.is_some());
+        old.journal.append(JournalEntry::Window(WindowEntry { open: None, ..window })).unwrap();
+    }
+    log.record("fi", 10, Vec::new());
+    assert_eq!(read_all(&log, &with_new_inputs(&options), &mut old, 30), reference);
+}

@@ -16,7 +16,7 @@ use model::{Bert, PackedBatch};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use store::{DurablePosition, Entry, MaskedCopy, Payload, SequenceNumber};
+use store::{DurablePosition, Entry, MaskedCopy, Payload, SequenceNumber, SourceCursor};
 
 /// Results of one evaluation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -97,7 +97,17 @@ impl HeldOut {
         let languages: BTreeSet<&str> = cursors.values().map(|cursor| &*cursor.language).collect();
         for language in languages {
             let found = self.languages.entry(language.to_owned()).or_default();
-            while found.unseen.len() < self.max_examples || found.corpora.len() < self.max_examples {
+            let is_full = |set: &[Arc<Entry>]| set.len() >= self.max_examples;
+            // Whether it is settled that unseen text lies ahead: looked at once, when nothing else is looked for.
+            let mut more_unseen = false;
+            while !is_full(&found.unseen) || !is_full(&found.corpora) {
+                if is_full(&found.corpora) && !more_unseen {
+                    let here = records.cursors(DurablePosition::from_log(found.next.0).min(up_to))?;
+                    more_unseen = unseen_sources(&here, language) != unseen_sources(&cursors, language);
+                    if !more_unseen {
+                        break;
+                    }
+                }
                 let Some(entry) = records.next_record(language, true, found.next, up_to)? else { break };
                 found.next = entry.sequence.next();
                 let Payload::Record(record) = &entry.payload else { continue };
@@ -110,6 +120,14 @@ impl HeldOut {
         }
         Ok(())
     }
+}
+
+/// The state of a language's sources of text that no teacher has seen. Two places of the log between which it does not
+/// change have no such text between them.
+fn unseen_sources<'a>(cursors: &'a BTreeMap<Arc<str>, SourceCursor>, language: &str) -> Vec<&'a SourceCursor> {
+    let is_unseen =
+        |cursor: &&SourceCursor| &*cursor.language == language && cursor.source.starts_with(EVALUATION_PREFIX);
+    cursors.values().filter(is_unseen).collect()
 }
 
 /// What is evaluated with what.
@@ -312,4 +330,40 @@ fn cut<'a, 'b>(copies: &'a [&'b MaskedCopy], batch_tokens: usize) -> Vec<&'a [&'
         batches.push(&copies[first..]);
     }
     batches
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::records::memory::MemoryLog;
+
+    #[test]
+    fn held_out_text_is_read_no_further_than_needed() {
+        let mut log = MemoryLog::default();
+        for _ in 0..2 {
+            log.held_out("evaluate/en", 10);
+        }
+        log.end("evaluate/en", 10);
+        for _ in 0..50 {
+            log.held_out("en", 100);
+        }
+        let sizes = |held_out: &HeldOut| {
+            let found = &held_out.languages["en"];
+            (found.unseen.len(), found.corpora.len())
+        };
+        let mut held_out = HeldOut::new(3);
+        held_out.extend(&log, log.durable()).unwrap();
+        assert_eq!((sizes(&held_out), log.reads.get()), ((2, 3), 5), "what lies beyond is of no use");
+        held_out.extend(&log, log.durable()).unwrap();
+        assert_eq!(log.reads.get(), 5, "nor later");
+        // Text that is added later is found, by one that goes on and by one that begins.
+        log.held_out("evaluate/en/more", 10);
+        held_out.extend(&log, log.durable()).unwrap();
+        assert_eq!(sizes(&held_out), (3, 3));
+        let mut other = HeldOut::new(3);
+        other.extend(&log, log.durable()).unwrap();
+        assert_eq!(sizes(&other), (3, 3));
+    }
 }

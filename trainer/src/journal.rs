@@ -16,7 +16,7 @@
 
 use crate::durable;
 use crate::error::TrainerError;
-use crate::sampler::SamplerState;
+use crate::sampler::{OpenInputs, SamplerState};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -45,8 +45,18 @@ pub struct WindowEntry {
     pub window: u64,
     /// Where the log was taken to end.
     pub durable: DurablePosition,
+    /// The inputs that were open there; absent from journals of versions that did not note them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<OpenInputs>,
     /// The sampler before the window.
     pub state: SamplerState,
+}
+
+/// What a window saw.
+#[derive(Clone, Debug)]
+struct Seen {
+    durable: DurablePosition,
+    open: Option<OpenInputs>,
 }
 
 /// A step without effect on the weights.
@@ -89,7 +99,7 @@ pub struct VocabularyGrowth {
 pub struct Journal {
     path: PathBuf,
     file: File,
-    windows: BTreeMap<u64, DurablePosition>,
+    windows: BTreeMap<u64, Seen>,
     events: Vec<JournalEntry>,
     cut_bytes: u64,
     failed: bool,
@@ -126,7 +136,13 @@ impl Journal {
     /// The durable position that a window saw, if it was formed before.
     #[must_use]
     pub fn window(&self, window: u64) -> Option<DurablePosition> {
-        self.windows.get(&window).copied()
+        self.windows.get(&window).map(|seen| seen.durable)
+    }
+
+    /// The inputs that were open for a window, if it was formed before and they were noted.
+    #[must_use]
+    pub fn open_inputs(&self, window: u64) -> Option<&OpenInputs> {
+        self.windows.get(&window)?.open.as_ref()
     }
 
     /// The number of the last window formed.
@@ -138,7 +154,7 @@ impl Journal {
     /// How far the log must reach: beyond what any window saw.
     #[must_use]
     pub fn highest_durable(&self) -> DurablePosition {
-        self.windows.values().copied().max().unwrap_or_default()
+        self.windows.values().map(|seen| seen.durable).max().unwrap_or_default()
     }
 
     /// Entries other than windows, in order.
@@ -226,7 +242,7 @@ impl Journal {
     fn note(&mut self, entry: JournalEntry) {
         match entry {
             JournalEntry::Window(entry) => {
-                self.windows.insert(entry.window, entry.durable);
+                self.windows.insert(entry.window, Seen { durable: entry.durable, open: entry.open });
             }
             event => self.events.push(event),
         }
@@ -278,7 +294,8 @@ mod tests {
     fn window(number: u64, durable: u64) -> JournalEntry {
         let mut state = SamplerState { window: number, ..SamplerState::default() };
         state.cursors.insert("en".to_owned(), Default::default());
-        JournalEntry::Window(WindowEntry { window: number, durable: DurablePosition::from_log(durable), state })
+        let open = (number > 0).then(|| OpenInputs::from([("web".to_owned(), "en".to_owned())]));
+        JournalEntry::Window(WindowEntry { window: number, durable: DurablePosition::from_log(durable), open, state })
     }
 
     fn rollback() -> JournalEntry {
@@ -303,6 +320,8 @@ mod tests {
         let mut journal = Journal::open(&path).unwrap();
         assert_eq!(journal.window(1), Some(DurablePosition::from_log(30)));
         assert_eq!((journal.window(3), journal.last_window()), (None, Some(2)));
+        assert_eq!(journal.open_inputs(1).unwrap()["web"], "en");
+        assert_eq!(journal.open_inputs(0), None, "a line of an older version");
         assert_eq!(journal.highest_durable(), DurablePosition::from_log(30));
         assert_eq!(journal.events(), [rollback()]);
         // Written once only, and never with another position.

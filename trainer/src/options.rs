@@ -148,7 +148,7 @@ pub enum Copies {
 pub enum BestBy {
     /// Mean over the masked positions.
     Position,
-    /// Sum over the masked positions per character of the example: does not favour finer tokenizers.
+    /// Sum over the masked positions per character of the tokens that are masked: does not favour finer tokenizers.
     Character,
 }
 

@@ -4,11 +4,12 @@
 //! that language's next record at its cursor into the log. n_k counts characters available, summed over the sources of
 //! the language (sources for evaluation alone excluded).
 //!
-//! A window is a function of (seed, window number, cursors, D) alone, where D is the durable position that the log is
-//! read up to. With finite corpora it does not even depend on D: a language that has no further record below D while its
-//! input is open makes the sampler *wait* (no window is formed and nothing changes), and a window does not start before
-//! every finite source has its first entry in the log, so n_k is known. That is why a language drops out only when it is
-//! drawn and found to have nothing more, never ahead of time.
+//! A window is a function of (seed, window number, cursors, D, open inputs) alone, where D is the durable position that the
+//! log is read up to, and the open inputs are the sources of which more may come ([`OpenInputs`]). With finite corpora it
+//! does not even depend on D: a language that has no further record below D while its input is open makes the sampler
+//! *wait* (no window is formed and nothing changes). The first window, and the first after a finite source was added, waits
+//! for the first entry of every finite source, so that n_k is known. That is why a language drops out only when it is drawn
+//! and found to have nothing more, never ahead of time.
 //!
 //! | language drawn has…           | input open                          | input ended                              |
 //! | ----------------------------- | ----------------------------------- | ---------------------------------------- |
@@ -16,7 +17,8 @@
 //! | none, but records before it   | wait, or replay them meanwhile      | next pass from the start, or drop out after `max_passes` |
 //! | no records at all             | wait                                | drop out                                 |
 //!
-//! What a replay reads meanwhile depends on when the window was formed; the journal holds its D.
+//! What a replay reads meanwhile depends on when the window was formed; the journal holds its D and its open inputs, so
+//! that a window is formed again as it was although sources were added or removed since.
 
 use crate::error::TrainerError;
 use crate::options::WhenShort;
@@ -25,7 +27,7 @@ use model::random::Philox;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use store::{DurablePosition, Entry, SequenceNumber};
+use store::{DurablePosition, Entry, SequenceNumber, SourceCursor};
 
 /// How windows are drawn.
 #[derive(Clone, Debug)]
@@ -50,10 +52,13 @@ pub struct Input {
     pub source: String,
     /// Its language.
     pub language: String,
-    /// Whether it is certain to write to the log soon: the first window waits for it. False for a stream on which
-    /// nothing may arrive for days.
+    /// Whether it is certain to write to the log soon: the next window waits for its first entry. False for a stream on
+    /// which nothing may arrive for days.
     pub finite: bool,
 }
+
+/// The inputs of which more may come when a window is formed: source → language.
+pub type OpenInputs = BTreeMap<String, String>;
 
 /// Where sampling stands, between two windows. Part of a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +138,8 @@ pub struct Window {
     pub before: SamplerState,
     /// Where the log was taken to end.
     pub durable: DurablePosition,
+    /// The inputs that were open there.
+    pub open: OpenInputs,
     /// Examples as they were drawn: languages mixed, a language's records in the log's order. Fewer than asked for only
     /// in the last window of all.
     pub examples: Vec<Example>,
@@ -185,10 +192,48 @@ impl Sampler {
     /// # Errors
     /// When the log cannot be read.
     pub fn window(&mut self, records: &dyn Records, durable: DurablePosition) -> Result<Draw, TrainerError> {
-        let languages = match self.languages(records, durable)? {
-            Ok(languages) => languages,
-            Err(short) => return Ok(Draw::Short(short)),
-        };
+        let cursors = records.cursors(durable)?;
+        let waited_for = |input: &&Input| input.finite && !cursors.contains_key(input.source.as_str());
+        if let Some(input) = self.options.inputs.iter().find(waited_for) {
+            let from = SequenceNumber::default();
+            return Ok(Draw::Short(Short { language: input.language.clone(), from }));
+        }
+        let open = self.open_inputs(|source| cursors.get(source).is_none_or(|cursor| !cursor.ended));
+        self.form(records, durable, &cursors, open)
+    }
+
+    /// Draws the next window as it was formed before, from the records below `durable` with `open` inputs. `None`: it is
+    /// not known which were open; those of today that had an entry in the log are taken.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn window_again(
+        &mut self,
+        records: &dyn Records,
+        durable: DurablePosition,
+        open: Option<&OpenInputs>,
+    ) -> Result<Draw, TrainerError> {
+        let cursors = records.cursors(durable)?;
+        let open = open
+            .cloned()
+            .unwrap_or_else(|| self.open_inputs(|source| cursors.get(source).is_some_and(|cursor| !cursor.ended)));
+        self.form(records, durable, &cursors, open)
+    }
+
+    /// The inputs whose source `is_open`.
+    fn open_inputs(&self, is_open: impl Fn(&str) -> bool) -> OpenInputs {
+        let inputs = self.options.inputs.iter().filter(|input| is_open(&input.source));
+        inputs.map(|input| (input.source.clone(), input.language.clone())).collect()
+    }
+
+    fn form(
+        &mut self,
+        records: &dyn Records,
+        durable: DurablePosition,
+        cursors: &Cursors,
+        open: OpenInputs,
+    ) -> Result<Draw, TrainerError> {
+        let languages = self.languages(cursors, &open);
         if let Some(short) = self.still_short(&languages, records, durable)? {
             return Ok(Draw::Short(short));
         }
@@ -197,7 +242,7 @@ impl Sampler {
             Ok((examples, state)) => {
                 let before = std::mem::replace(&mut self.state, state);
                 self.short = None;
-                Draw::Window(Window { before, durable, examples })
+                Draw::Window(Window { before, durable, open, examples })
             }
             Err(short) => {
                 self.short = Some(short.clone());
@@ -206,31 +251,20 @@ impl Sampler {
         })
     }
 
-    /// The languages in the log, in order; or that a source is not there yet.
-    fn languages(
-        &self,
-        records: &dyn Records,
-        durable: DurablePosition,
-    ) -> Result<Result<Vec<Language>, Short>, TrainerError> {
-        let cursors = records.cursors(durable)?;
-        let waited_for = |input: &&Input| input.finite && !cursors.contains_key(input.source.as_str());
-        if let Some(input) = self.options.inputs.iter().find(waited_for) {
-            let from = SequenceNumber::default();
-            return Ok(Err(Short { language: input.language.clone(), from }));
-        }
+    /// The languages in the log and of the open inputs, in order.
+    fn languages(&self, cursors: &Cursors, open: &OpenInputs) -> Vec<Language> {
         let mut languages: BTreeMap<Arc<str>, Language> = BTreeMap::new();
         for cursor in cursors.values().filter(|cursor| !cursor.source.starts_with(EVALUATION_PREFIX)) {
             let language = language_of(&mut languages, &cursor.language);
             language.characters += cursor.characters_available;
         }
-        for input in &self.options.inputs {
-            let ended = cursors.get(input.source.as_str()).is_some_and(|cursor| cursor.ended);
-            language_of(&mut languages, &input.language).open |= !ended;
+        for language in open.values() {
+            language_of(&mut languages, language).open = true;
         }
         for language in languages.values_mut().filter(|language| language.characters > 0) {
             language.weight = libm::pow(language.characters as f64, self.options.alpha);
         }
-        Ok(Ok(languages.into_values().collect()))
+        languages.into_values().collect()
     }
 
     /// Whether the language that was short at the last attempt is short still. It spares drawing most of a window
@@ -249,6 +283,9 @@ impl Sampler {
         Ok(if arrived { None } else { Some(short.clone()) })
     }
 }
+
+/// The state of every source in the log.
+type Cursors = BTreeMap<Arc<str>, SourceCursor>;
 
 /// A language as the log shows it.
 #[derive(Clone, Debug)]

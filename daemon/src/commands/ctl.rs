@@ -12,7 +12,11 @@ pub fn ctl(args: &CtlArgs) -> Result<(), Failure> {
     let (status, answer) = ops::client::call(&args.socket, method, path, body)?;
     if !(200..300).contains(&status) {
         let error = |field: &str| answer["error"][field].as_str().unwrap_or("unknown").to_owned();
-        let code = if status == 409 || status >= 503 { ExitCode::TemporaryFailure } else { ExitCode::Usage };
+        let code = match status {
+            409 | 503.. => ExitCode::TemporaryFailure,
+            500.. => ExitCode::IoError,
+            _ => ExitCode::Usage,
+        };
         return Err(Failure::new(code, format!("{} ({})", error("message"), error("code"))));
     }
     match (&args.action, args.json) {

@@ -11,10 +11,14 @@ use store::LogReader;
 /// Evaluates the newest checkpoint of a run on the held-out records of its log.
 pub fn evaluate(args: &EvaluateArgs) -> Result<(), Failure> {
     let configuration = Configuration::load(&args.config)?;
-    let inputs = Inputs::open(&configuration)?;
+    let mut inputs = Inputs::open(&configuration)?;
+    let log = LogReader::open(&configuration.store.path)?;
+    if configuration.corpus.is_empty() {
+        inputs.arrange_for(log.identity())?;
+    }
     let options = crate::training::options(&configuration, &inputs, None)
         .ok_or_else(|| Failure::new(ExitCode::Configuration, "there is no [student] to evaluate"))?;
-    let report = trainer::evaluate_newest(&options, &LogReader::open(&configuration.store.path)?)?;
+    let report = trainer::evaluate_newest(&options, &log)?;
     if args.json {
         return print_json(&json!({ "evaluation": report }));
     }

@@ -199,7 +199,7 @@ pub struct Evaluate {
     pub holdout_fraction: f64,
     /// Steps between evaluations.
     pub every_steps: u64,
-    /// Records per language that an evaluation looks at, at most.
+    /// Records that an evaluation looks at, at most, per language and set (unseen text, held-out documents).
     pub max_examples: usize,
     /// Text that no teacher has seen.
     pub files: Vec<EvaluateFile>,
@@ -264,6 +264,10 @@ impl Configuration {
         if self.corpus.is_empty() && self.student.is_none() {
             problems
                 .add("", "neither [[corpus]] (something to label) nor [student] (something to train): nothing to do");
+        }
+        if self.corpus.is_empty() && !self.evaluate.files.is_empty() {
+            let message = "without a [[corpus]] nothing is labelled, so this text would not be looked at; leave it out";
+            problems.add("evaluate.files", message);
         }
         for corpus in &self.corpus {
             self.needs_teacher(&format!("corpus[{}].language", corpus.name), &corpus.language, problems);
