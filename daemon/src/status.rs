@@ -79,7 +79,11 @@ impl Status {
                 seen.waiting_for = Some(language.to_string());
                 ("waiting", json!({"language": language}))
             }
-            Event::Resumed { step } => ("resumed", json!({"step": step})),
+            Event::Resumed { step, evaluation } => {
+                seen.step = json!({"step": step});
+                seen.evaluation = serde_json::to_value(evaluation).unwrap_or(Value::Null);
+                ("resumed", seen.step.clone())
+            }
         }
     }
 

@@ -150,7 +150,10 @@ impl Supervisor<'_> {
                 self.summary.last_evaluation = Some(report);
             }
             Event::Checkpoint { step, path } => tracing::info!(step, path = %path.display(), "checkpoint written"),
-            Event::Resumed { step } => tracing::info!(step, "resumed from a checkpoint"),
+            Event::Resumed { step, evaluation } => {
+                tracing::info!(step, "resumed from a checkpoint");
+                self.summary.last_evaluation = evaluation;
+            }
             Event::Step(_) | Event::Waiting { .. } => {}
         }
     }

@@ -146,10 +146,8 @@ impl Checkpoints {
     /// When it cannot be written; the folder then holds what it held before.
     pub fn write(&self, student: &Student, optimiser: &AdamW, state: &TrainerState) -> Result<PathBuf, TrainerError> {
         let path = self.path(state.step);
-        if path.exists() {
-            if read_state(&path).is_ok_and(|stored| stored == *state) && verify(&path).is_ok() {
-                return Ok(path);
-            }
+        if path.exists() && read_state(&path).is_ok_and(|stored| stored == *state) && verify(&path).is_ok() {
+            return Ok(path);
         }
         let partial = self.folder.join(format!("{PARTIAL}step-{}", state.step));
         let written =

@@ -2,15 +2,24 @@
 
 use crate::error::TrainerError;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 /// Replaces the file at `path` by `bytes`: a neighbour is written, made durable, and renamed over it.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), TrainerError> {
+    replace_with(path, |file| file.write_all(bytes))
+}
+
+/// Replaces the file at `path` by what `write` writes, in the same way.
+pub(crate) fn replace_with(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), TrainerError> {
     let partial = partial_name(path);
-    let mut file = File::create(&partial).map_err(TrainerError::io("create", &partial))?;
-    file.write_all(bytes).map_err(TrainerError::io("write", &partial))?;
-    file.sync_all().map_err(TrainerError::io("make durable", &partial))?;
+    let file = File::create(&partial).map_err(TrainerError::io("create", &partial))?;
+    let mut file = BufWriter::new(file);
+    write(&mut file).and_then(|()| file.flush()).map_err(TrainerError::io("write", &partial))?;
+    file.get_ref().sync_all().map_err(TrainerError::io("make durable", &partial))?;
     fs::rename(&partial, path).map_err(TrainerError::io("put in place", path))?;
     sync_folder(path.parent().unwrap_or(Path::new(".")))
 }

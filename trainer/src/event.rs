@@ -60,6 +60,8 @@ pub enum Event {
     Resumed {
         /// Steps done.
         step: u64,
+        /// The last evaluation up to there.
+        evaluation: Option<EvaluationReport>,
     },
 }
 

@@ -6,11 +6,12 @@ use crate::evaluate::{EvaluationReport, Evaluator, HeldOut};
 use crate::journal::Journal;
 use crate::options::TrainerOptions;
 use crate::resume;
-use crate::state_folder::{checkpoints_path, journal_path, open_vocabulary};
+use crate::state_folder::{checkpoints_path, journal_path, union_vocabulary};
 use std::path::Path;
 use store::{LogReader, SequenceNumber};
 
-/// Evaluates the newest checkpoint on all held-out records of the log, up to the options' limit.
+/// Evaluates the newest checkpoint on all held-out records of the log, up to the options' limit. It writes nothing: the run
+/// may be going on.
 ///
 /// # Errors
 /// When there is no valid checkpoint, or it does not belong to these options.
@@ -19,7 +20,7 @@ pub fn evaluate_newest(options: &TrainerOptions, reader: &LogReader) -> Result<E
     let Some(loaded) = Checkpoints::at(&folder).newest(|_| true)? else {
         return Err(TrainerError::NoCheckpoint { path: folder });
     };
-    let vocabulary = open_vocabulary(options, reader)?;
+    let vocabulary = union_vocabulary(options, reader)?;
     let (bert, _, state) = resume::fit(options, &vocabulary, loaded)?;
     let up_to = reader.durable();
     let mut held_out = HeldOut::new(options.evaluation.max_examples);

@@ -61,6 +61,13 @@ pub(crate) fn rollbacks(journal: &Journal) -> Vec<Rollback> {
     journal.events().iter().filter_map(rollback).collect()
 }
 
+/// Times that training went back to the checkpoint after `step` since it last got beyond it: since it went back to a later
+/// one.
+pub(crate) fn returns_to(rollbacks: &[Rollback], step: u64) -> usize {
+    let since = rollbacks.iter().rev().take_while(|rollback| rollback.to_step <= step);
+    since.filter(|rollback| rollback.to_step == step).count()
+}
+
 /// The student's configuration over `vocabulary`.
 pub(crate) fn configuration(options: &TrainerOptions, vocabulary: &Vocabulary) -> Result<Configuration, TrainerError> {
     let configuration = options.student.configuration(vocabulary.size(), SPECIAL.pad);
@@ -239,4 +246,18 @@ fn grow(
         moments.push(old_moments);
     }
     Ok((Parameters::from_map(grown, configuration)?, AdamW { updates: optimiser.updates, moments }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn returns_are_counted_since_training_got_further() {
+        let rollback = |to_step| Rollback { from_step: to_step + 3, to_step, left_out: Vec::new() };
+        let rollbacks = [0, 20, 10, 0, 20, 10, 10, 0].map(rollback);
+        assert_eq!([0, 5, 10, 20, 30].map(|step| returns_to(&rollbacks, step)), [1, 0, 2, 2, 0]);
+        assert_eq!(returns_to(&rollbacks[..5], 10), 0, "it has got beyond 10");
+        assert_eq!(returns_to(&[], 0), 0);
+    }
 }

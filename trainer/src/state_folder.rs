@@ -34,8 +34,25 @@ pub(crate) fn tokenizers_path(state_dir: &Path) -> PathBuf {
     vocabulary_path(state_dir).join("hugging-face")
 }
 
-/// Opens the union vocabulary and checks that its maps are in the order of the log's teacher table.
+/// Opens the union vocabulary in the state folder, or creates it there. Its maps are in the order of the log's teacher table.
 pub(crate) fn open_vocabulary(options: &TrainerOptions, reader: &LogReader) -> Result<Vocabulary, TrainerError> {
+    check_teachers(options, reader)?;
+    durable::create_folder(&options.state_dir)?;
+    Vocabulary::open(&vocabulary_path(&options.state_dir), &teacher_tokens(options))
+}
+
+/// The same vocabulary without touching the state folder.
+pub(crate) fn union_vocabulary(options: &TrainerOptions, reader: &LogReader) -> Result<Vocabulary, TrainerError> {
+    check_teachers(options, reader)?;
+    Vocabulary::union(&teacher_tokens(options))
+}
+
+fn teacher_tokens(options: &TrainerOptions) -> Vec<TeacherTokens<'_>> {
+    options.teachers.iter().map(|teacher| TeacherTokens::new(&teacher.name, &teacher.tokenizer)).collect()
+}
+
+/// Checks that the configured teachers begin with those of the log, in the order of its table.
+fn check_teachers(options: &TrainerOptions, reader: &LogReader) -> Result<(), TrainerError> {
     let mut differences = Vec::new();
     for (index, logged) in reader.identity().teachers.iter().enumerate() {
         match options.teachers.get(index) {
@@ -50,16 +67,13 @@ pub(crate) fn open_vocabulary(options: &TrainerOptions, reader: &LogReader) -> R
             Some(_) => {}
         }
     }
-    if !differences.is_empty() {
-        return Err(TrainerError::Configuration(format!(
-            "the log's teachers are not those of the configuration: {}",
-            differences.join("; ")
-        )));
+    if differences.is_empty() {
+        return Ok(());
     }
-    durable::create_folder(&options.state_dir)?;
-    let teachers: Vec<TeacherTokens<'_>> =
-        options.teachers.iter().map(|teacher| TeacherTokens::new(&teacher.name, &teacher.tokenizer)).collect();
-    Vocabulary::open(&vocabulary_path(&options.state_dir), &teachers)
+    Err(TrainerError::Configuration(format!(
+        "the log's teachers are not those of the configuration: {}",
+        differences.join("; ")
+    )))
 }
 
 /// Writes the tokenizers that go with an exported student, so that the state folder alone suffices for an export.

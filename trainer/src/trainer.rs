@@ -4,8 +4,9 @@
 //! Stops, pauses and requests are attended to between steps, and while waiting for the log.
 //!
 //! Steps whose loss or gradient is not finite leave the weights alone. After three in a row training goes back to the last
-//! checkpoint of the schedule, without the examples of their batches; how far it goes back does not depend on checkpoints
-//! that somebody happened to ask for.
+//! checkpoint of the schedule, without the examples of their batches. If that did not help before, what does not work may be
+//! inside that checkpoint: training then goes back to the one before it, and from the last of them to the start. How far it
+//! goes back does not depend on checkpoints that somebody happened to ask for.
 
 use crate::TrainerError;
 use crate::batch::Batch;
@@ -41,7 +42,7 @@ use store::{LogReader, SequenceNumber};
 const ATTENTION: Duration = Duration::from_millis(100);
 /// Skipped steps in a row after which training goes back.
 const SKIPS_MAX: u32 = 3;
-/// Times that training goes back to the same checkpoint before it gives up.
+/// Times that training goes back to its start, without getting anywhere, before it gives up.
 const ROLLBACKS_MAX: usize = 5;
 
 /// The training stage.
@@ -62,6 +63,8 @@ pub struct Trainer {
     run_log: RunLog,
     metrics: Metrics,
     progress: Arc<TrainerProgress>,
+    /// The sampler's window when `progress` was brought up to date.
+    progress_window: Option<u64>,
     pool: Option<rayon::ThreadPool>,
 }
 
@@ -101,13 +104,15 @@ impl Trainer {
         journal.check_reaches(state.stream.windows_used(), reader.durable())?;
         let metrics = Metrics::register(registry)?;
         metrics.step.set(i64::try_from(state.step).unwrap_or(i64::MAX));
+        let run_log = RunLog::open(&metrics_path(&options.state_dir), state.step, state.evaluated)?;
+        run_log.evaluation().into_iter().for_each(|evaluation| metrics.observe_evaluation(evaluation));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|n| format!("train-{n}"));
         let pool = (options.threads > 0).then(|| pool.build()).transpose();
         Ok(Self {
             stream: new_stream(&options, &vocabulary, &state.stream),
             drawn: None,
             held_out: HeldOut::new(options.evaluation.max_examples),
-            run_log: RunLog::open(&metrics_path(&options.state_dir), state.step, state.evaluated)?,
+            run_log,
             pool: pool.map_err(|error| TrainerError::Configuration(format!("cannot start threads: {error}")))?,
             options,
             reader,
@@ -119,6 +124,7 @@ impl Trainer {
             from_checkpoint,
             metrics,
             progress,
+            progress_window: None,
         })
     }
 
@@ -133,12 +139,16 @@ impl Trainer {
         events: &mut dyn FnMut(Event),
     ) -> Result<Outcome, TrainerError> {
         if self.from_checkpoint {
-            events(Event::Resumed { step: self.state.step });
+            events(self.resumed());
         }
         let mut desk = Desk { control, requests, events };
         let outcome = self.train(&mut desk);
         self.progress.waiting.store(false, Ordering::Relaxed);
         outcome
+    }
+
+    fn resumed(&self) -> Event {
+        Event::Resumed { step: self.state.step, evaluation: self.run_log.evaluation().cloned() }
     }
 
     fn train(&mut self, desk: &mut Desk<'_>) -> Result<Outcome, TrainerError> {
@@ -228,12 +238,17 @@ impl Trainer {
         let left_out: BTreeSet<SequenceNumber> = skips.flat_map(|skip| skip.sequences.iter().copied()).collect();
 
         let options = &self.options;
-        // Weights from before these steps: those of a later checkpoint are the ones that do not work.
-        let is_target = |step| step <= in_a_row.start && is_target(options, step);
+        let rollbacks = resume::rollbacks(&self.journal);
+        // Weights from before these steps: those of a later checkpoint are the ones that do not work. Nor do those that
+        // training went back to in vain.
+        let is_target = |step| {
+            step <= in_a_row.start
+                && is_target(options, step)
+                && (step == 0 || resume::returns_to(&rollbacks, step) == 0)
+        };
         let target = resume::resume(options, &self.vocabulary, &self.checkpoints, &mut self.journal, is_target)?;
         let to_step = target.state.step;
-        let earlier = resume::rollbacks(&self.journal).iter().filter(|rollback| rollback.to_step == to_step).count();
-        if earlier >= ROLLBACKS_MAX {
+        if resume::returns_to(&rollbacks, to_step) >= ROLLBACKS_MAX {
             let left_out = target.state.stream.left_out.len();
             return Err(TrainerError::Diverged { step: to_step, left_out });
         }
@@ -245,7 +260,7 @@ impl Trainer {
         }
         // Read again, now that the journal says what to leave out.
         self.restart(|step| step <= to_step)?;
-        desk.report(Event::Resumed { step: to_step });
+        desk.report(self.resumed());
         Ok(())
     }
 
@@ -253,9 +268,10 @@ impl Trainer {
         let resumed = resume::resume(&self.options, &self.vocabulary, &self.checkpoints, &mut self.journal, wanted)?;
         (self.learner, self.state) = (resumed.learner, resumed.state);
         self.stream = new_stream(&self.options, &self.vocabulary, &self.state.stream);
-        self.drawn = None;
+        (self.drawn, self.progress_window) = (None, None);
         let path = metrics_path(&self.options.state_dir);
         self.run_log = RunLog::open(&path, self.state.step, self.state.evaluated)?;
+        self.run_log.evaluation().into_iter().for_each(|evaluation| self.metrics.observe_evaluation(evaluation));
         self.metrics.step.set(i64::try_from(self.state.step).unwrap_or(i64::MAX));
         Ok(())
     }
@@ -290,10 +306,15 @@ impl Trainer {
         }
     }
 
-    fn update_progress(&self, waiting: bool) -> Result<(), TrainerError> {
-        let durable = self.reader.durable();
-        let oldest = self.stream.sampler().oldest_unread(&self.reader, durable)?;
-        self.progress.needed_from.store(oldest.unwrap_or(durable.end()).0, Ordering::Relaxed);
+    fn update_progress(&mut self, waiting: bool) -> Result<(), TrainerError> {
+        let sampler = self.stream.sampler();
+        // What is needed changes with the sampler, which moves from window to window.
+        if waiting || self.progress_window != Some(sampler.window) {
+            let durable = self.reader.durable();
+            let oldest = sampler.oldest_unread(&self.reader, durable)?;
+            self.progress.needed_from.store(oldest.unwrap_or(durable.end()).0, Ordering::Relaxed);
+            self.progress_window = Some(sampler.window);
+        }
         self.progress.waiting.store(waiting, Ordering::Relaxed);
         Ok(())
     }
@@ -342,11 +363,13 @@ impl Trainer {
         tracing::debug!(step, "checkpoint begins");
         self.run_log.sync()?;
         let path = self.checkpoints.write(&self.learner.student, &self.learner.optimiser, &self.state)?;
-        // The one that training would go back to is kept, however many were asked for since.
-        let last_good = step - u64::from(self.state.skipped_in_a_row);
-        let steps = self.checkpoints.steps()?;
-        let target = steps.into_iter().rev().find(|step| *step <= last_good && is_target(&self.options, *step));
-        self.checkpoints.prune(self.options.train.keep_checkpoints, |step| Some(step) == target)?;
+        // Those that training would go back to are kept, however many were asked for since.
+        let (keep, last_good) =
+            (self.options.train.keep_checkpoints.max(1), step - u64::from(self.state.skipped_in_a_row));
+        let mut targets = self.checkpoints.steps()?;
+        targets.retain(|step| *step <= last_good && is_target(&self.options, *step));
+        let targets = &targets[targets.len().saturating_sub(keep)..];
+        self.checkpoints.prune(keep, |step| targets.contains(&step))?;
         desk.report(Event::Checkpoint { step, path: path.clone() });
         Ok(path)
     }

@@ -175,6 +175,34 @@ fn an_export_is_the_student_and_replaces_only_exports() {
     }
 }
 
+#[test]
+fn an_export_survives_a_replacement_that_fails() {
+    let scene = Scene::with_log(&mixture(40));
+    let options = scene.options("state");
+    scene.run(&options, |_| ()).unwrap();
+    let (out, replaced) = (scene.path("out"), scene.path(".out.replaced"));
+    let export = || trainer::export_newest(&options.state_dir, &out);
+    export().unwrap();
+    // A crash between the two renames, then an export that fails for want of a tokenizer.
+    fs::rename(&out, &replaced).unwrap();
+    let words = options.state_dir.join("vocab/hugging-face/vocab.txt");
+    let content = fs::read(&words).unwrap();
+    fs::remove_file(&words).unwrap();
+    assert!(matches!(export(), Err(TrainerError::Io { .. })));
+    assert!(out.join("model.safetensors").is_file() && !replaced.exists(), "the earlier one is back");
+    fs::write(&words, content).unwrap();
+    // What is not an export is not removed.
+    for name in [".out.replaced", ".out.partial"] {
+        let folder = scene.path(name);
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("mine"), "").unwrap();
+        assert!(matches!(export(), Err(TrainerError::ExportTarget { path }) if path == folder));
+        assert!(folder.join("mine").is_file());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+    assert_eq!(export().unwrap(), 9);
+}
+
 fn assert_same_logits(one: &Path, other: &Path) {
     let batch = PackedBatch { token_ids: vec![2, 9, 4, 7, 3], lengths: vec![5], masked_rows: vec![2] };
     let logits = |dir: &Path| -> Vec<f32> {
@@ -206,6 +234,17 @@ fn a_new_teacher_extends_the_student() {
     (teacher.name, teacher.tokenizer) = ("third".to_owned(), tokenizer);
     grown.teachers.push(teacher);
     grown.train.until_step = None;
+    // An evaluation by command looks at the run and leaves it alone.
+    let words = || fs::read(grown.state_dir.join("vocab/vocab.txt")).unwrap();
+    let old_words = words();
+    trainer::evaluate_newest(&grown, &scene.reader()).unwrap();
+    assert_eq!(words(), old_words);
+    // The vocabulary grows when training begins; until there is a checkpoint, it is not that of the newest one.
+    drop(scene.open(&grown).unwrap());
+    assert_ne!(words(), old_words);
+    let error = trainer::export_newest(&grown.state_dir, &scene.path("out")).unwrap_err().to_string();
+    assert!(error.contains("write a checkpoint first"), "{error}");
+    assert!(!scene.path("out").exists() && !scene.path(".out.partial").exists());
     assert_eq!(scene.run(&grown, |_| ()).unwrap(), Outcome::Finished);
     let after = Bert::load(&grown.state_dir.join("checkpoints/step-9"), &Device::Cpu).unwrap();
     assert_eq!(after.configuration.vocabulary_size, before.configuration.vocabulary_size + 1);

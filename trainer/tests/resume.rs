@@ -5,12 +5,13 @@ mod scene;
 
 use crossbeam::channel::{bounded, unbounded};
 use scene::{Example, Scene, append, append_ends, checkpoint, copy_folder, example, inputs, metrics, mixture};
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use store::stage::StageControl;
-use trainer::{Event, Outcome, Request, Trainer, TrainerError, TrainerOptions, TrainerProgress};
+use trainer::{Event, Input, Outcome, Request, Trainer, TrainerError, TrainerOptions, TrainerProgress};
 
 /// It runs in a thread of its own.
 const _: fn() = || {
@@ -182,7 +183,7 @@ fn a_damaged_checkpoint_is_passed_over() {
         fs::write(copy.state_dir.join("checkpoints/step-7").join(file), bytes).unwrap();
         let mut resumed = None;
         let note = |event| {
-            if let Event::Resumed { step } = event {
+            if let Event::Resumed { step, .. } = event {
                 resumed = Some(step);
             }
         };
@@ -248,8 +249,109 @@ fn old_checkpoints_are_removed() {
         steps.sort_unstable();
         steps
     };
-    // The newest two, and the one that training would go back to.
-    assert_eq!(steps(), [6, 7, 8]);
+    // The newest two, and the two that training would go back to.
+    assert_eq!(steps(), [3, 6, 7, 8]);
+}
+
+#[test]
+fn a_checkpoint_is_replaced_only_by_a_complete_one() {
+    let scene = Scene::with_log(&mixture(40));
+    let mut options = scene.options("state");
+    options.train.until_step = Some(3);
+    scene.run(&options, |_| ()).unwrap();
+    let checkpoints = options.state_dir.join("checkpoints");
+    let (checkpoint, replaced) = (checkpoints.join("step-3"), checkpoints.join(".replaced-step-3"));
+    let stored = || fs::read(checkpoint.join("trainer.json")).unwrap();
+    let before = stored();
+
+    // An evaluation after the checkpoint makes it another one; its folder cannot be made, as a file is in the way.
+    options.evaluation.every_steps = 3;
+    let in_the_way = checkpoints.join(".partial-step-3");
+    let error = scene.run(&options, |event| {
+        if matches!(event, Event::Evaluation(_)) {
+            fs::write(&in_the_way, "").unwrap();
+        }
+    });
+    assert!(matches!(error, Err(TrainerError::Io { .. })));
+    assert_eq!(stored(), before);
+    fs::remove_file(&in_the_way).unwrap();
+
+    // A crash between putting the old one aside and the new one in place.
+    fs::rename(&checkpoint, &replaced).unwrap();
+    let mut resumed = None;
+    let note = |event| {
+        if let Event::Resumed { step, .. } = event {
+            resumed = Some(step);
+        }
+    };
+    scene.run(&options, note).unwrap();
+    assert_eq!(resumed, Some(3));
+    assert_ne!(stored(), before);
+    // A crash before the old one was removed.
+    copy_folder(&checkpoint, &replaced);
+    scene.open(&options).unwrap();
+    assert!(checkpoint.exists() && !replaced.exists());
+}
+
+#[test]
+fn a_checkpoint_that_does_not_work_is_not_gone_back_to_twice() {
+    let scene = Scene::with_log(&mixture(300));
+    let mut options = scene.options("state");
+    (options.train.steps, options.evaluation.every_steps) = (12, 0);
+    options.train.until_step = Some(6);
+    scene.run(&options, |_| ()).unwrap();
+    poison(&options.state_dir.join("checkpoints/step-6"));
+    options.train.until_step = None;
+    let mut resumed = Vec::new();
+    let note = |event| {
+        if let Event::Resumed { step, .. } = event {
+            resumed.push(step);
+        }
+    };
+    assert_eq!(scene.run(&options, note).unwrap(), Outcome::Finished);
+    assert_eq!(resumed, [6, 6, 3]);
+    let lines = metrics(&options.state_dir);
+    assert!(lines.iter().all(|line| line["skipped"] != true), "all steps that count were made");
+}
+
+/// Makes a weight of a checkpoint no number.
+fn poison(checkpoint: &Path) {
+    let (model, manifest) = (checkpoint.join("model.safetensors"), checkpoint.join("manifest.json"));
+    let hash = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let mut bytes = fs::read(&model).unwrap();
+    let before = hash(&bytes);
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&model, &bytes).unwrap();
+    let text = fs::read_to_string(&manifest).unwrap();
+    assert!(text.contains(&before));
+    fs::write(&manifest, text.replace(&before, &hash(&bytes))).unwrap();
+}
+
+#[test]
+fn a_new_corpus_is_waited_for_once_the_known_windows_are_used() {
+    let scene = Scene::new();
+    let mut writer = scene.writer();
+    append(&mut writer, &mixture(40), 8);
+    append_ends(&mut writer);
+    let mut options = scene.options("state");
+    options.inputs = inputs();
+    options.train.until_step = Some(4);
+    scene.run(&options, |_| ()).unwrap();
+    let mut last = None;
+    options.train.until_step = None;
+    options.inputs.push(Input { source: "more/en".to_owned(), language: "en".to_owned(), finite: true });
+    let registry = prometheus::Registry::new();
+    let mut trainer = Trainer::open(options, writer.reader(), Arc::default(), &registry).unwrap();
+    let outcome = scene::run(&mut trainer, |event| match event {
+        Event::Waiting { .. } => append(&mut writer, &[example("more/en"); 60], 60),
+        Event::Resumed { step, evaluation } => last = Some((step, evaluation.unwrap().step)),
+        _ => {}
+    });
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    assert_eq!(last, Some((4, 4)), "the last evaluation is told");
+    let figures = registry.gather();
+    assert!(figures.iter().any(|family| family.name() == "mergedistill_evaluation_loss_nats"));
 }
 
 /// The same weights, optimiser, and lines of `metrics.jsonl`.
