@@ -9,9 +9,6 @@ use std::fs;
 use std::path::Path;
 use trainer::{EvaluationReport, Outcome};
 
-/// Optimiser steps unless told otherwise.
-pub const STEPS: u64 = 300;
-
 const CONFIGURATION: &str = include_str!("../demo/demo.toml");
 
 macro_rules! embedded {

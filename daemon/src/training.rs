@@ -38,7 +38,8 @@ pub fn options(configuration: &Configuration, inputs: &Inputs, until_step: Optio
         alpha: configuration.sampling.alpha,
         teachers: teachers.collect(),
         inputs: inputs_for_training(inputs),
-        threads: 0,
+        // A pool of its own: on a shared one, training starves while teachers label.
+        threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
     })
 }
 
