@@ -49,7 +49,7 @@ pub struct DemoArgs {
     #[arg(long, value_name = "DIR", default_value = "mergedistill-demo")]
     pub state_dir: PathBuf,
     /// Optimiser steps.
-    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: u64,
     /// Seed of every random choice.
     #[arg(long, value_name = "N", default_value_t = 0)]

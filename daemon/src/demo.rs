@@ -37,7 +37,7 @@ const FILES: &[(&str, &[u8])] = embedded![
 pub fn run(args: &DemoArgs, console: &Console) -> Result<(), Failure> {
     let folder = &args.state_dir;
     let configuration = CONFIGURATION
-        .replace("steps = 300", &format!("steps = {}", args.steps))
+        .replace("steps = 500", &format!("steps = {}", args.steps))
         .replace("seed = 0", &format!("seed = {}", args.seed));
     prepare(folder, &configuration)?;
     let config_path = folder.join("demo.toml");
