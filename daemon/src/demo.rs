@@ -104,15 +104,17 @@ fn report(summary: &Summary, folder: &Path, student: &Path) {
         "(loss in nats, each over its model's own vocabulary; RDT: relative deviation from the teacher's top-1)\n"
     );
     println!("{:.0} s. The student, a Hugging Face folder: {}", summary.elapsed.as_secs_f64(), student.display());
-    println!("\nWhat to try next:");
     let dir = folder.display();
-    println!("  mergedistill log stat {dir}/state/log              what the teachers wrote down");
-    println!("  mergedistill log dump {dir}/state/log --json --count 1");
-    println!("  mergedistill demo --steps 1000                     a better student");
-    println!(
-        "  cp {dir}/demo.toml {dir}/mine.toml                 edit it (another state_dir!), mergedistill run --config {dir}/mine.toml"
-    );
-    println!("  transformers: AutoModelForMaskedLM.from_pretrained(\"{}\")", student.display());
+    // The program as it was called: it need not be on the path.
+    let program = std::env::args().next().unwrap_or_else(|| "mergedistill".to_owned());
+    println!("\nWhat to try next:");
+    println!("  {program} log stat {dir}/state/log");
+    println!("      what the teachers wrote down; `log dump {dir}/state/log --json --count 1` shows a record");
+    println!("  {program} demo --steps 1000");
+    println!("      a better student");
+    println!("  cp {dir}/demo.toml {dir}/mine.toml");
+    println!("      edit it, give it another state_dir, then: {program} run --config {dir}/mine.toml");
+    println!("  in Python, with transformers: AutoModelForMaskedLM.from_pretrained(\"{}\")", student.display());
 }
 
 fn print_report(report: &EvaluationReport) {
