@@ -1,6 +1,8 @@
 //! The command line. One definition gives parser, help and errors.
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 /// Merge several pre-trained masked language models into one multilingual student, by distillation, while the
@@ -40,6 +42,9 @@ pub enum Command {
     Export(ExportArgs),
     /// Compare the student with its teachers on held-out text: MLM loss, accuracy and RDT.
     Evaluate(EvaluateArgs),
+    /// Measure what this machine does: tokens per second and peak memory, on the path that `run` takes.
+    #[command(subcommand)]
+    Bench(BenchCommand),
 }
 
 /// Arguments of `demo`.
@@ -188,4 +193,106 @@ pub struct EvaluateArgs {
     /// One JSON document on standard output.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Subcommands of `bench`.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// A teacher labels text.
+    Label(BenchLabelArgs),
+    /// A student of a given shape trains on random labels.
+    Train(BenchTrainArgs),
+}
+
+/// Arguments of `bench label`.
+#[derive(Debug, Args)]
+pub struct BenchLabelArgs {
+    /// Hugging Face folder of the teacher.
+    #[arg(long, value_name = "DIR")]
+    pub teacher: PathBuf,
+    /// Text to label; an empty line ends a document.
+    #[arg(long, value_name = "FILE")]
+    pub text: PathBuf,
+    /// Threads of the teacher.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = size(1..=1024))]
+    pub threads: usize,
+    /// Tokens of a sequence at most, [CLS] and [SEP] included.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = size(3..=8192))]
+    pub max_length: usize,
+    /// Labels kept per masked position.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = size(1..=512))]
+    pub top_k: usize,
+    /// Stop reading after the document that reaches this many tokens.
+    #[arg(long, value_name = "N", default_value_t = 60_000, value_parser = size(1..=1 << 40))]
+    pub limit_tokens: usize,
+    /// Tokens per forward pass; the default is that of `[queue] batch_tokens`.
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = size(64..=1_048_576))]
+    pub batch_tokens: usize,
+    /// Passes over the text whose median is reported; one more goes before them.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = size(1..=10_000))]
+    pub repeat: usize,
+    /// Seed of the masks.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Write the masked copies with their labels, one JSON document a line.
+    #[arg(long, value_name = "FILE")]
+    pub dump: Option<PathBuf>,
+    /// One JSON document on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bench train`.
+#[derive(Debug, Args)]
+pub struct BenchTrainArgs {
+    /// Tokens of the student's vocabulary.
+    #[arg(long, value_name = "N", default_value_t = 40_000, value_parser = size(6..=1 << 28))]
+    pub vocab: usize,
+    /// Width of the embeddings; another one than the hidden size factorises the embedding.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = size(1..=1 << 20))]
+    pub embedding: usize,
+    /// Width of the layers.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = size(1..=1 << 20))]
+    pub hidden: usize,
+    /// Width of the feed-forward networks [default: 4 × hidden].
+    #[arg(long, value_name = "N", value_parser = size(1..=1 << 22))]
+    pub intermediate: Option<usize>,
+    /// Transformer layers.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = size(1..=4096))]
+    pub layers: usize,
+    /// Attention heads.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = size(1..=1 << 20))]
+    pub heads: usize,
+    /// Sequences per step.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = size(1..=1 << 20))]
+    pub sequences: usize,
+    /// Tokens per sequence.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = size(1..=8192))]
+    pub length: usize,
+    /// Labels per masked position.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = size(1..=512))]
+    pub top_k: usize,
+    /// Dropout of embeddings, layers and attention.
+    #[arg(long, value_name = "RATE", default_value_t = 0.1)]
+    pub dropout: f64,
+    /// Tokens per forward and backward pass; the default is that of `[train] micro_batch_tokens`.
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = size(16..=16_777_216))]
+    pub micro_batch_tokens: usize,
+    /// Threads of the trainer.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = size(1..=1024))]
+    pub threads: usize,
+    /// Steps whose median is reported; two more go before them.
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = size(1..=1_000_000))]
+    pub steps: usize,
+    /// Seed of weights, batches and dropout.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// One JSON document on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A number of things within `range`.
+fn size(range: RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(range)
 }

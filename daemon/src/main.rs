@@ -60,5 +60,6 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Vocab(command) => commands::vocab(command),
         Command::Export(args) => commands::export(args),
         Command::Evaluate(args) => commands::evaluate(args),
+        Command::Bench(command) => commands::bench(command),
     }
 }

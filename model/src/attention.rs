@@ -6,7 +6,8 @@
 
 use crate::batch::Run;
 use crate::dropout::Mask;
-use crate::elementary::{exp_nonpositive, largest, sum_of, vectorised};
+use crate::elementary::{exp_nonpositive, largest, sum_of};
+use crate::simd::vectorised;
 use crate::slices::{values, with_values};
 use candle_core::{CpuStorage, CustomOp3, D, Device, InplaceOp1, InplaceOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;

@@ -1,6 +1,6 @@
 //! Adding a bias to every row.
 
-use crate::elementary::vectorised;
+use crate::simd::vectorised;
 use crate::slices::{add_up, rows_per_task, values, with_values};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;

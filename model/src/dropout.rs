@@ -1,8 +1,8 @@
 //! Inverted dropout whose masks are a function of (stream, step, site, index): no state, so a step that is computed again
 //! drops the same values, and the backward pass makes its mask anew instead of keeping it.
 
-use crate::elementary::vectorised;
 use crate::encoder::Dropout;
+use crate::simd::vectorised;
 use crate::slices::values;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;

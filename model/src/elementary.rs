@@ -1,28 +1,19 @@
-//! Elementary functions of float32 without branches or calls, so that loops over them become vector code, and the
-//! dispatch to the widest vector instructions that the machine has.
+//! Elementary functions of float32 without branches or calls, so that loops over them become vector code: see
+//! [`crate::simd::vectorised`].
 //!
 //! Sums are kept in a fixed number of lanes, so their order, and with it the result, is the same whatever the width of the
 //! machine's vectors and the number of threads.
 
 use std::f32::consts::{FRAC_2_SQRT_PI, LOG2_E};
-use std::sync::LazyLock;
-
-static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
 
 /// Lanes of a sum. Two vectors of the widest kind.
 const LANES: usize = 32;
-
-/// Runs `kernel` compiled for this machine's vector instructions. What it calls must be inlined to profit.
-#[inline(always)]
-pub(crate) fn vectorised<R>(kernel: impl FnOnce() -> R) -> R {
-    ARCH.dispatch(kernel)
-}
 
 /// eˣ for x ≤ 0, with a relative error below 2⁻²²; below −87.3 about 1e-38. Not a number stays so.
 ///
 /// Cephes' `expf`: x = n·ln 2 + r with |r| ≤ ln 2 / 2, and a polynomial in r.
 #[inline(always)]
-pub(crate) fn exp_nonpositive(x: f32) -> f32 {
+pub fn exp_nonpositive(x: f32) -> f32 {
     const LOWEST: f32 = -87.3;
     /// Added and taken away, it rounds to an integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
@@ -45,7 +36,7 @@ pub(crate) fn exp_nonpositive(x: f32) -> f32 {
 ///
 /// The rational approximation of Eigen and XLA: an odd polynomial over an even one, and ±1 beyond 3.83.
 #[inline(always)]
-pub(crate) fn erf(x: f32) -> f32 {
+pub fn erf(x: f32) -> f32 {
     const LARGEST: f32 = 3.832_507;
     let square = x * x;
     let mut p = 2.290_506_5e-4;
@@ -63,7 +54,7 @@ pub(crate) fn erf(x: f32) -> f32 {
 
 /// Σ term(a, b) over two slices of equal length.
 #[inline(always)]
-pub(crate) fn sum_of(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
+pub fn sum_of(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let (a_chunks, a_rest) = a.as_chunks::<LANES>();
     let (b_chunks, b_rest) = b.as_chunks::<LANES>();
@@ -87,7 +78,7 @@ pub(crate) fn sum_of(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f3
 
 /// The largest value; NaN is passed over.
 #[inline(always)]
-pub(crate) fn largest(values: &[f32]) -> f32 {
+pub fn largest(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = values.as_chunks::<LANES>();
     for chunk in chunks {

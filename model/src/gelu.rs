@@ -1,6 +1,7 @@
 //! GELU, exact: x · Φ(x), with Φ the normal distribution function (not its tanh approximation).
 
-use crate::elementary::{erf, exp_nonpositive, vectorised};
+use crate::elementary::{erf, exp_nonpositive};
+use crate::simd::vectorised;
 use crate::slices::{VALUES_PER_TASK, values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;

@@ -1,6 +1,7 @@
 //! LayerNorm over the last dimension: (x − mean) / √(variance + eps) · weight + bias.
 
-use crate::elementary::{sum_of, vectorised};
+use crate::elementary::sum_of;
+use crate::simd::vectorised;
 use crate::slices::{add_up, rows_per_task, values, with_values};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;

@@ -12,7 +12,9 @@
 //! What it deliberately does not do: it never multiplies by the decoder (losses and top-k never hold logits for a whole
 //! batch, so that product belongs to them), it has no loss or optimiser, and it never chooses what to mask.
 
+pub mod product;
 pub mod random;
+pub mod simd;
 
 mod attention;
 mod batch;
@@ -20,9 +22,10 @@ mod bias;
 mod checkpoint;
 mod configuration;
 mod dropout;
-mod elementary;
+pub mod elementary;
 mod encoder;
 mod error;
+mod fused;
 mod gelu;
 #[cfg(test)]
 mod gradient_check;

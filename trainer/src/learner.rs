@@ -14,7 +14,7 @@ use model::random::Philox;
 const MICRO_BATCHES_MAX: u64 = 1 << 20;
 
 /// What learns: the student and the optimiser's state.
-pub(crate) struct Learner {
+pub struct Learner {
     pub(crate) student: Student,
     pub(crate) optimiser: AdamW,
     dropout: Option<Philox>,
@@ -22,25 +22,33 @@ pub(crate) struct Learner {
 
 /// What came of a step.
 #[derive(Clone, Debug)]
-pub(crate) struct Learned {
-    pub(crate) sums: LossSums,
-    pub(crate) learning_rate: f64,
-    pub(crate) lambda: f64,
-    /// Before clipping.
-    pub(crate) gradient_norm: f64,
+pub struct Learned {
+    /// Losses over the batch, before the update.
+    pub sums: LossSums,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Weight of distillation in the step's loss.
+    pub lambda: f64,
+    /// Euclidean norm of the gradient before clipping.
+    pub gradient_norm: f64,
     /// Why the weights were left as they are.
-    pub(crate) skipped: Option<String>,
+    pub skipped: Option<String>,
 }
 
 impl Learner {
-    pub(crate) fn new(student: Student, optimiser: AdamW, seed: u64) -> Self {
+    /// `optimiser` is the state that belongs to `student`; dropout, if its configuration has any, follows from `seed`.
+    #[must_use]
+    pub fn new(student: Student, optimiser: AdamW, seed: u64) -> Self {
         let configuration = student.configuration();
         let drops = configuration.hidden_dropout > 0.0 || configuration.attention_dropout > 0.0;
         Self { student, optimiser, dropout: drops.then(|| Philox::new(seed, "dropout", &[])) }
     }
 
     /// Trains on `batch` as step `step`, counted from 0. A step whose loss or gradient is not finite changes nothing.
-    pub(crate) fn step(&mut self, step: u64, batch: &Batch, options: &TrainOptions) -> Result<Learned, TrainerError> {
+    ///
+    /// # Errors
+    /// When the batch does not fit the student.
+    pub fn step(&mut self, step: u64, batch: &Batch, options: &TrainOptions) -> Result<Learned, TrainerError> {
         let lambda = schedule::lambda(step, options.lambda_start, options.lambda_end, options.steps);
         let learning_rate = schedule::learning_rate(step, options.learning_rate, options.warmup_steps, options.steps);
         self.student.clear_gradients();

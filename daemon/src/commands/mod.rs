@@ -1,5 +1,6 @@
 //! Subcommands other than `run` and `demo`.
 
+mod bench;
 mod check;
 mod ctl;
 mod evaluate;
@@ -7,6 +8,7 @@ mod export;
 mod log;
 mod vocab;
 
+pub use bench::bench;
 pub use check::check;
 pub use ctl::ctl;
 pub use evaluate::evaluate;

@@ -1,0 +1,35 @@
+//! Which vector instructions this machine has, found once at run time: one program serves every x86-64 (AVX-512, AVX2, or
+//! neither) and every aarch64.
+
+use std::sync::LazyLock;
+
+/// The widest instructions of this machine that the program knows.
+pub(crate) static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
+
+/// Runs `kernel` compiled for this machine's vector instructions. What it calls must be inlined to profit.
+#[inline(always)]
+pub fn vectorised<R>(kernel: impl FnOnce() -> R) -> R {
+    ARCH.dispatch(kernel)
+}
+
+/// The same for given instructions.
+#[inline(always)]
+pub(crate) fn with_arch<R>(arch: pulp::Arch, kernel: impl FnOnce() -> R) -> R {
+    arch.dispatch(kernel)
+}
+
+/// All instructions that this machine can run.
+#[cfg(test)]
+pub(crate) fn archs() -> Vec<pulp::Arch> {
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
+    let mut archs = vec![*ARCH, pulp::Arch::Scalar];
+    #[cfg(target_arch = "x86_64")]
+    archs.extend(pulp::x86::V3::try_new().map(pulp::Arch::V3));
+    archs
+}
+
+/// Whether a multiply-add of these instructions is rounded once.
+#[cfg(test)]
+pub(crate) fn fuses(arch: pulp::Arch) -> bool {
+    !matches!(arch, pulp::Arch::Scalar)
+}
