@@ -179,7 +179,7 @@ fn bad_arguments() {
     label(TEACHER, path, &["--max-length", "2"], 64, "--max-length");
     label(TEACHER, path, &["--max-length", "129"], 64, "128 positions");
     label(TEACHER, path, &["--top-k", "513"], 64, "--top-k");
-    label(TEACHER, path, &["--dump", "/no/such/folder/dump"], 66, "/no/such/folder/dump");
+    label(TEACHER, path, &["--dump", "/no/such/folder/dump"], 73, "/no/such/folder/dump");
     label(&few_words(&bench), path, &[], 64, "fewer than --top-k 8");
     check(&["label", "--text", path], 64, "--teacher");
     check(&["train", "--threads", "0"], 64, "--threads");

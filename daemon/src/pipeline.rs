@@ -170,7 +170,11 @@ fn open_labelling(
     let body = move || ingest.run(&control, &gate, groups_in).map(|()| Ended::Done).map_err(Failure::from);
     bodies.push(("ingest", Box::new(body)));
 
-    let options = LabellingOptions { depth: configuration.queue.depth, control: controls.teacher.clone() };
+    let options = LabellingOptions {
+        depth: configuration.queue.depth,
+        control: controls.teacher.clone(),
+        pool: crate::threads::labelling_pool(configuration.threads.teachers)?,
+    };
     let registry_of_teachers = registry.clone();
     let body = move || {
         let labelling = Labelling::start(runners, &options, groups, complete_in, &registry_of_teachers)?;
@@ -274,12 +278,7 @@ pub fn load_runners(configuration: &Configuration, teachers: &[LoadedTeacher]) -
     let labelling = (0..).zip(teachers).filter(|(_, teacher)| teacher.section.labels);
     labelling
         .map(|(index, teacher)| {
-            let options = RunnerOptions {
-                name: teacher.section.name.clone(),
-                index,
-                device: candle_core::Device::Cpu,
-                top_k: configuration.store.top_k,
-            };
+            let options = RunnerOptions { name: teacher.section.name.clone(), index, top_k: configuration.store.top_k };
             Ok(Runner::load(&teacher.section.path, &teacher.tokenizer, options)?)
         })
         .collect()

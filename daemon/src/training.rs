@@ -39,7 +39,7 @@ pub fn options(configuration: &Configuration, inputs: &Inputs, until_step: Optio
         teachers: teachers.collect(),
         inputs: inputs_for_training(inputs),
         // A pool of its own: on a shared one, training starves while teachers label.
-        threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        threads: configuration.threads.trainer,
     })
 }
 
@@ -67,7 +67,11 @@ fn train_options(configuration: &Configuration, until_step: Option<u64>) -> Trai
         copies: if section.copies == "best" { Copies::Best } else { Copies::All },
         best_by: if section.best_by == "character" { BestBy::Character } else { BestBy::Position },
         copy_weight: if section.copy_weight == "shared" { CopyWeight::Shared } else { CopyWeight::Equal },
-        kd_target: KdTarget::Renormalised,
+        kd_target: match section.kd_target {
+            "ghost" => KdTarget::Ghost,
+            "gold-residual" => KdTarget::GoldResidual,
+            _ => KdTarget::Renormalised,
+        },
         loss_norm: if section.loss_norm == "language" { LossNorm::Language } else { LossNorm::Batch },
         shuffle_examples: section.shuffle_examples,
         max_passes: section.max_passes.into(),

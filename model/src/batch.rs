@@ -3,8 +3,6 @@
 use crate::{Configuration, ModelError};
 
 /// Sequences one after another, without padding, and the rows whose tokens are to be predicted.
-///
-/// Attention works on runs of neighbours of equal length: sort the sequences by length.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PackedBatch {
     /// `[tokens]`: all sequences, special tokens included.
@@ -13,23 +11,6 @@ pub struct PackedBatch {
     pub lengths: Vec<usize>,
     /// `[masked]`: rows of the packed `[tokens, …]` matrices, strictly ascending.
     pub masked_rows: Vec<u32>,
-}
-
-/// Neighbouring sequences of one length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Run {
-    /// Row of the first token.
-    pub(crate) first_row: usize,
-    /// Sequences in the run.
-    pub(crate) sequences: usize,
-    /// Tokens in each of them.
-    pub(crate) length: usize,
-}
-
-impl Run {
-    pub(crate) fn rows(&self) -> usize {
-        self.sequences * self.length
-    }
 }
 
 impl PackedBatch {
@@ -72,20 +53,6 @@ impl PackedBatch {
         Ok(())
     }
 
-    /// Neighbours of equal length, in order.
-    pub(crate) fn runs(&self) -> Vec<Run> {
-        let mut runs: Vec<Run> = Vec::new();
-        let mut first_row = 0;
-        for &length in &self.lengths {
-            match runs.last_mut() {
-                Some(run) if run.length == length => run.sequences += 1,
-                _ => runs.push(Run { first_row, sequences: 1, length }),
-            }
-            first_row += length;
-        }
-        runs
-    }
-
     /// `[tokens]`: each token's place in its sequence.
     pub(crate) fn positions(&self) -> Vec<u32> {
         self.lengths.iter().flat_map(|length| 0..*length as u32).collect()
@@ -97,10 +64,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_of_equal_length_form_runs() {
-        let batch = PackedBatch { token_ids: vec![0; 12], lengths: vec![2, 2, 3, 3, 2], masked_rows: vec![] };
-        let run = |first_row, sequences, length| Run { first_row, sequences, length };
-        assert_eq!(batch.runs(), [run(0, 2, 2), run(4, 2, 3), run(10, 1, 2)]);
-        assert_eq!(batch.positions(), [0, 1, 0, 1, 0, 1, 2, 0, 1, 2, 0, 1]);
+    fn positions_count_from_each_sequence_s_first_token() {
+        let batch = PackedBatch { token_ids: vec![0; 6], lengths: vec![2, 3, 1], masked_rows: vec![] };
+        assert_eq!(batch.positions(), [0, 1, 0, 1, 2, 0]);
     }
 }

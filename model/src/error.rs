@@ -112,6 +112,17 @@ pub enum ModelError {
     /// A batch cannot be computed by this model.
     #[error("unusable batch: {0}")]
     Batch(String),
+    /// The network written by hand is wrong on this machine.
+    #[error(
+        "hidden states differ by {apart} from those of the plain composition (they go up to {size}): the vector \
+         instructions of this machine compute something else; please report the machine's model"
+    )]
+    Instructions {
+        /// The largest difference.
+        apart: f32,
+        /// The largest value.
+        size: f32,
+    },
     /// A tensor operation failed.
     #[error("tensor operation failed: {0}")]
     Compute(#[from] candle_core::Error),

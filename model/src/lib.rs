@@ -16,28 +16,28 @@ pub mod product;
 pub mod random;
 pub mod simd;
 
-mod attention;
 mod batch;
-mod bias;
+mod bert;
 mod checkpoint;
 mod configuration;
-mod dropout;
 pub mod elementary;
-mod encoder;
 mod error;
-mod fused;
-mod gelu;
+pub mod fused;
 #[cfg(test)]
 mod gradient_check;
-mod layer_norm;
+mod layout;
+mod network;
 mod parameters;
-mod slices;
 mod tokenizer;
+mod weights_file;
 
 pub use batch::PackedBatch;
+pub use bert::{Bert, Dropout};
 pub use checkpoint::fingerprint_weights;
 pub use configuration::{Activation, Architecture, Configuration};
-pub use encoder::{Bert, Dropout};
 pub use error::ModelError;
+pub use layout::{Layout, Slot};
+pub use network::{Inference, Training};
 pub use parameters::Parameters;
 pub use tokenizer::{Normalisation, SpecialTokens, Tokenizer, Tokens, check_words};
+pub use weights_file::Numbers;

@@ -5,8 +5,7 @@ use crate::random::Philox;
 use crate::{Architecture, Configuration, ModelError};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
-use safetensors::tensor::TensorView;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Parameters by canonical name (`bert.…` / `electra.…` prefix, `weight` and `bias`), float32, in the order of
@@ -183,35 +182,6 @@ impl Parameters {
     pub fn count(&self) -> usize {
         self.tensors.values().map(Tensor::elem_count).sum()
     }
-
-    /// Writes a `model.safetensors` that transformers loads, and makes it durable.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn save_safetensors(&self, path: &Path) -> Result<(), ModelError> {
-        let failed = |reason: String| ModelError::Write { path: path.to_path_buf(), reason };
-        let mut bytes: BTreeMap<&str, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
-        for (name, tensor) in &self.tensors {
-            let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-            let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            bytes.insert(name, (tensor.dims().to_vec(), data));
-        }
-        // An untied BERT has its bias under two names; transformers 5 reads the second one.
-        if !self.tied()
-            && self.decoder_bias == Names::of(Architecture::Bert).decoder_bias
-            && let Some(bias) = bytes.get(self.decoder_bias).cloned()
-        {
-            bytes.insert(Names::of(Architecture::Bert).linear_bias, bias);
-        }
-        let mut views = Vec::with_capacity(bytes.len());
-        for (name, (shape, data)) in &bytes {
-            let view = TensorView::new(safetensors::Dtype::F32, shape.clone(), data);
-            views.push((*name, view.map_err(|error| failed(error.to_string()))?));
-        }
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| failed(error.to_string()))?;
-        std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(|error| failed(error.to_string()))
-    }
 }
 
 /// The names that differ between the architectures.
@@ -225,7 +195,7 @@ pub(crate) struct Names {
     pub(crate) decoder_weight: &'static str,
     pub(crate) decoder_bias: &'static str,
     /// A second name of the bias, which wins where both are stored.
-    linear_bias: &'static str,
+    pub(crate) linear_bias: &'static str,
 }
 
 impl Names {

@@ -48,6 +48,28 @@ impl<'a> Matrix<'a> {
         matrix
     }
 
+    /// How many rows it has.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// How many columns it has.
+    #[must_use]
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The values of row `row`.
+    ///
+    /// # Panics
+    /// When it has no such row, or the values of a row are not neighbours.
+    #[must_use]
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        assert!(row < self.rows && self.column_stride == 1, "row {row} of {self:?}");
+        &self.values[row * self.row_stride..][..self.columns]
+    }
+
     /// The same with rows and columns exchanged.
     #[must_use]
     pub fn transposed(self) -> Self {
@@ -143,6 +165,12 @@ impl Packed {
                 width,
             })
             .collect()
+    }
+
+    /// Rows of the matrix that was packed.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.depth
     }
 
     /// For [`multiply`].

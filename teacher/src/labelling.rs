@@ -10,6 +10,7 @@
 use crate::{Runner, TeacherError};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use prometheus::{Histogram, HistogramOpts, IntCounter, Opts, Registry};
+use rayon::ThreadPool;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -24,6 +25,8 @@ pub struct LabellingOptions {
     /// Pauses and stops the runners, between batches. Groups that are not complete then are dropped: they are read
     /// again later, from the cursors in the log.
     pub control: StageControl,
+    /// The threads that all runners label on. One batch may be begun within another's on the same thread.
+    pub pool: Arc<ThreadPool>,
 }
 
 /// The running stage.
@@ -59,6 +62,7 @@ impl Labelling {
                 metrics: RunnerMetrics::register(registry, runner.name())?,
                 runner,
                 control: options.control.clone(),
+                pool: Arc::clone(&options.pool),
                 results: to_assembler.clone(),
             };
             labelling.spawn(format!("teacher-{}", thread.runner.name()), move || {
@@ -155,6 +159,7 @@ impl Dispatcher {
 struct RunnerThread {
     runner: Runner,
     control: StageControl,
+    pool: Arc<ThreadPool>,
     results: Sender<Message>,
     metrics: RunnerMetrics,
 }
@@ -184,7 +189,7 @@ impl RunnerThread {
         let copies: Vec<&MaskedCopy> =
             group.batches[batch].members.iter().map(|&(entry, copy)| copy_of(group, entry, copy)).collect();
         let timer = self.metrics.batch_seconds.start_timer();
-        let labels = self.runner.label(&copies)?;
+        let labels = self.pool.install(|| self.runner.label(&copies))?;
         timer.observe_duration();
         self.metrics.copies.inc_by(copies.len() as u64);
         self.metrics.tokens.inc_by(copies.iter().map(|copy| copy.token_ids.len() as u64).sum());

@@ -1,6 +1,6 @@
 //! Teacher runners: a masked batch in, labels out; and the assembler that completes records in order.
 //!
-//! A [`Runner`] owns one teacher on one device and labels one batch at a time. [`Labelling`] feeds one thread
+//! A [`Runner`] owns one teacher and labels one batch at a time. [`Labelling`] feeds one thread
 //! per runner and puts the groups together again. Invariant: groups leave in the order in which they came,
 //! complete, whatever the order in which runners finish; and at most `depth` groups are inside.
 //!
@@ -13,6 +13,6 @@ mod labelling;
 mod runner;
 
 pub use error::TeacherError;
-pub use head::label_rows;
+pub use head::{Decoder, HeadScratch, NonFinite, label_rows};
 pub use labelling::{Labelling, LabellingOptions};
 pub use runner::{Runner, RunnerOptions};

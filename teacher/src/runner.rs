@@ -1,8 +1,8 @@
-//! One teacher on one device.
+//! One teacher.
 
-use crate::{TeacherError, label_rows};
-use candle_core::Device;
-use model::{Bert, ModelError, PackedBatch, Tokenizer};
+use crate::{Decoder, HeadScratch, NonFinite, TeacherError, label_rows};
+use candle_core::{Device, Tensor};
+use model::{Bert, Inference, ModelError, PackedBatch, Tokenizer};
 use std::path::Path;
 use store::{Label, MaskedCopy};
 
@@ -13,25 +13,23 @@ pub struct RunnerOptions {
     pub name: String,
     /// Index in the teacher table.
     pub index: u16,
-    /// Where the teacher runs.
-    pub device: Device,
     /// Labels kept per masked position, k.
     pub top_k: usize,
 }
 
-/// A loaded teacher. Labels one batch at a time.
+/// A loaded teacher. Labels one batch at a time, in the rayon pool that it is called in.
 #[derive(Debug)]
 pub struct Runner {
     options: RunnerOptions,
-    bert: Bert,
-    words: usize,
+    network: Inference,
+    decoder: Decoder,
 }
 
 impl Runner {
     /// Loads the teacher of folder `path`; `tokenizer` is the one of that folder.
     pub fn load(path: &Path, tokenizer: &Tokenizer, options: RunnerOptions) -> Result<Self, TeacherError> {
         let failed = |source| TeacherError::Model { teacher: options.name.clone(), source: Box::new(source) };
-        let bert = Bert::load(path, &options.device).map_err(failed)?;
+        let bert = Bert::load(path, &Device::Cpu).map_err(failed)?;
         model::check_words(&bert.configuration, tokenizer).map_err(failed)?;
         let words = tokenizer.len();
         if words < bert.configuration.vocabulary_size {
@@ -45,7 +43,12 @@ impl Runner {
         if words < options.top_k {
             return Err(TeacherError::FewWords { teacher: options.name, words, top_k: options.top_k });
         }
-        Ok(Self { options, bert, words })
+        let network = Inference::checked(&bert).map_err(failed)?;
+        let (weight, bias) = bert.decoder();
+        let decoder = values(weight)
+            .and_then(|weight| Ok(Decoder::new(&weight, &values(bias)?, words)))
+            .map_err(|error| failed(ModelError::from(error)))?;
+        Ok(Self { options, network, decoder })
     }
 
     /// Name in the configuration.
@@ -60,17 +63,36 @@ impl Runner {
         self.options.index
     }
 
+    /// The teacher's shape.
+    #[must_use]
+    pub fn configuration(&self) -> &model::Configuration {
+        self.network.configuration()
+    }
+
     /// Labels `copies` (this teacher's own) in one forward pass; one label per copy, in order.
     pub fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError> {
         let (batch, gold_ids) = pack(copies);
+        let top_k = self.options.top_k;
         let failed = |source| TeacherError::Model { teacher: self.options.name.clone(), source: Box::new(source) };
-        let hidden = self.bert.transform_masked(&batch, None).map_err(failed)?; // [masked, embedding]
-        let (weight, bias) = self.bert.decoder();
-        let all = label_rows(&hidden, weight, bias, &gold_ids, self.words, self.options.top_k)
-            .map_err(|error| failed(ModelError::from(error)))?
-            .map_err(|token| TeacherError::NonFinite { teacher: self.options.name.clone(), token })?;
+        let parts = self.network.map_shards(&batch, |masked, hidden| {
+            label_rows(&self.decoder, hidden, &gold_ids[masked], top_k, &mut HeadScratch::default())
+        });
+        let mut all = Label { top_k, ..Label::default() };
+        for part in parts.map_err(failed)? {
+            let part =
+                part.map_err(|NonFinite(token)| TeacherError::NonFinite { teacher: self.options.name.clone(), token })?;
+            all.top_ids.extend(part.top_ids);
+            all.top_logits.extend(part.top_logits);
+            all.log_sum_exp.extend(part.log_sum_exp);
+            all.gold_logits.extend(part.gold_logits);
+        }
         Ok(split(&all, copies))
     }
+}
+
+/// The tensor's values, row after row.
+fn values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
+    tensor.flatten_all()?.to_vec1()
 }
 
 /// Sequences one after another, and the gold id of each masked row.

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use candle_core::Device;
 use crossbeam::channel::{bounded, unbounded};
 use model::Tokenizer;
 use model::random::Philox;
@@ -22,8 +21,13 @@ fn runner(index: usize) -> Runner {
 fn load(index: usize, top_k: usize) -> Result<Runner, TeacherError> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemon/demo/teachers").join(TEACHERS[index]);
     let tokenizer = Tokenizer::load(&path).unwrap();
-    let options = RunnerOptions { name: TEACHERS[index].to_owned(), index: index as u16, device: Device::Cpu, top_k };
+    let options = RunnerOptions { name: TEACHERS[index].to_owned(), index: index as u16, top_k };
     Runner::load(&path, &tokenizer, options)
+}
+
+/// Fewer threads than runners, so that they share.
+fn pool() -> Arc<rayon::ThreadPool> {
+    Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap())
 }
 
 /// A copy of random tokens, three of them masked.
@@ -65,7 +69,7 @@ fn group(number: u64) -> Group {
 fn groups_come_out_complete_and_in_order() {
     let (groups_in, groups) = bounded(1);
     let (complete_in, complete) = bounded(1);
-    let options = LabellingOptions { depth: 3, control: StageControl::default() };
+    let options = LabellingOptions { depth: 3, control: StageControl::default(), pool: pool() };
     let labelling =
         Labelling::start(vec![runner(0), runner(1)], &options, groups, complete_in, &Registry::new()).unwrap();
     let feeder = std::thread::spawn(move || (0..9).for_each(|number| groups_in.send(group(number)).unwrap()));
@@ -99,7 +103,7 @@ fn the_stage_ends_when_nobody_takes_its_groups() {
     let (groups_in, groups) = unbounded();
     let (complete_in, complete) = bounded(1);
     drop(complete);
-    let options = LabellingOptions { depth: 2, control: StageControl::default() };
+    let options = LabellingOptions { depth: 2, control: StageControl::default(), pool: pool() };
     let labelling =
         Labelling::start(vec![runner(0), runner(1)], &options, groups, complete_in, &Registry::new()).unwrap();
     for number in 0..5 {
@@ -114,7 +118,7 @@ fn a_stop_leaves_no_group_incomplete() {
     let (groups_in, groups) = bounded(1);
     let (complete_in, complete) = bounded(1);
     let control = StageControl::default();
-    let options = LabellingOptions { depth: 2, control: control.clone() };
+    let options = LabellingOptions { depth: 2, control: control.clone(), pool: pool() };
     let labelling =
         Labelling::start(vec![runner(0), runner(1)], &options, groups, complete_in, &Registry::new()).unwrap();
     // Goes on sending for as long as anybody receives: the stop alone has to end the stage.

@@ -4,12 +4,12 @@
 //! the batch's loss is the weighted sum over all positions of all micro-batches: how the batch was cut does not matter.
 
 use crate::loss::Targets;
-use crate::options::LossNorm;
-use crate::training_copy::{TrainingCopy, renormalised};
+use crate::options::{KdTarget, LossNorm};
+use crate::training_copy::{Distribution, TrainingCopy};
 use model::PackedBatch;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use store::SequenceNumber;
+use store::{Label, MaskedCopy, SequenceNumber};
 
 /// What one step trains on.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,12 +35,14 @@ pub struct MicroBatch {
     pub packed: PackedBatch,
     /// `[masked]`: the tokens that stood there.
     pub gold_ids: Vec<u32>,
-    /// Entries per position, k.
+    /// Entries per position, k: the teacher's top-k, and one more if the gold token is given the rest.
     pub top_k: usize,
-    /// `[masked, k]`: the teacher's tokens.
+    /// `[masked, k]`: the teacher's tokens; an id may come up twice.
     pub top_ids: Vec<u32>,
     /// `[masked, k]`: the teacher's probabilities; all 0 at positions without a teacher.
     pub probabilities: Vec<f32>,
+    /// `[masked]`: the teacher's mass outside `top_ids`.
+    pub tail_masses: Vec<f32>,
     /// `[masked]`: what a position counts in the batch's loss.
     pub weights: Vec<f32>,
     /// `[masked]`: whether a teacher labelled the position.
@@ -48,9 +50,15 @@ pub struct MicroBatch {
 }
 
 impl Batch {
-    /// A batch of `copies`. A copy longer than `micro_batch_tokens` makes a micro-batch of its own.
+    /// A batch of `copies`, to be distilled from what `kd_target` says. A copy longer than `micro_batch_tokens` makes a
+    /// micro-batch of its own.
     #[must_use]
-    pub fn new(mut copies: Vec<TrainingCopy>, loss_norm: LossNorm, micro_batch_tokens: usize) -> Self {
+    pub fn new(
+        mut copies: Vec<TrainingCopy>,
+        kd_target: KdTarget,
+        loss_norm: LossNorm,
+        micro_batch_tokens: usize,
+    ) -> Self {
         let mut sequences: Vec<SequenceNumber> = copies.iter().map(|copy| copy.sequence).collect();
         sequences.sort_unstable();
         sequences.dedup();
@@ -67,7 +75,7 @@ impl Batch {
         for (copy, weight) in copies.iter().zip(weights) {
             let length = copy.copy.token_ids.len();
             if tokens + length > micro_batch_tokens && !members.is_empty() {
-                micro_batches.push(MicroBatch::new(&members));
+                micro_batches.push(MicroBatch::new(&members, kd_target));
                 members.clear();
                 tokens = 0;
             }
@@ -75,7 +83,7 @@ impl Batch {
             tokens += length;
         }
         if !members.is_empty() {
-            micro_batches.push(MicroBatch::new(&members));
+            micro_batches.push(MicroBatch::new(&members, kd_target));
         }
         Self {
             sequences,
@@ -97,23 +105,25 @@ impl MicroBatch {
             top_k: self.top_k,
             top_ids: &self.top_ids,
             probabilities: &self.probabilities,
+            tail_masses: &self.tail_masses,
             weights: &self.weights,
             has_teacher: &self.has_teacher,
         }
     }
 
     /// Packs copies with the weight of each one's positions.
-    fn new(members: &[(&TrainingCopy, f32)]) -> Self {
+    fn new(members: &[(&TrainingCopy, f32)], kd_target: KdTarget) -> Self {
         let labels = members.iter().filter_map(|(copy, _)| copy.copy.label.as_ref());
-        let mut part = Self { top_k: labels.map(|label| label.top_k).max().unwrap_or(0), ..Self::default() };
+        let gold = usize::from(kd_target == KdTarget::GoldResidual);
+        let top_k = labels.map(|label| label.top_k + gold).max().unwrap_or(0);
+        let mut part = Self { top_k, ..Self::default() };
         for (copy, weight) in members {
-            part.push(copy, *weight);
+            part.push(&copy.copy, *weight, kd_target);
         }
         part
     }
 
-    fn push(&mut self, copy: &TrainingCopy, weight: f32) {
-        let copy = &copy.copy;
+    fn push(&mut self, copy: &MaskedCopy, weight: f32, kd_target: KdTarget) {
         let first_row = self.packed.token_ids.len() as u32;
         self.packed.token_ids.extend_from_slice(&copy.token_ids);
         self.packed.lengths.push(copy.token_ids.len());
@@ -122,21 +132,36 @@ impl MicroBatch {
         let masked = copy.masked_positions.len();
         self.weights.extend(std::iter::repeat_n(weight, masked));
         self.has_teacher.extend(std::iter::repeat_n(copy.label.is_some(), masked));
-        let Some(label) = &copy.label else {
-            self.top_ids.extend(std::iter::repeat_n(0, masked * self.top_k));
-            self.probabilities.extend(std::iter::repeat_n(0.0, masked * self.top_k));
-            return;
-        };
-        let probabilities = renormalised(label);
-        // A teacher with fewer tokens than k gives fewer entries; the rest counts nothing.
-        let missing = self.top_k - label.top_k;
-        for position in 0..masked {
+        match &copy.label {
+            Some(label) => self.push_label(label, &copy.gold_ids, kd_target),
+            None => self.fill_entries(self.gold_ids.len()),
+        }
+    }
+
+    fn push_label(&mut self, label: &Label, gold_ids: &[u32], kd_target: KdTarget) {
+        let distribution = Distribution::of(label, kd_target);
+        for (position, (gold, tail_mass)) in gold_ids.iter().zip(distribution.tail_masses).enumerate() {
             let entries = position * label.top_k..(position + 1) * label.top_k;
             self.top_ids.extend_from_slice(&label.top_ids[entries.clone()]);
-            self.top_ids.extend(std::iter::repeat_n(0, missing));
-            self.probabilities.extend_from_slice(&probabilities[entries]);
-            self.probabilities.extend(std::iter::repeat_n(0.0, missing));
+            self.probabilities.extend_from_slice(&distribution.probabilities[entries]);
+            let left = if kd_target == KdTarget::GoldResidual {
+                self.top_ids.push(*gold);
+                self.probabilities.push(tail_mass);
+                0.0
+            } else {
+                tail_mass
+            };
+            self.tail_masses.push(left);
+            // A teacher with fewer tokens than k gives fewer entries; the rest counts nothing.
+            self.fill_entries(self.tail_masses.len());
         }
+    }
+
+    /// Fills up with entries that count nothing, to `masked` positions.
+    fn fill_entries(&mut self, masked: usize) {
+        self.top_ids.resize(masked * self.top_k, 0);
+        self.probabilities.resize(masked * self.top_k, 0.0);
+        self.tail_masses.resize(masked, 0.0);
     }
 }
 
@@ -168,7 +193,6 @@ mod tests {
 
     use super::*;
     use crate::records::memory::copy;
-    use store::MaskedCopy;
 
     fn training_copy(sequence: u64, language: &str, weight: f64, copy: MaskedCopy) -> TrainingCopy {
         TrainingCopy { sequence: SequenceNumber(sequence), pass: 0, language: language.into(), weight, copy }
@@ -196,7 +220,7 @@ mod tests {
             .enumerate()
             .map(|(at, length)| training_copy(at as u64 / 2, "en", 1.0, copy(0, *length, 10 * at as u32, Some(1.0))))
             .collect();
-        let batch = Batch::new(copies, LossNorm::Batch, 10);
+        let batch = Batch::new(copies, KdTarget::Renormalised, LossNorm::Batch, 10);
         let parts: Vec<_> = batch.micro_batches.iter().map(|part| part.packed.lengths.clone()).collect();
         assert_eq!(parts, [vec![3, 3, 4], vec![5], vec![9], vec![12]]);
         assert_eq!((batch.copies, batch.tokens, batch.masked_positions), (6, 36, 6));
@@ -216,13 +240,43 @@ mod tests {
         let label = narrow.label.as_mut().unwrap();
         (label.top_k, label.top_ids, label.top_logits) = (1, vec![7], vec![0.0]);
         let copies = [copy(0, 4, 1, None), copy(1, 4, 3, Some(1.0)), narrow].map(|c| training_copy(0, "en", 1.0, c));
-        let batch = Batch::new(copies.to_vec(), LossNorm::Batch, 100);
+        let batch = Batch::new(copies.to_vec(), KdTarget::Renormalised, LossNorm::Batch, 100);
         let part = &batch.micro_batches[0];
         assert_eq!(part.has_teacher, [false, true, true]);
         assert_eq!(part.probabilities, [0.0, 0.0, 0.5, 0.5, 1.0, 0.0]);
         assert_eq!(part.top_ids[2..5], [3, 4, 7]);
-        let gold_alone = Batch::new(vec![copies[0].clone()], LossNorm::Batch, 100);
+        let gold_alone = Batch::new(vec![copies[0].clone()], KdTarget::GoldResidual, LossNorm::Batch, 100);
         assert_eq!((gold_alone.micro_batches[0].top_k, gold_alone.micro_batches[0].top_ids.len()), (0, 0));
+    }
+
+    #[test]
+    fn the_rest_of_the_mass_goes_where_the_target_says() {
+        // The copies' top two have 2 · e^1 of e^(2 + loss).
+        let labelled = copy(0, 4, 7, Some(0.5));
+        let mut narrow = copy(0, 4, 3, Some(1.0));
+        let label = narrow.label.as_mut().unwrap();
+        (label.top_k, label.top_ids, label.top_logits) = (1, vec![5], vec![3.0]);
+        let copies = [labelled, copy(0, 4, 1, None), narrow].map(|c| training_copy(0, "en", 1.0, c));
+        let p = (-1.5_f32).exp();
+        for (kd_target, ids, probabilities, tails) in [
+            (KdTarget::Renormalised, vec![7, 8, 0, 0, 5, 0], vec![0.5, 0.5, 0.0, 0.0, 1.0, 0.0], [0.0; 3]),
+            (KdTarget::Ghost, vec![7, 8, 0, 0, 5, 0], vec![p, p, 0.0, 0.0, 1.0, 0.0], [1.0 - 2.0 * p, 0.0, 0.0]),
+            (
+                KdTarget::GoldResidual,
+                vec![7, 8, 7, 0, 0, 0, 5, 3, 0],
+                vec![p, p, 1.0 - 2.0 * p, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0],
+                [0.0; 3],
+            ),
+        ] {
+            let batch = Batch::new(copies.to_vec(), kd_target, LossNorm::Batch, 100);
+            let part = &batch.micro_batches[0];
+            assert_eq!((part.top_k, &part.top_ids), (ids.len() / 3, &ids), "{kd_target:?}");
+            let pairs = part.probabilities.iter().zip(&probabilities).chain(part.tail_masses.iter().zip(&tails));
+            for (found, expected) in pairs {
+                assert!((found - expected).abs() < 1e-6, "{kd_target:?}: {part:?}");
+            }
+            assert_eq!((part.probabilities.len(), part.tail_masses.len()), (probabilities.len(), 3));
+        }
     }
 
     #[test]
@@ -242,7 +296,7 @@ mod tests {
             }
             // However the batch is cut.
             for micro_batch_tokens in [1, 12, 100] {
-                let batch = Batch::new(copies.to_vec(), loss_norm, micro_batch_tokens);
+                let batch = Batch::new(copies.to_vec(), KdTarget::Ghost, loss_norm, micro_batch_tokens);
                 let parts = batch.micro_batches.iter().flat_map(|part| &part.weights);
                 assert!((parts.sum::<f32>() - total).abs() < 1e-6);
             }

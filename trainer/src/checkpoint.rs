@@ -16,14 +16,13 @@
 use crate::TrainerError;
 use crate::copy_stream::StreamState;
 use crate::durable;
-use crate::optimiser::{AdamW, Moments};
+use crate::optimiser::AdamW;
 use crate::student::Student;
 use candle_core::Device;
-use model::{Configuration, Parameters};
-use safetensors::{Dtype, SafeTensors, View};
+use model::{Configuration, Layout, Numbers, Parameters};
+use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -89,8 +88,33 @@ pub struct Loaded {
     pub configuration: Configuration,
     /// Its weights.
     pub parameters: Parameters,
-    /// The optimiser's state.
-    pub optimiser: AdamW,
+    /// The optimiser's state, in the order of the parameters' names.
+    pub moments: Vec<Moments>,
+}
+
+/// One parameter's part of the optimiser's state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moments {
+    /// Hugging Face name of the parameter.
+    pub name: String,
+    /// Running mean of the gradient.
+    pub first: Vec<f32>,
+    /// Running mean of its square.
+    pub second: Vec<f32>,
+}
+
+/// The optimiser after `updates` updates, from the `moments` of all parameters of `layout`.
+#[must_use]
+pub fn optimiser(layout: &Layout, updates: u64, moments: &[Moments]) -> AdamW {
+    let mut optimiser = AdamW::new(layout.length());
+    optimiser.updates = updates;
+    for slot in layout.slots() {
+        if let Some(moments) = moments.iter().find(|moments| moments.name == slot.name) {
+            optimiser.first[slot.range.clone()].copy_from_slice(&moments.first);
+            optimiser.second[slot.range.clone()].copy_from_slice(&moments.second);
+        }
+    }
+    optimiser
 }
 
 impl Checkpoints {
@@ -267,8 +291,8 @@ fn write_files(partial: &Path, student: &Student, optimiser: &AdamW, state: &Tra
     }
     fs::create_dir(partial).map_err(TrainerError::io("create", partial))?;
     write_json(&partial.join(CONFIGURATION), &student.configuration().to_hugging_face())?;
-    student.bert().parameters.save_safetensors(&partial.join(MODEL))?;
-    write_moments(&partial.join(OPTIMISER), &optimiser.moments)?;
+    student.layout().save_safetensors(student.arena(), &partial.join(MODEL))?;
+    write_moments(&partial.join(OPTIMISER), student.layout(), optimiser)?;
     write_json(&partial.join(STATE), state)?;
     let mut files = BTreeMap::new();
     for name in [CONFIGURATION, MODEL, OPTIMISER, STATE] {
@@ -284,37 +308,17 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainerError> {
     durable::replace(path, &text)
 }
 
-fn write_moments(path: &Path, moments: &[Moments]) -> Result<(), TrainerError> {
-    let views = moments.iter().flat_map(|moments| {
-        let first = (format!("first.{}", moments.name), Numbers(&moments.first, [moments.first.len()]));
-        let second = (format!("second.{}", moments.name), Numbers(&moments.second, [moments.second.len()]));
-        [first, second]
+fn write_moments(path: &Path, layout: &Layout, optimiser: &AdamW) -> Result<(), TrainerError> {
+    let views = layout.slots().iter().flat_map(|slot| {
+        let both = [("first", &optimiser.first), ("second", &optimiser.second)];
+        both.map(|(moment, arena)| {
+            (format!("{moment}.{}", slot.name), Numbers::new(&arena[slot.range.clone()], vec![slot.range.len()]))
+        })
     });
     let failed = |error: safetensors::SafeTensorError| TrainerError::io("write", path)(std::io::Error::other(error));
     safetensors::serialize_to_file(views, None, path).map_err(failed)?;
     let file = File::open(path).map_err(TrainerError::io("open", path))?;
     file.sync_all().map_err(TrainerError::io("make durable", path))
-}
-
-/// A vector on its way into a file: its bytes exist only while it is written.
-struct Numbers<'a>(&'a [f32], [usize; 1]);
-
-impl View for Numbers<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.1
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        self.0.iter().flat_map(|number| number.to_le_bytes()).collect()
-    }
-
-    fn data_len(&self) -> usize {
-        4 * self.0.len()
-    }
 }
 
 // --- reading -------------------------------------------------------------------------------------------------------
@@ -324,8 +328,7 @@ fn load(path: &Path, state: TrainerState) -> Result<Loaded, TrainerError> {
     let configuration = Configuration::load(path)?;
     let parameters = Parameters::load(path, &configuration, &Device::Cpu)?;
     let moments = read_moments(&path.join(OPTIMISER), &parameters)?;
-    let optimiser = AdamW { updates: state.updates, moments };
-    Ok(Loaded { path: path.to_owned(), state, configuration, parameters, optimiser })
+    Ok(Loaded { path: path.to_owned(), state, configuration, parameters, moments })
 }
 
 fn verify(path: &Path) -> Result<(), TrainerError> {

@@ -12,7 +12,7 @@
 use crate::batch::Batch;
 use crate::error::TrainerError;
 use crate::journal::{Journal, JournalEntry, WindowEntry};
-use crate::options::LossNorm;
+use crate::options::{KdTarget, LossNorm};
 use crate::records::Records;
 use crate::sampler::{Draw, Example, Sampler, SamplerOptions, SamplerState, Short, Window};
 use crate::training_copy::{CopyMaker, CopyOptions, TrainingCopy};
@@ -37,6 +37,8 @@ pub struct StreamOptions {
     pub batch_examples: usize,
     /// Tokens of a micro-batch.
     pub micro_batch_tokens: usize,
+    /// What the student is distilled from.
+    pub kd_target: KdTarget,
     /// What the sum of the losses is divided by.
     pub loss_norm: LossNorm,
 }
@@ -142,7 +144,8 @@ impl CopyStream {
         }
         self.commit();
         let copies = std::mem::take(&mut self.pending);
-        Ok(Next::Batch(Batch::new(copies, self.options.loss_norm, self.options.micro_batch_tokens)))
+        let StreamOptions { kd_target, loss_norm, micro_batch_tokens, .. } = self.options;
+        Ok(Next::Batch(Batch::new(copies, kd_target, loss_norm, micro_batch_tokens)))
     }
 
     /// The place after the last batch that was handed out.

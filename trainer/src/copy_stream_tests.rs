@@ -73,6 +73,7 @@ fn options(copies: Copies) -> StreamOptions {
         },
         batch_examples: 10,
         micro_batch_tokens: 20,
+        kd_target: KdTarget::Renormalised,
         loss_norm: LossNorm::Batch,
     }
 }

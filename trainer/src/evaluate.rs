@@ -9,10 +9,10 @@
 //! there is one.
 
 use crate::TrainerError;
-use crate::loss;
 use crate::records::{EVALUATION_PREFIX, Records};
+use crate::student::Student;
 use crate::vocabulary::VocabularyMap;
-use model::{Bert, PackedBatch};
+use model::PackedBatch;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -131,10 +131,9 @@ fn unseen_sources<'a>(cursors: &'a BTreeMap<Arc<str>, SourceCursor>, language: &
 }
 
 /// What is evaluated with what.
-#[derive(Clone, Copy)]
 pub struct Evaluator<'a> {
-    /// The student.
-    pub bert: &'a Bert,
+    /// The student. Nothing that training reads changes.
+    pub student: &'a mut Student,
     /// Maps into the student's vocabulary, by index into the log's teacher table.
     pub maps: &'a [VocabularyMap],
     /// Tokens per forward pass.
@@ -147,7 +146,7 @@ impl Evaluator<'_> {
     /// # Errors
     /// When a record does not fit the vocabulary or the student.
     pub fn evaluate(
-        &self,
+        &mut self,
         step: u64,
         held_out: &HeldOut,
         up_to: DurablePosition,
@@ -174,7 +173,7 @@ impl Evaluator<'_> {
     }
 
     fn language(
-        &self,
+        &mut self,
         entries: &[Arc<Entry>],
         up_to: DurablePosition,
         proceed: &mut dyn FnMut() -> bool,
@@ -200,7 +199,7 @@ impl Evaluator<'_> {
     }
 
     /// Adds up the scores of one batch.
-    fn batch(&self, copies: &[&MaskedCopy], sums: &mut BTreeMap<u16, Sums>) -> Result<(), TrainerError> {
+    fn batch(&mut self, copies: &[&MaskedCopy], sums: &mut BTreeMap<u16, Sums>) -> Result<(), TrainerError> {
         let mut batch = PackedBatch::default();
         let mut gold_ids = Vec::new();
         for copy in copies {
@@ -213,9 +212,7 @@ impl Evaluator<'_> {
         if gold_ids.is_empty() {
             return Ok(());
         }
-        let hidden = self.bert.transform_masked(&batch, None)?; // [masked, embedding]
-        let (weight, bias) = self.bert.decoder();
-        let mut scores = loss::score(&hidden, weight, bias, &gold_ids)?.into_iter();
+        let mut scores = self.student.score(&batch, &gold_ids)?.into_iter();
         for copy in copies {
             let sums = sums.entry(copy.teacher).or_default();
             for score in scores.by_ref().take(copy.gold_ids.len()) {

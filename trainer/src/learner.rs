@@ -51,7 +51,6 @@ impl Learner {
     pub fn step(&mut self, step: u64, batch: &Batch, options: &TrainOptions) -> Result<Learned, TrainerError> {
         let lambda = schedule::lambda(step, options.lambda_start, options.lambda_end, options.steps);
         let learning_rate = schedule::learning_rate(step, options.learning_rate, options.warmup_steps, options.steps);
-        self.student.clear_gradients();
         let mut sums = LossSums::default();
         for (part, number) in batch.micro_batches.iter().zip(0..) {
             let dropout = self.dropout.map(|stream| Dropout { stream, step: step * MICRO_BATCHES_MAX + number });
@@ -66,7 +65,9 @@ impl Learner {
         if skipped.is_none() {
             let gradient_scale = optimiser::clip(gradient_norm, options.clip_norm);
             let update = Update { learning_rate, weight_decay: options.weight_decay, gradient_scale };
-            self.optimiser.update(&mut self.student, &update)?;
+            self.student.update(&mut self.optimiser, &update);
+        } else {
+            self.student.clear_gradients();
         }
         Ok(Learned { sums, learning_rate, lambda, gradient_norm, skipped })
     }

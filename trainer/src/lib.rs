@@ -39,8 +39,6 @@ mod metrics;
 mod newest;
 mod resume;
 mod run_log;
-mod slices;
-mod softmax;
 mod state_folder;
 
 pub use error::TrainerError;

@@ -3,26 +3,35 @@
 //! L = Σ_i weight_i · (λ · KD_i + (1 − λ) · MLM_i), where for position i with logits x = W·h_i + b, z = log-sum-exp(x):
 //!
 //! - MLM_i = z − x\[gold\], the cross entropy of the gold label;
-//! - KD_i = Σ_j p_j · (z − x\[j\]), the cross entropy from the teacher's distribution p over its top-k to the student's over
-//!   the whole union vocabulary.
+//! - KD_i = Σ_j p_j · (z − x\[j\]) + r · (z − z_tail), the cross entropy from the teacher's distribution to the student's
+//!   over the whole union vocabulary. p is the teacher's distribution over its tokens T, r the mass in its ghost bucket, if
+//!   it has one, and z_tail the log-sum-exp over all tokens that are not in T: the student's mass there is exp(z_tail − z).
 //!
 //! A position whose teacher does not label learns from its gold label alone: λ counts as 0 there.
 //!
-//! The positions are worked off in pieces ([`rows_per_piece`]): logits of a piece by one matrix product, then each row's
-//! loss, then the row is overwritten with dL/dx, from which the gradients of h, W and b follow at once. So the largest
-//! intermediate is one piece of logits, and the backward pass needs none of it again.
+//! With q = softmax(x) and A = λ · (Σp + r) + 1 − λ, the gradient of a position of weight 1 is
+//!
+//! ```text
+//! dL/dx[j] = A · q_j − λ · p_j                        − (1 − λ) · [j = gold]    for j in T
+//! dL/dx[j] = A · q_j − λ · r · exp(x_j − z_tail)      − (1 − λ) · [j = gold]    elsewhere
+//! ```
+//!
+//! The positions are worked off in chunks, the vocabulary in tiles of rows of W, which threads share out ([`chunk`]). The
+//! logits of a chunk `[V, positions]` are overwritten with exponentials, and those with gradients, from which the gradients
+//! of h, W and b follow at once. How the work is cut depends on shapes alone, and every sum has a fixed order: results do
+//! not depend on the number of threads.
 
-use crate::slices;
-use crate::softmax::{self, Row};
-use candle_core::{Result, Tensor, bail};
-use rayon::prelude::*;
+mod chunk;
+mod picks;
+mod positions;
+mod sweep;
 
-/// Bound on the bytes of a piece's logits (exceeded only where `ROWS_MIN` rows are larger).
-const LOGITS_BYTES: usize = 32 << 20;
-const ROWS_MIN: usize = 16;
-const ROWS_MAX: usize = 512;
-/// Numbers per unit of parallel work; a constant, so that results do not depend on the number of threads.
-const PIECE: usize = 1 << 14;
+use crate::TrainerError;
+use chunk::{Chunk, Cut};
+use picks::Picks;
+use positions::Positions;
+
+pub use chunk::Scratch;
 
 /// What the masked positions of a batch are to predict.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +42,11 @@ pub struct Targets<'a> {
     pub top_k: usize,
     /// `[n, k]`: the teacher's tokens; an id may come up twice, its probabilities add.
     pub top_ids: &'a [u32],
-    /// `[n, k]`: the teacher's probabilities, which sum to 1 per position.
+    /// `[n, k]`: the teacher's probabilities. An entry of probability 0 counts as absent.
     pub probabilities: &'a [f32],
+    /// `[n]`: the teacher's mass outside its tokens, which the student is to have outside them too, on whichever tokens (a
+    /// ghost bucket). Empty: there is none.
+    pub tail_masses: &'a [f32],
     /// `[n]`: what the position counts in the batch's loss.
     pub weights: &'a [f32],
     /// `[n]`: whether a teacher labelled the position.
@@ -50,7 +62,7 @@ pub struct LossSums {
     pub kd: f64,
     /// Loss of the gold labels.
     pub mlm: f64,
-    /// Positions at which the gold token has the highest logit.
+    /// Positions at which the gold token has the highest logit (ties to the lower id).
     pub correct: u64,
     /// Masked positions.
     pub positions: u64,
@@ -91,185 +103,150 @@ pub struct Score {
     pub correct: bool,
 }
 
-/// Loss and gradients: returns dL/dh `[n, E]` and adds dL/dW to `weight_gradient` `[V·E]`, dL/db to `bias_gradient` `[V]`.
-///
-/// `hidden` is `[n, E]`, `weight` `[V, E]`, `bias` `[V]`; `lambda` the weight of distillation.
-///
-/// # Errors
-/// When shapes do not agree or an id is not below V.
-pub fn linear_cross_entropy(
-    hidden: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-    targets: &Targets<'_>,
-    lambda: f64,
-    weight_gradient: &mut [f32],
-    bias_gradient: &mut [f32],
-) -> Result<(Tensor, LossSums)> {
-    let (rows, vocabulary) = (hidden.dim(0)?, weight.dim(0)?);
-    targets.validate(rows, vocabulary)?;
-    let bias = slices::read(&bias.contiguous()?, <[f32]>::to_vec)?;
-    let (weight, hidden) = (weight.detach(), hidden.detach());
-    let mut hidden_gradients = Vec::new();
-    let mut sums = LossSums::default();
-    for (first, count) in pieces(rows, vocabulary) {
-        let piece = hidden.narrow(0, first, count)?;
-        let logits = piece.matmul(&weight.t()?)?; // [count, V]
-        slices::write(&logits, |logits| {
-            sums.add(&differentiate(logits, &bias, targets, first, lambda));
-            add_column_sums(bias_gradient, logits);
-        })?;
-        hidden_gradients.push(logits.matmul(&weight)?); // [count, E]
-        let outer = logits.t()?.matmul(&piece)?; // [V, E]
-        slices::read(&outer.contiguous()?, |outer| add_assign(weight_gradient, outer))?;
-    }
-    Ok((Tensor::cat(&hidden_gradients, 0)?, sums))
+/// The last layer, from hidden rows to logits: x = W·h + b.
+#[derive(Clone, Copy, Debug)]
+pub struct Decoder<'a> {
+    /// `[V, E]`: W.
+    pub weight: &'a [f32],
+    /// `[V]`: b.
+    pub bias: &'a [f32],
+    /// E: the length of a hidden row.
+    pub embedding_size: usize,
 }
 
-/// How the student predicts `gold_ids` `[n]` at `hidden` rows `[n, E]`; arguments as in [`linear_cross_entropy`].
+/// Where the decoder's gradients are added to.
+#[derive(Debug)]
+pub struct DecoderGradients<'a> {
+    /// `[V, E]`: dL/dW.
+    pub weight: &'a mut [f32],
+    /// `[V]`: dL/db.
+    pub bias: &'a mut [f32],
+}
+
+/// Loss and gradients at the masked positions with hidden rows `hidden` `[n, E]`. The decoder's gradients are added to
+/// `gradients`; `of_hidden` `[n, E]` is overwritten with dL/dh. `lambda` is the weight of distillation; `scratch` keeps its
+/// buffers from one call to the next.
+///
+/// A logit that is not finite ends as a loss that is not finite.
+///
+/// # Errors
+/// When shapes do not agree or an id is not below V; nothing has been written then.
+pub fn linear_cross_entropy(
+    decoder: Decoder<'_>,
+    hidden: &[f32],
+    targets: &Targets<'_>,
+    lambda: f64,
+    gradients: DecoderGradients<'_>,
+    of_hidden: &mut [f32],
+    scratch: &mut Scratch,
+) -> Result<LossSums, TrainerError> {
+    let n = decoder.rows(hidden)?;
+    targets.validate(n, decoder.bias.len())?;
+    if gradients.weight.len() != decoder.weight.len() || gradients.bias.len() != decoder.bias.len() {
+        return Err(disagree(format!(
+            "a decoder of {} weights and {} biases, buffers for {} and {} gradients",
+            decoder.weight.len(),
+            decoder.bias.len(),
+            gradients.weight.len(),
+            gradients.bias.len()
+        )));
+    }
+    if of_hidden.len() != hidden.len() {
+        return Err(disagree(format!("{} numbers in hidden rows, {} gradients", hidden.len(), of_hidden.len())));
+    }
+    let mut sums = LossSums::default();
+    for (first, count) in Cut::chunks(scratch.limits, n, decoder.bias.len()) {
+        let rows = first * decoder.embedding_size..(first + count) * decoder.embedding_size;
+        let mut picks = Picks::of_targets(targets, first, count);
+        let mut chunk = Chunk::new(decoder, &hidden[rows.clone()], count, scratch);
+        chunk.exponentiate(&mut picks);
+        let positions = Positions::combine(&chunk.tiles(), &picks);
+        let coefficients = positions.differentiate(&mut picks, targets, first, lambda, &mut sums);
+        chunk.differentiate(&coefficients, &picks, gradients.weight, gradients.bias, &mut of_hidden[rows]);
+    }
+    Ok(sums)
+}
+
+/// How the student predicts `gold_ids` `[n]` at hidden rows `hidden` `[n, E]`.
 ///
 /// # Errors
 /// When shapes do not agree or an id is not below V.
-pub fn score(hidden: &Tensor, weight: &Tensor, bias: &Tensor, gold_ids: &[u32]) -> Result<Vec<Score>> {
-    let (rows, vocabulary) = (hidden.dim(0)?, weight.dim(0)?);
-    check_ids(gold_ids, rows, vocabulary)?;
-    let bias = slices::read(&bias.contiguous()?, <[f32]>::to_vec)?;
-    let (weight, hidden) = (weight.detach(), hidden.detach());
-    let mut scores = Vec::with_capacity(rows);
-    for (first, count) in pieces(rows, vocabulary) {
-        let logits = hidden.narrow(0, first, count)?.matmul(&weight.t()?)?; // [count, V]
-        let gold_ids = &gold_ids[first..first + count];
-        let piece: Vec<Score> = slices::write(&logits, |logits| {
-            let rows = logits.par_chunks_mut(vocabulary).zip(gold_ids);
-            rows.map(|(logits, gold)| score_row(logits, &bias, *gold as usize)).collect()
-        })?;
-        scores.extend(piece);
+pub fn score(
+    decoder: Decoder<'_>,
+    hidden: &[f32],
+    gold_ids: &[u32],
+    scratch: &mut Scratch,
+) -> Result<Vec<Score>, TrainerError> {
+    let n = decoder.rows(hidden)?;
+    check_gold(gold_ids, n, decoder.bias.len())?;
+    let mut scores = Vec::with_capacity(n);
+    for (first, count) in Cut::chunks(scratch.limits, n, decoder.bias.len()) {
+        let rows = first * decoder.embedding_size..(first + count) * decoder.embedding_size;
+        let mut picks = Picks::of_gold(&gold_ids[first..first + count]);
+        let mut chunk = Chunk::new(decoder, &hidden[rows], count, scratch);
+        chunk.exponentiate(&mut picks);
+        scores.extend(Positions::combine(&chunk.tiles(), &picks).scores());
     }
     Ok(scores)
 }
 
-/// Positions whose logits over `vocabulary` tokens are held at a time.
-#[must_use]
-pub fn rows_per_piece(vocabulary: usize) -> usize {
-    (LOGITS_BYTES / (4 * vocabulary.max(1))).clamp(ROWS_MIN, ROWS_MAX)
-}
-
-/// (first row, rows) of each piece. They are about equal: a product with a single row is slow, and less exact.
-fn pieces(rows: usize, vocabulary: usize) -> impl Iterator<Item = (usize, usize)> {
-    let count = rows.div_ceil(rows_per_piece(vocabulary)).max(1);
-    let size = rows.div_ceil(count).max(1);
-    (0..rows).step_by(size).map(move |first| (first, size.min(rows - first)))
-}
-
-/// `to[i] += from[i]`.
-pub(crate) fn add_assign(to: &mut [f32], from: &[f32]) {
-    to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to += from;
+impl Decoder<'_> {
+    /// n: the rows in `hidden`, after all shapes were checked.
+    fn rows(&self, hidden: &[f32]) -> Result<usize, TrainerError> {
+        let (size, vocabulary) = (self.embedding_size, self.bias.len());
+        if size == 0 || vocabulary == 0 || self.weight.len() != vocabulary * size {
+            let weights = self.weight.len();
+            return Err(disagree(format!("a decoder of {weights} weights and {vocabulary} biases, rows of {size}")));
         }
-    });
+        if !hidden.len().is_multiple_of(size) {
+            return Err(disagree(format!("{} numbers are no rows of {size}", hidden.len())));
+        }
+        Ok(hidden.len() / size)
+    }
 }
 
 impl Targets<'_> {
-    fn validate(&self, rows: usize, vocabulary: usize) -> Result<()> {
+    fn validate(&self, rows: usize, vocabulary: usize) -> Result<(), TrainerError> {
         let entries = rows * self.top_k;
         if self.weights.len() != rows || self.has_teacher.len() != rows {
-            bail!("{rows} masked rows, {} weights, {} teacher flags", self.weights.len(), self.has_teacher.len())
+            let (weights, flags) = (self.weights.len(), self.has_teacher.len());
+            return Err(disagree(format!("{rows} masked rows, {weights} weights, {flags} teacher flags")));
         }
         if self.top_ids.len() != entries || self.probabilities.len() != entries {
             let (ids, probabilities) = (self.top_ids.len(), self.probabilities.len());
-            bail!("{rows} masked rows with {} labels each, {ids} ids, {probabilities} probabilities", self.top_k)
+            return Err(disagree(format!(
+                "{rows} masked rows with {} labels each, {ids} ids, {probabilities} probabilities",
+                self.top_k
+            )));
         }
-        check_ids(self.gold_ids, rows, vocabulary)?;
+        if !self.tail_masses.is_empty() && self.tail_masses.len() != rows {
+            return Err(disagree(format!("{rows} masked rows, {} tail masses", self.tail_masses.len())));
+        }
+        check_gold(self.gold_ids, rows, vocabulary)?;
         match self.top_ids.iter().find(|id| **id as usize >= vocabulary) {
-            Some(id) => bail!("label id {id}, but the vocabulary has {vocabulary} tokens"),
+            Some(id) => Err(disagree(format!("label id {id}, but the vocabulary has {vocabulary} tokens"))),
             None => Ok(()),
         }
     }
+
+    /// The teacher's mass outside its tokens at `position`.
+    fn tail_mass(&self, position: usize) -> f64 {
+        self.tail_masses.get(position).map_or(0.0, |mass| f64::from(*mass))
+    }
 }
 
-fn check_ids(gold_ids: &[u32], rows: usize, vocabulary: usize) -> Result<()> {
+fn check_gold(gold_ids: &[u32], rows: usize, vocabulary: usize) -> Result<(), TrainerError> {
     if gold_ids.len() != rows {
-        bail!("{rows} masked rows, {} gold labels", gold_ids.len())
+        return Err(disagree(format!("{rows} masked rows, {} gold labels", gold_ids.len())));
     }
     match gold_ids.iter().find(|id| **id as usize >= vocabulary) {
-        Some(id) => bail!("gold label {id}, but the vocabulary has {vocabulary} tokens"),
+        Some(id) => Err(disagree(format!("gold label {id}, but the vocabulary has {vocabulary} tokens"))),
         None => Ok(()),
     }
 }
 
-/// Overwrites the logits of positions `first..` (before the bias) with their gradients.
-fn differentiate(logits: &mut [f32], bias: &[f32], targets: &Targets<'_>, first: usize, lambda: f64) -> LossSums {
-    let rows = logits.par_chunks_mut(bias.len()).enumerate();
-    let sums: Vec<LossSums> =
-        rows.map(|(row, logits)| differentiate_row(logits, bias, targets, first + row, lambda)).collect();
-    let mut total = LossSums::default();
-    sums.iter().for_each(|sums| total.add(sums));
-    total
-}
-
-fn differentiate_row(
-    logits: &mut [f32],
-    bias: &[f32],
-    targets: &Targets<'_>,
-    position: usize,
-    lambda: f64,
-) -> LossSums {
-    let gold = targets.gold_ids[position] as usize;
-    let weight = f64::from(targets.weights[position]);
-    let labelled = targets.has_teacher[position];
-    let lambda = if labelled { lambda } else { 0.0 };
-    let labels = position * targets.top_k..(position + 1) * targets.top_k;
-    let labels = || targets.top_ids[labels.clone()].iter().zip(&targets.probabilities[labels.clone()]);
-
-    let max = softmax::add_bias(logits, bias);
-    let gold_logit = f64::from(logits[gold]);
-    let correct = is_first_max(logits, gold, max);
-    let expected_logit: f64 = labels().map(|(id, p)| f64::from(*p) * f64::from(logits[*id as usize])).sum();
-    let mass: f64 = labels().map(|(_, p)| f64::from(*p)).sum();
-    let Row { log_sum_exp, sum } = softmax::exponentiate(logits, max);
-
-    let mlm = log_sum_exp - gold_logit;
-    let kd = if labelled { mass * log_sum_exp - expected_logit } else { 0.0 };
-    let mass = if labelled { mass } else { 0.0 };
-    // dL/dx = weight · (softmax(x) · (λ · Σp + 1 − λ) − λ · p − (1 − λ) · [gold])
-    softmax::scale(logits, (weight * (lambda * mass + 1.0 - lambda) / sum) as f32);
-    if labelled {
-        labels().for_each(|(id, p)| logits[*id as usize] -= (weight * lambda * f64::from(*p)) as f32);
-    }
-    logits[gold] -= (weight * (1.0 - lambda)) as f32;
-    LossSums {
-        loss: weight * (lambda * kd + (1.0 - lambda) * mlm),
-        kd,
-        mlm,
-        correct: u64::from(correct),
-        positions: 1,
-        labelled: u64::from(labelled),
-    }
-}
-
-fn score_row(logits: &mut [f32], bias: &[f32], gold: usize) -> Score {
-    let max = softmax::add_bias(logits, bias);
-    let gold_logit = f64::from(logits[gold]);
-    let correct = is_first_max(logits, gold, max);
-    Score { loss: softmax::exponentiate(logits, max).log_sum_exp - gold_logit, correct }
-}
-
-fn is_first_max(logits: &[f32], gold: usize, max: f32) -> bool {
-    logits[gold] == max && !logits[..gold].contains(&max)
-}
-
-/// Adds to each of `sums` `[V]` its column of `rows` `[n, V]`, from the first row to the last.
-fn add_column_sums(sums: &mut [f32], rows: &[f32]) {
-    let columns = sums.len();
-    sums.par_chunks_mut(PIECE / 4).enumerate().for_each(|(piece, sums)| {
-        let first = piece * (PIECE / 4);
-        for row in rows.chunks_exact(columns) {
-            for (sum, x) in sums.iter_mut().zip(&row[first..]) {
-                *sum += x;
-            }
-        }
-    });
+fn disagree(what: String) -> TrainerError {
+    TrainerError::Configuration(format!("the loss cannot be computed: {what}"))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use crate::journal::Journal;
 use crate::options::TrainerOptions;
 use crate::resume;
 use crate::state_folder::{checkpoints_path, journal_path, union_vocabulary};
+use crate::student::Student;
 use std::path::Path;
 use store::{LogReader, SequenceNumber};
 
@@ -22,11 +23,13 @@ pub fn evaluate_newest(options: &TrainerOptions, reader: &LogReader) -> Result<E
     };
     let vocabulary = union_vocabulary(options, reader)?;
     let (bert, _, state) = resume::fit(options, &vocabulary, loaded)?;
+    let mut student = Student::new(&bert.configuration, &bert.parameters)?;
+    drop(bert);
     let up_to = reader.durable();
     let mut held_out = HeldOut::new(options.evaluation.max_examples);
     held_out.extend(reader, up_to)?;
     let batch_tokens = options.train.micro_batch_tokens;
-    let evaluator = Evaluator { bert: &bert, maps: vocabulary.maps(), batch_tokens };
+    let mut evaluator = Evaluator { student: &mut student, maps: vocabulary.maps(), batch_tokens };
     let report = evaluator.evaluate(state.step, &held_out, up_to, &mut || true)?;
     Ok(report.unwrap_or_default())
 }

@@ -168,6 +168,10 @@ pub enum CopyWeight {
 pub enum KdTarget {
     /// The teacher's top-k, renormalised to a sum of 1 (the paper's).
     Renormalised,
+    /// The teacher's true probabilities of its top-k, and one bucket for the mass of all other tokens.
+    Ghost,
+    /// The teacher's true probabilities of its top-k, and the mass of all other tokens on the gold token.
+    GoldResidual,
 }
 
 /// What the sum of the losses over a batch is divided by.

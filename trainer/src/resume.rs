@@ -1,11 +1,11 @@
 //! Where training begins: at the newest checkpoint that still counts, or at the beginning.
 
 use crate::TrainerError;
-use crate::checkpoint::{Checkpoints, Loaded, Totals, TrainerState, hexadecimal};
+use crate::checkpoint::{self, Checkpoints, Loaded, Moments, Totals, TrainerState, hexadecimal};
 use crate::copy_stream::StreamState;
 use crate::journal::{Journal, JournalEntry, Rollback, VocabularyGrowth};
 use crate::learner::Learner;
-use crate::optimiser::{AdamW, Moments};
+use crate::optimiser::AdamW;
 use crate::options::TrainerOptions;
 use crate::student::Student;
 use crate::vocabulary::{SPECIAL, Vocabulary};
@@ -85,8 +85,8 @@ fn is_valid(state: &TrainerState, rollbacks: &[Rollback]) -> bool {
 fn begin(options: &TrainerOptions, vocabulary: &Vocabulary) -> Result<Resumed, TrainerError> {
     let configuration = configuration(options, vocabulary)?;
     let parameters = Parameters::initialise(&configuration, options.seed, &Device::Cpu)?;
-    let student = Student::new(configuration, &parameters)?;
-    let optimiser = AdamW::new(&student);
+    let student = Student::new(&configuration, &parameters)?;
+    let optimiser = AdamW::new(student.layout().length());
     let state = TrainerState {
         step: 0,
         evaluated: None,
@@ -112,8 +112,9 @@ fn restore(
         check_identity(&loaded.path, &loaded.state, options, vocabulary)?;
         note_growth(journal, &loaded.state, vocabulary)?;
     }
-    let (bert, optimiser, state) = fit(options, vocabulary, loaded)?;
-    let student = Student::new(bert.configuration, &bert.parameters)?;
+    let (bert, moments, state) = fit(options, vocabulary, loaded)?;
+    let student = Student::new(&bert.configuration, &bert.parameters)?;
+    let optimiser = checkpoint::optimiser(student.layout(), state.updates, &moments);
     Ok(Resumed { learner: Learner::new(student, optimiser, options.seed), state, from_checkpoint: true })
 }
 
@@ -122,16 +123,16 @@ pub(crate) fn fit(
     options: &TrainerOptions,
     vocabulary: &Vocabulary,
     loaded: Loaded,
-) -> Result<(Bert, AdamW, TrainerState), TrainerError> {
-    let Loaded { path, mut state, mut parameters, mut optimiser, .. } = loaded;
+) -> Result<(Bert, Vec<Moments>, TrainerState), TrainerError> {
+    let Loaded { path, mut state, mut parameters, mut moments, .. } = loaded;
     check_identity(&path, &state, options, vocabulary)?;
     let configuration = configuration(options, vocabulary)?;
     if state.vocabulary_size < vocabulary.size() {
-        (parameters, optimiser) = grow(options, &configuration, &parameters, &optimiser)?;
+        (parameters, moments) = grow(options, &configuration, &parameters, &moments)?;
         state.vocabulary_size = vocabulary.size();
         state.vocabulary_fingerprint = fingerprint(vocabulary, vocabulary.size());
     }
-    Ok((Bert { configuration, parameters }, optimiser, state))
+    Ok((Bert { configuration, parameters }, moments, state))
 }
 
 // --- identity ------------------------------------------------------------------------------------------------------
@@ -226,12 +227,12 @@ fn grow(
     options: &TrainerOptions,
     configuration: &Configuration,
     parameters: &Parameters,
-    optimiser: &AdamW,
-) -> Result<(Parameters, AdamW), TrainerError> {
+    old: &[Moments],
+) -> Result<(Parameters, Vec<Moments>), TrainerError> {
     let fresh = Parameters::initialise(configuration, options.seed, &Device::Cpu)?;
     let mut grown = BTreeMap::new();
     let mut moments = Vec::new();
-    for ((name, new), old_moments) in fresh.iter().zip(&optimiser.moments) {
+    for ((name, new), old_moments) in fresh.iter().zip(old) {
         let mut numbers = new.flatten_all()?.to_vec1::<f32>()?;
         let count = numbers.len();
         let Some(old) = parameters.find(name).filter(|old| old.elem_count() <= count) else {
@@ -245,7 +246,7 @@ fn grow(
         old_moments.second.resize(count, 0.0);
         moments.push(old_moments);
     }
-    Ok((Parameters::from_map(grown, configuration)?, AdamW { updates: optimiser.updates, moments }))
+    Ok((Parameters::from_map(grown, configuration)?, moments))
 }
 
 #[cfg(test)]

@@ -1,39 +1,31 @@
-//! The student: its parameters, and one micro-batch forward and backward into gradient buffers.
+//! The student: parameters and gradients in arenas, and one micro-batch forward and backward.
 
-use crate::loss::{self, LossSums, Targets};
-use crate::{TrainerError, slices};
-use candle_core::{Device, Tensor, Var};
-use model::{Bert, Configuration, Dropout, PackedBatch, Parameters};
-use rayon::prelude::*;
-use std::collections::BTreeMap;
+use crate::TrainerError;
+use crate::loss::{self, Decoder, DecoderGradients, LossSums, Score, Targets};
+use crate::optimiser::{self, AdamW, Update};
+use model::{Bert, Configuration, Dropout, Layout, PackedBatch, Parameters, Training};
 
-/// Gradient entries whose squares are summed at a time; a constant, so that the norm does not depend on threads.
-const PIECE: usize = 1 << 14;
-
-/// A model in training: parameters are candle variables, and each has a buffer in which gradients add up over the
-/// micro-batches of a step.
+/// A model in training. Gradients add up over the micro-batches of a step, until an update uses them up.
 pub struct Student {
-    bert: Bert,
-    /// In the order of their names.
-    parameters: Vec<Trained>,
-    decoder_weight: usize,
-    decoder_bias: usize,
+    network: Training,
+    /// An arena, as are the gradients.
+    parameters: Vec<f32>,
+    /// Empty until a batch is trained on.
+    gradients: Vec<f32>,
+    /// Whether the parameters changed since the network packed its matrices.
+    changed: bool,
+    /// `[masked, embedding]`.
+    of_hidden: Vec<f32>,
+    loss: loss::Scratch,
 }
 
-struct Trained {
-    name: String,
-    variable: Var,
-    /// As many numbers as the variable has.
-    gradient: Vec<f32>,
-}
-
-/// One parameter as the optimiser sees it.
+/// One parameter with its gradient.
 pub struct ParameterView<'a> {
     /// Hugging Face name.
     pub name: &'a str,
-    /// Its value; [`Student::for_each_value`] gives its numbers for writing.
-    pub value: &'a Tensor,
-    /// The gradient accumulated so far, in the value's order.
+    /// Its numbers.
+    pub values: &'a [f32],
+    /// The gradient accumulated so far, in the same order.
     pub gradient: &'a [f32],
 }
 
@@ -41,48 +33,64 @@ impl Student {
     /// Makes `parameters` trainable. Their numbers are copied.
     ///
     /// # Errors
-    /// When they do not fit `configuration`.
-    pub fn new(configuration: Configuration, parameters: &Parameters) -> Result<Self, TrainerError> {
-        let mut trained = Vec::new();
-        let mut tensors = BTreeMap::new();
-        for (name, value) in parameters.iter() {
-            let numbers = value.flatten_all()?.to_vec1::<f32>()?;
-            let gradient = vec![0.0; numbers.len()];
-            let variable = Var::from_vec(numbers, value.dims(), &Device::Cpu)?;
-            tensors.insert(name.to_owned(), variable.as_tensor().clone());
-            trained.push(Trained { name: name.to_owned(), variable, gradient });
-        }
-        let parameters = Parameters::from_map(tensors, &configuration)?;
-        let (weight, bias) = parameters.decoder();
-        let place = |tensor: &Tensor| {
-            let found = trained.iter().position(|trained| trained.variable.id() == tensor.id());
-            found.ok_or_else(|| TrainerError::Configuration("the student's decoder is not a parameter".to_owned()))
-        };
-        let (decoder_weight, decoder_bias) = (place(weight)?, place(bias)?);
-        Ok(Self { bert: Bert { configuration, parameters }, parameters: trained, decoder_weight, decoder_bias })
-    }
-
-    /// The model, for inference, with the weights as they are now.
-    #[must_use]
-    pub fn bert(&self) -> &Bert {
-        &self.bert
+    /// When they cannot be read.
+    pub fn new(configuration: &Configuration, parameters: &Parameters) -> Result<Self, TrainerError> {
+        let network = Training::new(configuration);
+        let parameters = network.layout().gather(parameters)?;
+        Ok(Self {
+            network,
+            parameters,
+            gradients: Vec::new(),
+            changed: true,
+            of_hidden: Vec::new(),
+            loss: loss::Scratch::default(),
+        })
     }
 
     /// Its shape.
     #[must_use]
     pub fn configuration(&self) -> &Configuration {
-        &self.bert.configuration
+        self.network.configuration()
     }
 
-    /// Forgets all gradients: the start of a step.
+    /// Where parameters lie in an arena.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        self.network.layout()
+    }
+
+    /// The arena of the parameters.
+    #[must_use]
+    pub fn arena(&self) -> &[f32] {
+        &self.parameters
+    }
+
+    /// The model as it is now; its numbers are copied.
+    ///
+    /// # Errors
+    /// What candle says of a tensor that cannot be made.
+    pub fn to_bert(&self) -> Result<Bert, TrainerError> {
+        let configuration = self.configuration().clone();
+        let parameters = self.layout().scatter(&self.parameters, &configuration)?;
+        Ok(Bert { configuration, parameters })
+    }
+
+    /// All parameters with their gradients. There are none before a batch was trained on.
+    pub fn parameters(&self) -> impl Iterator<Item = ParameterView<'_>> {
+        self.layout().slots().iter().map(|slot| ParameterView {
+            name: &slot.name,
+            values: &self.parameters[slot.range.clone()],
+            gradient: self.gradients.get(slot.range.clone()).unwrap_or_default(),
+        })
+    }
+
+    /// Forgets all gradients.
     pub fn clear_gradients(&mut self) {
-        for trained in &mut self.parameters {
-            trained.gradient.par_chunks_mut(PIECE).for_each(|piece| piece.fill(0.0));
-        }
+        optimiser::clear(&mut self.gradients);
     }
 
-    /// Forward and backward of one micro-batch: adds its gradients to the buffers. `lambda` is the weight of
-    /// distillation; weights of positions are in `targets`.
+    /// Forward and backward of one micro-batch: adds its gradients. `lambda` is the weight of distillation; weights of positions are
+    /// in `targets`.
     ///
     /// # Errors
     /// When the batch does not fit the model or the targets.
@@ -96,72 +104,59 @@ impl Student {
         if batch.masked_rows.is_empty() {
             return Ok(LossSums::default());
         }
-        let hidden = self.bert.transform_masked(batch, dropout)?; // [masked, embedding]
-        let (hidden_gradient, sums) = self.decoder_backward(&hidden, targets, lambda)?;
-        // Its gradient with respect to `hidden` is `hidden_gradient`, so autograd takes over from there.
-        let surrogate = (&hidden * &hidden_gradient)?.sum_all()?;
-        let gradients = surrogate.backward()?;
-        for trained in &mut self.parameters {
-            if let Some(gradient) = gradients.get(trained.variable.as_tensor()) {
-                slices::read(&gradient.contiguous()?, |gradient| loss::add_assign(&mut trained.gradient, gradient))?;
-            }
-        }
+        self.prepare();
+        self.gradients.resize(self.parameters.len(), 0.0);
+        self.network.forward(&self.parameters, batch, dropout)?;
+        let hidden = self.network.hidden(); // [masked, embedding]
+        self.of_hidden.resize(hidden.len(), 0.0);
+        let gradients = decoder_gradients(self.network.layout(), &mut self.gradients);
+        let decoder = decoder(&self.network, &self.parameters);
+        let (of_hidden, scratch) = (&mut self.of_hidden[..], &mut self.loss);
+        let sums = loss::linear_cross_entropy(decoder, hidden, targets, lambda, gradients, of_hidden, scratch)?;
+        self.network.backward(&self.parameters, &self.of_hidden, &mut self.gradients);
         Ok(sums)
+    }
+
+    /// How the student predicts `gold_ids` `[masked]` at the batch's masked rows, without dropout.
+    ///
+    /// # Errors
+    /// When the batch does not fit the model or the gold ids.
+    pub fn score(&mut self, batch: &PackedBatch, gold_ids: &[u32]) -> Result<Vec<Score>, TrainerError> {
+        self.prepare();
+        self.network.forward(&self.parameters, batch, None)?;
+        loss::score(decoder(&self.network, &self.parameters), self.network.hidden(), gold_ids, &mut self.loss)
     }
 
     /// The Euclidean norm of all gradients together.
     #[must_use]
     pub fn gradient_norm(&self) -> f64 {
-        let squares = self.parameters.iter().map(|trained| sum_of_squares(&trained.gradient));
-        squares.sum::<f64>().sqrt()
+        optimiser::sum_of_squares(&self.gradients).sqrt()
     }
 
-    /// All parameters with their gradients, in the order of their names.
-    pub fn parameters(&self) -> impl Iterator<Item = ParameterView<'_>> {
-        self.parameters.iter().map(|trained| ParameterView {
-            name: &trained.name,
-            value: trained.variable.as_tensor(),
-            gradient: &trained.gradient,
-        })
+    /// Moves the parameters along their gradients, which are 0 afterwards.
+    pub fn update(&mut self, optimiser: &mut AdamW, update: &Update) {
+        self.gradients.resize(self.parameters.len(), 0.0);
+        optimiser.update(&mut self.parameters, &mut self.gradients, self.network.layout(), update);
+        self.changed = true;
     }
 
-    /// Calls `update` with each parameter, in the order of their names, and its numbers for writing.
-    ///
-    /// # Errors
-    /// What candle says of a tensor that cannot be written.
-    pub fn for_each_value(
-        &mut self,
-        mut update: impl FnMut(ParameterView<'_>, &mut [f32]),
-    ) -> Result<(), TrainerError> {
-        for trained in &self.parameters {
-            let value = trained.variable.as_tensor();
-            let view = ParameterView { name: &trained.name, value, gradient: &trained.gradient };
-            slices::write(value, |numbers| update(view, numbers))?;
+    fn prepare(&mut self) {
+        if self.changed {
+            self.network.pack(&self.parameters);
+            self.changed = false;
         }
-        Ok(())
-    }
-
-    /// Decoder and loss: adds the gradients of the decoder's weight (the word embedding, when tied) and bias, and
-    /// returns that of `hidden`.
-    fn decoder_backward(
-        &mut self,
-        hidden: &Tensor,
-        targets: &Targets<'_>,
-        lambda: f64,
-    ) -> Result<(Tensor, LossSums), TrainerError> {
-        let mut weight_gradient = std::mem::take(&mut self.parameters[self.decoder_weight].gradient);
-        let mut bias_gradient = std::mem::take(&mut self.parameters[self.decoder_bias].gradient);
-        let (weight, bias) = self.bert.decoder();
-        let result =
-            loss::linear_cross_entropy(hidden, weight, bias, targets, lambda, &mut weight_gradient, &mut bias_gradient);
-        self.parameters[self.decoder_weight].gradient = weight_gradient;
-        self.parameters[self.decoder_bias].gradient = bias_gradient;
-        Ok(result?)
     }
 }
 
-fn sum_of_squares(numbers: &[f32]) -> f64 {
-    let pieces: Vec<f64> =
-        numbers.par_chunks(PIECE).map(|piece| piece.iter().map(|x| f64::from(*x) * f64::from(*x)).sum()).collect();
-    pieces.iter().sum()
+fn decoder<'a>(network: &Training, arena: &'a [f32]) -> Decoder<'a> {
+    let (weight, bias) = network.layout().decoder();
+    Decoder { weight: &arena[weight], bias: &arena[bias], embedding_size: network.configuration().embedding_size }
+}
+
+fn decoder_gradients<'a>(layout: &Layout, gradients: &'a mut [f32]) -> DecoderGradients<'a> {
+    let (weight, bias) = layout.decoder();
+    match gradients.get_disjoint_mut([weight, bias]) {
+        Ok([weight, bias]) => DecoderGradients { weight, bias },
+        Err(error) => panic!("a layout's parameters overlap: {error}"),
+    }
 }

@@ -335,14 +335,14 @@ impl Trainer {
         let window = place.windows_used().checked_sub(1);
         let up_to = window.and_then(|window| self.journal.window(window)).unwrap_or_default();
         self.held_out.extend(&self.reader, up_to)?;
-        let evaluator = Evaluator {
-            bert: self.learner.student.bert(),
+        let mut evaluator = Evaluator {
+            student: &mut self.learner.student,
             maps: self.vocabulary.maps(),
             batch_tokens: self.options.train.micro_batch_tokens,
         };
         let held_out = &self.held_out;
         let control = desk.control.clone();
-        let evaluate = || evaluator.evaluate(step, held_out, up_to, &mut || !control.stopping());
+        let mut evaluate = || evaluator.evaluate(step, held_out, up_to, &mut || !control.stopping());
         let report = match &self.pool {
             Some(pool) => pool.install(evaluate),
             None => evaluate(),
@@ -395,7 +395,8 @@ impl Trainer {
             Request::Checkpoint { reply } => (reply, self.checkpoint(desk)),
             Request::Export { out, reply } => {
                 let tokenizers = tokenizers_path(&self.options.state_dir);
-                let exported = export::export(&out, self.learner.student.bert(), &tokenizers, self.state.step);
+                let bert = self.learner.student.to_bert();
+                let exported = bert.and_then(|bert| export::export(&out, &bert, &tokenizers, self.state.step));
                 (reply, exported.map(|()| out))
             }
         };
@@ -474,6 +475,7 @@ fn new_stream(options: &TrainerOptions, vocabulary: &Arc<Vocabulary>, state: &St
         },
         batch_examples: train.batch_examples,
         micro_batch_tokens: train.micro_batch_tokens,
+        kd_target: train.kd_target,
         loss_norm: train.loss_norm,
     };
     CopyStream::new(options.seed, stream, Arc::clone(vocabulary), state.clone())

@@ -141,14 +141,41 @@ fn unusable_copies_are_errors() {
 }
 
 #[test]
-fn renormalised_probabilities_are_a_softmax_of_the_top_logits() {
+fn distributions_of_the_top_logits() {
+    use KdTarget::{Ghost, GoldResidual, Renormalised};
+    // Of the first position's mass the top two have all but a fifth; the second's was rounded to less than theirs.
     let label = Label {
         top_k: 2,
         top_ids: vec![1, 2, 3, 4],
         top_logits: vec![3.0_f32.ln() + 40.0, 40.0, -7.5, -7.5],
-        ..Label::default()
+        log_sum_exp: vec![5.0_f32.ln() + 40.0, -7.5],
+        gold_logits: vec![0.0; 2],
     };
-    for (probability, expected) in renormalised(&label).iter().zip([0.75, 0.25, 0.5, 0.5]) {
-        assert!((probability - expected).abs() < 1e-5, "{probability}, not {expected}");
+    for (target, probabilities, tail_masses) in [
+        (Renormalised, [0.75, 0.25, 0.5, 0.5], [0.0, 0.0]),
+        (Ghost, [0.6, 0.2, 0.5, 0.5], [0.2, 0.0]),
+        (GoldResidual, [0.6, 0.2, 0.5, 0.5], [0.2, 0.0]),
+    ] {
+        let found = Distribution::of(&label, target);
+        assert_eq!((found.probabilities.len(), found.tail_masses.len()), (4, 2));
+        let pairs = found.probabilities.iter().zip(probabilities).chain(found.tail_masses.iter().zip(tail_masses));
+        for (found, expected) in pairs {
+            assert!((found - expected).abs() < 1e-5, "{target:?}: {found}, not {expected}");
+        }
+    }
+}
+
+#[test]
+fn distributions_of_wrong_labels_show() {
+    for (logit, log_sum_exp) in [(f32::NAN, 1.0), (f32::INFINITY, 1.0), (f32::NEG_INFINITY, 1.0), (1.0, f32::NAN)] {
+        let label = Label {
+            top_k: 1,
+            top_ids: vec![1],
+            top_logits: vec![logit],
+            log_sum_exp: vec![log_sum_exp],
+            gold_logits: vec![0.0],
+        };
+        let found = Distribution::of(&label, KdTarget::Ghost);
+        assert!(!found.probabilities[0].is_finite(), "{logit} {log_sum_exp}: {found:?}");
     }
 }

@@ -5,6 +5,7 @@
 
 mod sections;
 mod table;
+mod threads;
 
 pub use sections::{Configuration, CorpusFormat, Teacher};
 
@@ -17,14 +18,16 @@ impl Configuration {
         let text =
             std::fs::read_to_string(path).map_err(|error| Failure::io("read the configuration", path, &error))?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Self::parse(&text, folder).map_err(|problems| {
+        let configuration = Self::parse(&text, folder).map_err(|problems| {
             let lines: Vec<String> = problems.iter().map(|problem| format!("  {problem}")).collect();
             let count = match problems.len() {
                 1 => "1 problem".to_owned(),
                 n => format!("{n} problems"),
             };
             Failure::new(ExitCode::Configuration, format!("{} has {count}:\n{}", path.display(), lines.join("\n")))
-        })
+        })?;
+        configuration.threads.warning(crate::threads::cores()).iter().for_each(|warning| tracing::warn!("{warning}"));
+        Ok(configuration)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The sections of the file, with every default.
 
 use super::table::{Problem, Problems, Table};
+use super::threads::Threads;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -11,6 +12,8 @@ use std::path::{Path, PathBuf};
 pub struct Configuration {
     /// `[run]`
     pub run: Run,
+    /// `[threads]`
+    pub threads: Threads,
     /// `[[corpus]]`; none: train only, from a log that is there.
     pub corpus: Vec<Corpus>,
     /// `[sampling]`
@@ -178,7 +181,8 @@ pub struct Train {
     pub copy_weight: &'static str,
     /// The loss is a mean over the masked positions of the `batch`, or the paper's sum of per-language means (`language`).
     pub loss_norm: &'static str,
-    /// The teacher's distribution.
+    /// The teacher's distribution: its top-k `renormalised` (the paper's), or its true probabilities with the mass of all
+    /// other tokens in one bucket (`ghost`) or on the gold token (`gold-residual`).
     pub kd_target: &'static str,
     /// Examples in a training window.
     pub shuffle_examples: usize,
@@ -234,9 +238,10 @@ impl Configuration {
         })?;
         let mut root = Table::new("", values, &problems);
         let run = Run::read(root.table("run"), folder);
-        let corpus = root.tables("corpus").into_iter().map(|table| Corpus::read(table, folder)).collect();
+        let threads = Threads::read(root.table("threads"));
+        let corpus: Vec<_> = root.tables("corpus").into_iter().map(|table| Corpus::read(table, folder)).collect();
         let sampling = Sampling::read(root.table("sampling"));
-        let teacher = root.tables("teacher").into_iter().map(|table| Teacher::read(table, folder)).collect();
+        let teacher: Vec<_> = root.tables("teacher").into_iter().map(|table| Teacher::read(table, folder)).collect();
         let masking = Masking::read(root.table("masking"));
         let queue = Queue::read(root.table("queue"));
         let store = Store::read(root.table("store"), folder, &run);
@@ -245,8 +250,10 @@ impl Configuration {
         let evaluate = Evaluate::read(root.table("evaluate"), folder);
         let ops = Ops::read(root.table("ops"), folder, &run);
         root.finish();
+        let labels = !corpus.is_empty() && teacher.iter().any(|teacher| teacher.labels);
+        let threads = threads.resolve(labels, student.is_some(), crate::threads::cores());
         let configuration =
-            Self { run, corpus, sampling, teacher, masking, queue, store, student, train, evaluate, ops };
+            Self { run, threads, corpus, sampling, teacher, masking, queue, store, student, train, evaluate, ops };
         configuration.validate(&problems);
         match problems.into_vec() {
             none if none.is_empty() => Ok(configuration),
@@ -303,6 +310,8 @@ fn unique<'a>(section: &str, names: impl Iterator<Item = &'a str>, problems: &Pr
 }
 
 const FORMATS: &[(&str, CorpusFormat)] = &[("text", CorpusFormat::Text), ("jsonl", CorpusFormat::Jsonl)];
+const KD_TARGETS: &[(&str, &str)] =
+    &[("renormalised", "renormalised"), ("ghost", "ghost"), ("gold-residual", "gold-residual")];
 
 impl Run {
     fn read(mut table: Table, folder: &Path) -> Self {
@@ -470,7 +479,7 @@ impl Train {
             best_by: table.choice("best_by", &[("position", "position"), ("character", "character")]),
             copy_weight: table.choice("copy_weight", &[("equal", "equal"), ("shared", "shared")]),
             loss_norm: table.choice("loss_norm", &[("batch", "batch"), ("language", "language")]),
-            kd_target: table.choice("kd_target", &[("renormalised", "renormalised")]),
+            kd_target: table.choice("kd_target", KD_TARGETS),
             shuffle_examples: table.size("shuffle_examples", 4096, 1..=16_777_216),
             max_passes: table.size("max_passes", 0, ..=1_000_000) as u32,
             when_short: table.choice("when_short", &[("wait", "wait"), ("replay", "replay")]),

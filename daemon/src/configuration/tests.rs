@@ -36,11 +36,30 @@ fn the_effective_configuration_reads_back_as_itself() {
 }
 
 #[test]
+fn threads_follow_from_what_there_is_to_do() {
+    let threads = |text: &str| {
+        let threads = Configuration::parse(text, Path::new("/etc")).unwrap().threads;
+        (threads.teachers, threads.trainer)
+    };
+    let cores = crate::threads::cores();
+    assert_eq!(threads(MINIMAL), (cores, 0));
+    assert_eq!(threads(&MINIMAL.replace("languages", "labels = false\nlanguages")), (0, 0));
+    let both = format!("{MINIMAL}[student]\n");
+    assert_eq!(threads(&both), ((cores / 2).max(1), cores.div_ceil(2)));
+    assert_eq!(threads(&format!("{both}[threads]\nteachers = 3\ntrainer = 5\n")), (3, 5));
+    let (_, teacher) = MINIMAL.split_once("[[teacher]]").unwrap();
+    assert_eq!(threads(&format!("[[teacher]]{teacher}[student]\n")), (0, cores));
+}
+
+#[test]
 fn everything_wrong_is_reported_at_once() {
     let found = problems(
         r#"
         [run]
         sed = 1
+        [threads]
+        trainers = 2
+        teachers = -1
         [[corpus]]
         name = "fi"
         language = "fi"
@@ -59,6 +78,8 @@ fn everything_wrong_is_reported_at_once() {
     );
     for expected in [
         "run.sed: unknown key; did you mean `seed`?",
+        "threads.trainers: unknown key; did you mean `trainer`?",
+        "threads.teachers: -1 is out of range",
         "corpus[fi].language: no teacher has language `fi`",
         "teacher[en].path: must be a string",
         "teacher[en].device: \"cuda:0\" is not available",
@@ -68,7 +89,20 @@ fn everything_wrong_is_reported_at_once() {
     ] {
         assert!(found.iter().any(|line| line.starts_with(expected)), "{expected} not in {found:#?}");
     }
-    assert_eq!(found.len(), 7, "{found:#?}");
+    assert_eq!(found.len(), 9, "{found:#?}");
+}
+
+#[test]
+fn the_target_of_distillation_is_one_of_three() {
+    let target = |text: &str| {
+        let configuration = Configuration::parse(&format!("{MINIMAL}[train]\n{text}"), Path::new("/etc"));
+        configuration.map(|configuration| configuration.train.kd_target)
+    };
+    for name in ["renormalised", "ghost", "gold-residual"] {
+        assert_eq!(target(&format!("kd_target = \"{name}\"")).unwrap(), name);
+    }
+    assert_eq!(target("").unwrap(), "renormalised");
+    assert!(target("kd_target = \"gold\"").unwrap_err()[0].to_string().contains("\"gold-residual\""));
 }
 
 #[test]

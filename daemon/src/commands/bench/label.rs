@@ -53,9 +53,11 @@ pub(super) fn label(args: &BenchLabelArgs) -> Result<(), Failure> {
     if args.json {
         return print_json(&figures);
     }
-    let LabelFigures { tokens, masked_positions, examples, batches, .. } = figures;
+    let LabelFigures { tokens, masked_positions, .. } = figures;
+    let sequences = count(figures.examples, "sequence");
     print_line(&format!(
-        "{tokens} tokens, {masked_positions} of them masked; {examples} sequences in {batches} batches"
+        "{tokens} tokens, {masked_positions} of them masked; {sequences}, in batches of up to {} tokens",
+        args.batch_tokens
     ))?;
     print_line(&format!(
         "{:.0} tokens/s with {}: {:.4} s a pass, the median of {}",
@@ -78,9 +80,8 @@ fn measure(args: &BenchLabelArgs) -> Result<LabelFigures, Failure> {
     let copies = examples::mask(sequences, &tokenizer, args.seed);
     let batches = examples::batches(&copies, args.batch_tokens);
     // Before the work, so that a path that cannot be written costs no time.
-    let create = |path: &Path| File::create(path).map_err(|error| Failure::io("create", path, &error));
     let dump = args.dump.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
-    let options = RunnerOptions { name: "bench".to_owned(), index: 0, device: Device::Cpu, top_k: args.top_k };
+    let options = RunnerOptions { name: "bench".to_owned(), index: 0, top_k: args.top_k };
     let runner = Runner::load(&args.teacher, &tokenizer, options)?;
 
     let labels = label_all(&runner, &batches)?;
@@ -135,6 +136,11 @@ fn open_teacher(args: &BenchLabelArgs) -> Result<(Tokenizer, Configuration), Fai
         return Err(Failure::new(ExitCode::Usage, message));
     }
     Ok((tokenizer, configuration))
+}
+
+fn create(path: &Path) -> Result<File, Failure> {
+    let failed = |error| Failure::new(ExitCode::CannotCreate, format!("cannot create {}: {error}", path.display()));
+    File::create(path).map_err(failed)
 }
 
 /// One pass: `[batches][copies]`.

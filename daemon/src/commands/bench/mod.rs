@@ -60,7 +60,37 @@ fn memory(peak_rss_mib: Option<u64>) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::configuration::Configuration;
+    use clap::Parser;
+    use std::path::Path;
+
+    #[test]
+    fn batches_are_as_large_as_those_of_a_run() {
+        const MINIMAL: &str = r#"
+            [student]
+            [[corpus]]
+            name = "en"
+            language = "en"
+            path = "en.txt"
+            [[teacher]]
+            name = "en"
+            path = "en"
+            languages = ["en"]
+        "#;
+        let configuration = Configuration::parse(MINIMAL, Path::new("/")).unwrap();
+        let parse = |arguments: &str| match Cli::try_parse_from(arguments.split(' ')).unwrap().command {
+            Command::Bench(command) => command,
+            other => panic!("{other:?}"),
+        };
+        let BenchCommand::Label(label) = parse("mergedistill bench label --teacher en --text en.txt") else { panic!() };
+        assert_eq!(label.batch_tokens, configuration.queue.batch_tokens);
+        let BenchCommand::Train(train) = parse("mergedistill bench train") else { panic!() };
+        assert_eq!(train.micro_batch_tokens, configuration.train.micro_batch_tokens);
+    }
 
     #[test]
     fn the_median_is_in_the_middle() {

@@ -181,7 +181,7 @@ fn random_batch(step: u64, args: &BenchTrainArgs, options: &TrainOptions, stream
         weight: 1.0,
         copy,
     });
-    Batch::new(copies.collect(), options.loss_norm, options.micro_batch_tokens)
+    Batch::new(copies.collect(), options.kd_target, options.loss_norm, options.micro_batch_tokens)
 }
 
 /// Random numbers of one step, one after another.
@@ -198,7 +198,7 @@ impl Draws {
         let label = Some(Label { top_k: args.top_k, ..Label::default() });
         let mut copy = MaskedCopy { teacher: 0, token_ids, masked_positions: vec![], gold_ids: vec![], label };
         for position in 0..args.length as u32 {
-            if self.stream.uniform(self.number(), self.step) < MASKING_PROBABILITY {
+            if self.uniform() < MASKING_PROBABILITY {
                 self.mask(&mut copy, position, args);
             }
         }
@@ -210,8 +210,7 @@ impl Draws {
         copy.masked_positions.push(position);
         copy.gold_ids.push(self.id(args.vocab));
         let Some(label) = &mut copy.label else { return };
-        let mut logits: Vec<f32> =
-            (0..args.top_k).map(|_| self.stream.normal(self.number(), self.step) as f32).collect();
+        let mut logits: Vec<f32> = (0..args.top_k).map(|_| self.normal()).collect();
         logits.sort_by(|a, b| b.total_cmp(a));
         let sum: f32 = logits.iter().map(|logit| logit.exp()).sum();
         label.top_ids.extend((0..args.top_k).map(|_| self.id(args.vocab)));
@@ -223,7 +222,18 @@ impl Draws {
 
     fn id(&mut self, vocabulary: usize) -> u32 {
         let ordinary = (vocabulary - FIRST_ORDINARY_ID) as u64;
-        FIRST_ORDINARY_ID as u32 + self.stream.below(ordinary, self.number(), self.step) as u32
+        let number = self.number();
+        FIRST_ORDINARY_ID as u32 + self.stream.below(ordinary, number, self.step) as u32
+    }
+
+    fn uniform(&mut self) -> f64 {
+        let number = self.number();
+        self.stream.uniform(number, self.step)
+    }
+
+    fn normal(&mut self) -> f32 {
+        let number = self.number();
+        self.stream.normal(number, self.step) as f32
     }
 
     fn number(&mut self) -> u64 {

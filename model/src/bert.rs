@@ -1,13 +1,14 @@
-//! Embeddings, transformer layers, and the part of the head that comes before the decoder.
+//! A model as it is loaded, and its plain composition of candle's operations: the reference of the network written by hand.
+//!
+//! Whoever wants to know what a model computes reads this file. Every operation has a backward pass in candle. (Its fused
+//! LayerNorm and softmax have none, and raise no error.)
 
-use crate::batch::Run;
-use crate::dropout::{Mask, Site, drop_out};
+use crate::fused::dropout::{Mask, Rows, Site};
 use crate::parameters::Names;
 use crate::random::Philox;
-use crate::{Activation, Architecture, Configuration, ModelError, PackedBatch, Parameters};
-use crate::{attention, bias, gelu, layer_norm};
-use candle_core::{Device, Module, Tensor};
-use candle_nn::Embedding;
+use crate::{Activation, Configuration, ModelError, PackedBatch, Parameters};
+use candle_core::{D, Device, Module, Tensor};
+use candle_nn::{Embedding, Linear};
 use std::path::Path;
 
 /// A BERT, or an ELECTRA generator, with its masked-language-model head.
@@ -47,10 +48,9 @@ impl Bert {
     /// When the batch does not fit the model; see [`PackedBatch::validate`].
     pub fn encode(&self, batch: &PackedBatch, dropout: Option<Dropout>) -> Result<Tensor, ModelError> {
         batch.validate(&self.configuration)?;
-        let runs = batch.runs();
         let mut x = self.embed(batch, dropout)?;
         for layer in 0..self.configuration.layers {
-            x = self.layer(layer, &x, &runs, dropout)?;
+            x = self.layer(layer, &x, batch, dropout)?;
         }
         Ok(x)
     }
@@ -70,11 +70,7 @@ impl Bert {
         let x = x.index_select(&rows, 0)?; // [masked, hidden]
         let names = self.names();
         let x = self.linear(&x, names.transform)?; // [masked, embedding]
-        // An ELECTRA generator's head is a GELU whatever its layers have.
-        let x = match self.configuration.architecture {
-            Architecture::Bert => self.activate(&x)?,
-            Architecture::ElectraGenerator => gelu::gelu(&x)?,
-        };
+        let x = activate(self.configuration.head_activation(), &x)?;
         self.layer_norm(&x, names.transform_norm)
     }
 
@@ -103,16 +99,22 @@ impl Bert {
         self.linear(&x, &format!("{base}.embeddings_project")) // [tokens, hidden]
     }
 
-    fn layer(&self, layer: usize, x: &Tensor, runs: &[Run], dropout: Option<Dropout>) -> Result<Tensor, ModelError> {
+    fn layer(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        batch: &PackedBatch,
+        dropout: Option<Dropout>,
+    ) -> Result<Tensor, ModelError> {
         let configuration = &self.configuration;
         let name = |part: &str| format!("{}.encoder.layer.{layer}.{part}", self.names().base);
         let [q, k, v] = ["query", "key", "value"].map(|part| self.linear(x, &name(&format!("attention.self.{part}"))));
         let mask = Mask::new(dropout, Site::Probabilities(layer), configuration.attention_dropout);
-        let context = attention::attention(&q?, &k?, &v?, runs, configuration.heads, mask)?; // [tokens, hidden]
+        let context = attention(&q?, &k?, &v?, &batch.lengths, configuration.heads, mask)?; // [tokens, hidden]
         let context = self.linear(&context, &name("attention.output.dense"))?;
         let context = self.drop_hidden(&context, dropout, Site::Attention(layer))?;
         let x = self.layer_norm(&(context + x)?, &name("attention.output.LayerNorm"))?;
-        let inner = self.activate(&self.linear(&x, &name("intermediate.dense"))?)?; // [tokens, intermediate]
+        let inner = activate(configuration.activation, &self.linear(&x, &name("intermediate.dense"))?)?;
         let output = self.linear(&inner, &name("output.dense"))?; // [tokens, hidden]
         let output = self.drop_hidden(&output, dropout, Site::Output(layer))?;
         self.layer_norm(&(output + x)?, &name("output.LayerNorm"))
@@ -123,28 +125,76 @@ impl Bert {
     }
 
     fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor, ModelError> {
-        let weight = self.parameters.get(&format!("{name}.weight"));
-        let offset = self.parameters.get(&format!("{name}.bias"));
-        Ok(bias::add_bias(&x.matmul(&weight.t()?)?, offset)?)
+        let weight = self.parameters.get(&format!("{name}.weight")).clone();
+        let bias = self.parameters.get(&format!("{name}.bias")).clone();
+        Ok(Linear::new(weight, Some(bias)).forward(x)?)
     }
 
     fn layer_norm(&self, x: &Tensor, name: &str) -> Result<Tensor, ModelError> {
         let weight = self.parameters.get(&format!("{name}.weight"));
         let bias = self.parameters.get(&format!("{name}.bias"));
-        Ok(layer_norm::layer_norm(x, weight, bias, self.configuration.layer_norm_eps)?)
-    }
-
-    fn activate(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(match self.configuration.activation {
-            Activation::Gelu => gelu::gelu(x)?,
-            Activation::GeluTanh => candle_nn::Activation::NewGelu.forward(x)?,
-            Activation::Relu => candle_nn::Activation::Relu.forward(x)?,
-            Activation::Silu => candle_nn::Activation::Silu.forward(x)?,
-        })
+        Ok(layer_norm(x, weight, bias, self.configuration.layer_norm_eps)?)
     }
 
     fn drop_hidden(&self, x: &Tensor, dropout: Option<Dropout>, site: Site) -> Result<Tensor, ModelError> {
-        let mask = Mask::new(dropout, site, self.configuration.hidden_dropout);
-        Ok(drop_out(x, mask)?)
+        Ok(match Mask::new(dropout, site, self.configuration.hidden_dropout) {
+            Some(mask) => (x * mask.to_tensor(Rows::From(0), x.dim(0)?, x.dim(1)?, x.device())?)?,
+            None => x.clone(),
+        })
     }
+}
+
+pub(crate) fn activate(activation: Activation, x: &Tensor) -> candle_core::Result<Tensor> {
+    match activation {
+        Activation::Gelu => candle_nn::Activation::Gelu.forward(x), // the exact one, by erf
+        Activation::GeluTanh => candle_nn::Activation::NewGelu.forward(x),
+        Activation::Relu => candle_nn::Activation::Relu.forward(x),
+        Activation::Silu => candle_nn::Activation::Silu.forward(x),
+    }
+}
+
+/// (x − mean) / √(variance + eps) · weight + bias, row by row.
+pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let normalised = centred.broadcast_div(&(variance + eps)?.sqrt()?)?;
+    normalised.broadcast_mul(weight)?.broadcast_add(bias)
+}
+
+/// softmax(q · kᵀ / √head) · v inside each sequence, for every head; `q`, `k`, `v` and the result are `[tokens, hidden]`.
+pub(crate) fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    lengths: &[usize],
+    heads: usize,
+    mask: Option<Mask>,
+) -> candle_core::Result<Tensor> {
+    let hidden = q.dim(1)?;
+    let scale = 1.0 / ((hidden / heads) as f64).sqrt();
+    let mut contexts = Vec::with_capacity(lengths.len());
+    let mut first = 0;
+    for &length in lengths {
+        // [heads, length, head]
+        let split = |x: &Tensor| -> candle_core::Result<Tensor> {
+            x.narrow(0, first, length)?.reshape((length, heads, hidden / heads))?.transpose(0, 1)?.contiguous()
+        };
+        let scores = (split(q)?.matmul(&split(k)?.t()?)? * scale)?; // [heads, length, length]
+        let mut probabilities = softmax(&scores)?;
+        if let Some(mask) = mask {
+            let rows = Rows::From(first as u32);
+            probabilities = (probabilities * mask.to_tensor_of_heads(heads, rows, (length, length), q.device())?)?;
+        }
+        let context = probabilities.matmul(&split(v)?)?;
+        contexts.push(context.transpose(0, 1)?.reshape((length, hidden))?);
+        first += length;
+    }
+    Tensor::cat(&contexts, 0)
+}
+
+fn softmax(scores: &Tensor) -> candle_core::Result<Tensor> {
+    // The shift cancels out, so no gradient need flow through it.
+    let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?;
+    let exponentials = shifted.exp()?;
+    exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)
 }

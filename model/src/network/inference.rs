@@ -1,0 +1,135 @@
+//! A network whose weights do not change: a teacher.
+
+use super::ends::{Embedded, Transformed};
+use super::layer::{self, Activations, Part, Scratch, Setting};
+use super::shard::{self, Shard};
+use super::weights::{Matrices, Weights};
+use crate::random::Philox;
+use crate::{Bert, Configuration, Layout, ModelError, PackedBatch, Parameters};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// A BERT or an ELECTRA generator without its decoder, ready to be asked for the hidden states at masked rows.
+#[derive(Debug)]
+pub struct Inference {
+    configuration: Configuration,
+    layout: Layout,
+    /// The arena without the matrices, which are packed.
+    arena: Vec<f32>,
+    matrices: Matrices,
+    /// Buffers of shards that are done, for others.
+    spare: Mutex<Vec<Workspace>>,
+}
+
+/// How far hidden states may be from those of the plain composition, relative to the largest: far above rounding in float32,
+/// far below any mistake.
+const TOLERANCE: f32 = 1e-3;
+
+/// A few sequences of odd lengths.
+fn trial(configuration: &Configuration) -> PackedBatch {
+    let stream = Philox::new(0, "trial", &[]);
+    let lengths: Vec<usize> =
+        [21, 5, 1].into_iter().map(|length: usize| length.min(configuration.max_position_embeddings)).collect();
+    let tokens = lengths.iter().sum::<usize>() as u64;
+    let id = |token| stream.below(configuration.vocabulary_size as u64, token, 0) as u32;
+    PackedBatch {
+        token_ids: (0..tokens).map(id).collect(),
+        lengths,
+        masked_rows: (0..tokens as u32).filter(|row| row % 3 == 0).collect(),
+    }
+}
+
+/// Buffers for one shard at a time.
+#[derive(Debug, Default)]
+struct Workspace {
+    embedded: Embedded,
+    x: Vec<f32>,
+    layer: Activations,
+    transformed: Transformed,
+    scratch: Scratch,
+}
+
+impl Inference {
+    /// Takes the weights over, packed; `parameters` are not needed afterwards.
+    ///
+    /// # Errors
+    /// What candle says of a tensor that cannot be read.
+    pub fn new(configuration: &Configuration, parameters: &Parameters) -> Result<Self, ModelError> {
+        let layout = Layout::of(configuration);
+        let mut arena = layout.gather(parameters)?;
+        let mut matrices = Matrices::default();
+        matrices.pack(configuration, &layout, &arena, false);
+        arena.truncate(layout.matrices);
+        arena.shrink_to_fit();
+        Ok(Self { configuration: configuration.clone(), layout, arena, matrices, spare: Mutex::default() })
+    }
+
+    /// The same, and asks it and the plain composition for the same hidden states: on a machine whose vector instructions nobody
+    /// has tried yet, wrong labels must not go unnoticed.
+    ///
+    /// # Errors
+    /// [`ModelError::Instructions`] when they differ.
+    pub fn checked(bert: &Bert) -> Result<Self, ModelError> {
+        let network = Self::new(&bert.configuration, &bert.parameters)?;
+        let batch = trial(&bert.configuration);
+        let expected: Vec<f32> = bert.transform_masked(&batch, None)?.flatten_all()?.to_vec1()?;
+        let found = network.map_shards(&batch, |_, hidden| hidden.to_vec())?.concat();
+        let size = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let apart = found.iter().zip(&expected).map(|(found, expected)| (found - expected).abs()).fold(0.0, f32::max);
+        // Values that are not finite are the teacher's fault, and found when it labels.
+        if size.is_finite() && (found.len() != expected.len() || apart > TOLERANCE * size.max(1.0)) {
+            return Err(ModelError::Instructions { apart, size });
+        }
+        Ok(network)
+    }
+
+    /// Its shape.
+    #[must_use]
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+
+    /// Computes the hidden states `[masked, embedding]` shard by shard, in parallel in the rayon pool that this is called in, and
+    /// hands each shard's to `f` as soon as they are there, with the shard's part of the batch's masked rows. Returns what
+    /// `f` made of them, in order. Times the decoder's weight, plus its bias, hidden states are logits.
+    ///
+    /// # Errors
+    /// When the batch does not fit the model; see [`PackedBatch::validate`].
+    pub fn map_shards<R: Send>(
+        &self,
+        batch: &PackedBatch,
+        f: impl Fn(Range<usize>, &[f32]) -> R + Sync,
+    ) -> Result<Vec<R>, ModelError> {
+        batch.validate(&self.configuration)?;
+        let positions = batch.positions();
+        let shards = shard::cut(batch);
+        let results = shards.par_iter().with_max_len(1).map(|shard| {
+            let mut workspace = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+            self.forward(batch, &positions, shard, &mut workspace);
+            let result = f(shard.masked.clone(), &workspace.transformed.hidden);
+            self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
+            result
+        });
+        Ok(results.collect())
+    }
+
+    fn forward(&self, batch: &PackedBatch, positions: &[u32], shard: &Shard, workspace: &mut Workspace) {
+        let configuration = &self.configuration;
+        let weights = Weights { configuration, layout: &self.layout, arena: &self.arena, matrices: &self.matrices };
+        let Workspace { embedded, x, layer: made, transformed, scratch } = workspace;
+        let tokens = (&batch.token_ids[shard.tokens.clone()], &positions[shard.tokens.clone()]);
+        embedded.forward(&weights.embedding(), configuration, tokens, shard, None, false);
+        for number in 0..configuration.layers {
+            let setting = Setting { number, weights: weights.layer(number), configuration, dropout: None };
+            let last = number + 1 == configuration.layers;
+            let masked = last.then(|| &batch.masked_rows[shard.masked.clone()]);
+            let input: &[f32] = if number == 0 { embedded.output() } else { x };
+            layer::forward(&setting, Part { shard, masked }, input, false, made, scratch);
+            if !last {
+                std::mem::swap(x, &mut made.output);
+            }
+        }
+        transformed.forward(&weights.head(), configuration, &made.output, false);
+    }
+}

@@ -1,0 +1,74 @@
+//! How a batch is cut.
+
+use crate::PackedBatch;
+use std::ops::Range;
+
+/// Tokens of a shard, unless one sequence alone has more: what a layer computes for them fits into a core's cache.
+const SHARD_TOKENS: usize = 256;
+
+/// Neighbouring sequences of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shard {
+    /// Its rows of the packed `[tokens, …]` matrices.
+    pub(crate) tokens: Range<usize>,
+    /// Its part of the batch's masked rows.
+    pub(crate) masked: Range<usize>,
+    /// Its sequences.
+    pub(crate) sequences: Vec<Sequence>,
+}
+
+/// One sequence; places are counted from the beginning of its shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sequence {
+    pub(crate) tokens: Range<usize>,
+    pub(crate) masked: Range<usize>,
+}
+
+/// Cuts a valid batch; a function of the sequences' lengths alone.
+pub(crate) fn cut(batch: &PackedBatch) -> Vec<Shard> {
+    let mut shards: Vec<Shard> = Vec::new();
+    let (mut token, mut masked) = (0, 0);
+    for &length in &batch.lengths {
+        let end = token + length;
+        let count = batch.masked_rows[masked..].iter().take_while(|row| (**row as usize) < end).count();
+        let fits = shards.last().is_some_and(|shard| end - shard.tokens.start <= SHARD_TOKENS);
+        if !fits {
+            shards.push(Shard { tokens: token..token, masked: masked..masked, sequences: Vec::new() });
+        }
+        if let Some(shard) = shards.last_mut() {
+            let from = (shard.tokens.start, shard.masked.start);
+            shard.sequences.push(Sequence {
+                tokens: token - from.0..end - from.0,
+                masked: masked - from.1..masked + count - from.1,
+            });
+            shard.tokens.end = end;
+            shard.masked.end += count;
+        }
+        (token, masked) = (end, masked + count);
+    }
+    shards
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_hold_whole_sequences_in_order() {
+        let batch = PackedBatch {
+            token_ids: vec![0; 800],
+            lengths: vec![100, 150, 20, 500, 30],
+            masked_rows: vec![3, 99, 249, 270, 799],
+        };
+        let shards = cut(&batch);
+        let tokens: Vec<_> = shards.iter().map(|shard| shard.tokens.clone()).collect();
+        assert_eq!(tokens, [0..250, 250..270, 270..770, 770..800]);
+        let masked: Vec<_> = shards.iter().map(|shard| shard.masked.clone()).collect();
+        assert_eq!(masked, [0..3, 3..3, 3..4, 4..5]);
+        assert_eq!(
+            shards[0].sequences,
+            [Sequence { tokens: 0..100, masked: 0..2 }, Sequence { tokens: 100..250, masked: 2..3 }]
+        );
+        assert_eq!(shards[3].sequences, [Sequence { tokens: 0..30, masked: 0..1 }]);
+    }
+}
