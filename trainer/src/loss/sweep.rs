@@ -18,67 +18,31 @@ pub(super) fn exponentiate(tile: &mut [f32], bias: &[f32], max: &mut [f32], sum:
     vectorised(
         #[inline(always)]
         || {
-            // Finite, so that a column of nothing but −∞ has sum 0 and not NaN.
-            max.fill(f32::MIN);
-            sum.fill(0.0);
-            let stride = max.len();
-            let (some, rest) = bias.as_chunks::<ROWS>();
-            let (some_rows, rest_rows) = tile.split_at_mut(some.len() * ROWS * stride);
-            for (rows, bias) in some_rows.chunks_exact(ROWS * stride).zip(some) {
-                raise(split(rows), bias, max);
-            }
-            for (row, bias) in rest_rows.chunks_exact(stride).zip(rest) {
-                raise([row], &[*bias], max);
-            }
-            for (rows, bias) in some_rows.chunks_exact_mut(ROWS * stride).zip(some) {
-                exponentiate_rows(split_mut(rows), bias, max, sum);
-            }
-            for (row, bias) in rest_rows.chunks_exact_mut(stride).zip(rest) {
-                exponentiate_rows([row], &[*bias], max, sum);
-            }
+            raise(tile, bias, max);
+            exponentiate_below(tile, bias, max, sum);
         },
     );
 }
 
-/// Rows that are worked on together: so columns' maxima and sums are read and written less often.
-const ROWS: usize = 4;
-
 #[inline(always)]
-fn split(rows: &[f32]) -> [&[f32]; ROWS] {
-    let (low, high) = rows.split_at(rows.len() / 2);
-    let (a, b) = low.split_at(low.len() / 2);
-    let (c, d) = high.split_at(high.len() / 2);
-    [a, b, c, d]
-}
-
-#[inline(always)]
-fn split_mut(rows: &mut [f32]) -> [&mut [f32]; ROWS] {
-    let (low, high) = rows.split_at_mut(rows.len() / 2);
-    let (a, b) = low.split_at_mut(low.len() / 2);
-    let (c, d) = high.split_at_mut(high.len() / 2);
-    [a, b, c, d]
-}
-
-/// Raises `max` to the largest x + bias of `rows`.
-#[inline(always)]
-fn raise<const N: usize>(rows: [&[f32]; N], bias: &[f32; N], max: &mut [f32]) {
-    let rows = rows.map(|row| &row[..max.len()]);
-    for (i, max) in max.iter_mut().enumerate() {
-        for (row, bias) in rows.iter().zip(bias) {
-            let x = row[i] + bias;
+fn raise(tile: &[f32], bias: &[f32], max: &mut [f32]) {
+    // Finite, so that a column of nothing but −∞ has sum 0 and not NaN.
+    max.fill(f32::MIN);
+    for (row, bias) in tile.chunks_exact(max.len()).zip(bias) {
+        for (max, x) in max.iter_mut().zip(row) {
+            let x = x + bias;
             *max = if x > *max { x } else { *max };
         }
     }
 }
 
-/// Overwrites x with exp(x + bias − max), and adds that to `sum`.
 #[inline(always)]
-fn exponentiate_rows<const N: usize>(rows: [&mut [f32]; N], bias: &[f32; N], max: &[f32], sum: &mut [f32]) {
-    let mut rows = rows.map(|row| &mut row[..max.len()]);
-    for (i, (max, sum)) in max.iter().zip(sum).enumerate() {
-        for (row, bias) in rows.iter_mut().zip(bias) {
-            row[i] = exp_nonpositive((row[i] + bias) - max);
-            *sum += row[i];
+fn exponentiate_below(tile: &mut [f32], bias: &[f32], max: &[f32], sum: &mut [f32]) {
+    sum.fill(0.0);
+    for (row, bias) in tile.chunks_exact_mut(max.len()).zip(bias) {
+        for ((x, max), sum) in row.iter_mut().zip(max).zip(&mut *sum) {
+            *x = exp_nonpositive((*x + bias) - max);
+            *sum += *x;
         }
     }
 }
@@ -110,12 +74,11 @@ pub(super) fn scales(
     vectorised(
         #[inline(always)]
         || {
-            let whole = full.iter().zip(log_sum_exp);
-            let tails = tail.iter().zip(tail_log_sum_exp);
+            let (whole, tails) = (full.iter().zip(log_sum_exp), tail.iter().zip(tail_log_sum_exp));
             for (((to, max), (full, z)), (tail, z_tail)) in to.iter_mut().zip(max).zip(whole).zip(tails) {
-                let whole = exp_nonpositive((f64::from(*max) - z) as f32);
-                let ghost = exp_nonpositive((f64::from(*max) - z_tail) as f32);
-                *to = (full * f64::from(whole) - tail * f64::from(ghost)) as f32;
+                let of_whole = exp_nonpositive((f64::from(*max) - z) as f32);
+                let of_tail = exp_nonpositive((f64::from(*max) - z_tail) as f32);
+                *to = (full * f64::from(of_whole) - tail * f64::from(of_tail)) as f32;
             }
         },
     );
@@ -142,7 +105,12 @@ pub(super) fn add_row_sums(sums: &mut [f32], tile: &[f32], stride: usize, positi
         || {
             for (sum, row) in sums.iter_mut().zip(tile.chunks_exact(stride)) {
                 let row = &row[..positions];
-                *sum += sum_of(row, row, |x, _| x);
+                *sum += sum_of(
+                    row,
+                    row,
+                    #[inline(always)]
+                    |x, _| x,
+                );
             }
         },
     );

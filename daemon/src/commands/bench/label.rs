@@ -4,7 +4,6 @@ use super::{count, examples, in_pool, median, memory, peak_rss_mib, timed};
 use crate::cli::BenchLabelArgs;
 use crate::commands::{print_json, print_line};
 use crate::failure::{ExitCode, Failure};
-use candle_core::Device;
 use model::{Configuration, Tokenizer};
 use serde::Serialize;
 use std::fs::File;

@@ -72,7 +72,7 @@ pub(super) fn train(args: &BenchTrainArgs) -> Result<(), Failure> {
 fn measure(args: &BenchTrainArgs) -> Result<TrainFigures, Failure> {
     let configuration = configuration(args)?;
     let intermediate = configuration.intermediate_size;
-    let (mut learner, parameters) = learner(configuration, args.seed)?;
+    let (mut learner, parameters) = learner(&configuration, args.seed)?;
     let options = train_options(args);
     let stream = Philox::new(args.seed, "bench", &[b"train"]);
     let (mut seconds, mut masked, mut loss) = (Vec::new(), 0, f64::NAN);
@@ -123,13 +123,13 @@ fn configuration(args: &BenchTrainArgs) -> Result<Configuration, Failure> {
 }
 
 /// A student that has not learnt yet, and how many numbers it has.
-fn learner(configuration: Configuration, seed: u64) -> Result<(Learner, usize), Failure> {
+fn learner(configuration: &Configuration, seed: u64) -> Result<(Learner, usize), Failure> {
     let failed = |error: model::ModelError| Failure::new(ExitCode::of_model(&error), error);
-    let parameters = Parameters::initialise(&configuration, seed, &Device::Cpu).map_err(failed)?;
+    let parameters = Parameters::initialise(configuration, seed, &Device::Cpu).map_err(failed)?;
     let count = parameters.count();
     let student = Student::new(configuration, &parameters)?;
     drop(parameters); // The student has its own: without this the peak would count them twice.
-    let optimiser = AdamW::new(&student);
+    let optimiser = AdamW::new(student.layout().length());
     Ok((Learner::new(student, optimiser, seed), count))
 }
 
