@@ -1,17 +1,20 @@
 //! BERT as teacher and student use it: configuration, weights, tokenizer, encoder and the masked-language-model head.
 //!
-//! One encoder serves both. A teacher's parameters are plain tensors; a student's may be candle variables, and every
-//! operation here has a backward pass, so that gradients reach all of them. Sequences of a batch are packed one after
-//! another without padding, and the head is computed at masked positions only.
+//! The network is written by hand, forward and backward, over slices ([`Inference`] for teachers, [`Training`] for the student): matrix
+//! products of our own ([`product`]) and [`fused`] operations between them. [`Bert`] says the same as a plain composition of candle's
+//! operations, and is what tests, and every teacher when it is loaded, compare the network with. Sequences of a
+//! batch are packed one after another without padding, and the head is computed at masked positions only.
 //!
 //! Invariants:
-//! - Results do not depend on the number of threads: every reduction goes over pieces of fixed size, in fixed order.
+//! - Results do not depend on the number of threads: work is cut by shapes alone, and sums run in fixed order.
 //! - Token ids and logits are those of Hugging Face transformers for the same folder.
 //! - Nothing in a model's folder makes this crate panic; it returns a [`ModelError`] that names file and tensor.
 //!
 //! What it deliberately does not do: it never multiplies by the decoder (losses and top-k never hold logits for a whole
 //! batch, so that product belongs to them), it has no loss or optimiser, and it never chooses what to mask.
 
+pub mod elementary;
+pub mod fused;
 pub mod product;
 pub mod random;
 pub mod simd;
@@ -19,12 +22,10 @@ pub mod simd;
 mod batch;
 mod bert;
 mod checkpoint;
-mod configuration;
-pub mod elementary;
-mod error;
-pub mod fused;
 #[cfg(test)]
-mod gradient_check;
+mod comparison;
+mod configuration;
+mod error;
 mod layout;
 mod network;
 mod parameters;

@@ -6,7 +6,8 @@ use std::sync::LazyLock;
 /// The widest instructions of this machine that the program knows.
 pub(crate) static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
 
-/// Runs `kernel` compiled for this machine's vector instructions. What it calls must be inlined to profit.
+/// Runs `kernel` compiled for this machine's vector instructions. The kernel and what it calls must be inlined to profit: a closure
+/// needs `#[inline(always)]`, or it may be compiled for the oldest machine, several times slower.
 #[inline(always)]
 pub fn vectorised<R>(kernel: impl FnOnce() -> R) -> R {
     ARCH.dispatch(kernel)

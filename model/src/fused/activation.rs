@@ -35,13 +35,16 @@ pub fn backward(derivative: &[f32], gradient: &mut [f32], of_bias: &mut [f32]) {
 /// # Panics
 /// When the lengths do not fit.
 pub fn add_column_sums(values: &[f32], sums: &mut [f32]) {
-    vectorised(|| {
-        let rows = values.chunks_exact(sums.len());
-        assert!(rows.remainder().is_empty(), "{} values in rows of {}", values.len(), sums.len());
-        for row in rows {
-            add_to(sums, row);
-        }
-    });
+    vectorised(
+        #[inline(always)]
+        || {
+            let rows = values.chunks_exact(sums.len());
+            assert!(rows.remainder().is_empty(), "{} values in rows of {}", values.len(), sums.len());
+            for row in rows {
+                add_to(sums, row);
+            }
+        },
+    );
 }
 
 /// sums += row.
@@ -168,8 +171,8 @@ fn silu(x: f32) -> (f32, f32) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::comparison::matrix;
     use crate::fused::norm::check::{SHAPES, check, values, vector};
-    use crate::gradient_check::matrix;
     use crate::simd::archs;
     use candle_core::{Device, Module, Result, Tensor};
 

@@ -93,12 +93,15 @@ fn add_rows(places: &[Place], gradient: &[f32], columns: usize, of_table: &mut [
         );
         return;
     }
-    vectorised(|| {
-        for place in places {
-            let row = &mut of_table[(place.id - first) as usize * columns..][..columns];
-            add_to(row, &gradient[place.token as usize * columns..][..columns]);
-        }
-    });
+    vectorised(
+        #[inline(always)]
+        || {
+            for place in places {
+                let row = &mut of_table[(place.id - first) as usize * columns..][..columns];
+                add_to(row, &gradient[place.token as usize * columns..][..columns]);
+            }
+        },
+    );
 }
 
 struct Forward<'a> {
@@ -143,9 +146,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::Dropout;
+    use crate::comparison::matrix;
     use crate::fused::dropout::Site;
     use crate::fused::norm::check::{SHAPES, check, normalise, values, vector};
-    use crate::gradient_check::matrix;
     use crate::random::Philox;
     use crate::simd::archs;
     use candle_core::{Device, Tensor};

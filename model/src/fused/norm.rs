@@ -218,7 +218,7 @@ impl WithSimd for Backward<'_> {
 #[cfg(test)]
 pub mod check {
     #![allow(clippy::unwrap_used)]
-    use crate::gradient_check::{assert_close, matrix};
+    use crate::comparison::{assert_close, matrix};
     use candle_core::{D, Device, Result, Tensor, Var};
 
     /// Shapes `[rows, columns]`.
@@ -289,8 +289,8 @@ mod tests {
     use super::check::{SHAPES, check, normalise, values, vector};
     use super::*;
     use crate::Dropout;
+    use crate::comparison::matrix;
     use crate::fused::dropout::Site;
-    use crate::gradient_check::matrix;
     use crate::random::Philox;
     use crate::simd::archs;
     use candle_core::{Device, Tensor};

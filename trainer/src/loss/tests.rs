@@ -299,8 +299,7 @@ fn entries_of_probability_0_count_as_absent() {
     let mut case = Case::new(65, 257, 24, 8, true);
     case.probabilities.iter_mut().skip(7).step_by(8).for_each(|p| *p = 0.0);
     let all = case.run(0.5, &mut small());
-    let shorter = |values: &[f32]| values.chunks(8).flat_map(|row| row[..7].to_vec()).collect::<Vec<_>>();
-    case.probabilities = shorter(&case.probabilities);
+    case.probabilities = case.probabilities.chunks(8).flat_map(|row| row[..7].to_vec()).collect();
     case.top_ids = case.top_ids.chunks(8).flat_map(|row| row[..7].to_vec()).collect();
     case.top_k = 7;
     assert_eq!(case.run(0.5, &mut small()), all);
