@@ -112,27 +112,15 @@ fn lines_are_packed_and_reading_stops_after_the_document_that_reaches_the_limit(
     assert_eq!(lengths(&Bench::new(&text).label(&[]).1), [each, each]);
 }
 
+/// A student that trains at once.
+const SHAPE: [&str; 12] =
+    ["--vocab", "60", "--hidden", "16", "--layers", "1", "--heads", "2", "--sequences", "3", "--length", "9"];
+
 #[test]
 fn training_steps_are_timed() {
-    const SHAPE: [&str; 14] = [
-        "--vocab",
-        "60",
-        "--hidden",
-        "16",
-        "--layers",
-        "1",
-        "--heads",
-        "2",
-        "--sequences",
-        "3",
-        "--length",
-        "9",
-        "--steps",
-        "2",
-    ];
     for (embedding, dropout) in [("16", "0.1"), ("8", "0")] {
         let mut command = mergedistill(&["bench", "train", "--json", "--embedding", embedding, "--dropout", dropout]);
-        let output = command.args(SHAPE).output().unwrap();
+        let output = command.args(SHAPE).args(["--steps", "2"]).output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
         let figures: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(number(&figures, "tokens_per_step"), 27.0);
@@ -143,6 +131,34 @@ fn training_steps_are_timed() {
         // A student that has not learnt is about as good as chance.
         assert!((number(&figures, "loss") - 60_f64.ln()).abs() < 0.5, "{figures}");
         assert!((1.0..27.0).contains(&number(&figures, "masked_positions_per_step")), "{figures}");
+    }
+}
+
+#[test]
+fn both_sides_are_measured_alone_and_together() {
+    let bench = Bench::new(&[LINE; 12].join("\n"));
+    let arguments =
+        ["bench", "both", "--seconds", "0.02", "--rounds", "2", "--train-threads", "2", "--embedding", "16"];
+    let run = |extra: &[&str]| {
+        let mut command = mergedistill(&arguments);
+        let output = command.args(SHAPE).args(["--teacher", TEACHER, "--text"]).arg(&bench.text).args(extra).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        output.stdout
+    };
+    let figures: Value = serde_json::from_slice(&run(&["--json", "--batch-tokens", "64"])).unwrap();
+    let expected = [("label_threads", 1.0), ("train_threads", 2.0), ("rounds", 2.0), ("seconds", 0.02)];
+    assert!(expected.iter().all(|(field, value)| number(&figures, field) == *value), "{figures}");
+    for side in ["label", "train"] {
+        let side = &figures[side];
+        let (alone, together) = (number(side, "alone_tokens_per_second"), number(side, "together_tokens_per_second"));
+        assert!(alone > 0.0 && together > 0.0 && number(side, "fewest_in_window") >= 1.0, "{figures}");
+        assert!((number(side, "ratio") - together / alone).abs() < 1e-9, "{figures}");
+    }
+    assert!((1.0..4096.0).contains(&number(&figures, "peak_rss_mib")), "{figures}");
+    let lines = run(&[]);
+    for word in ["labelling: ", "with 1 thread\n", "training: ", "with 2 threads\n", "2 rounds", "peak memory"] {
+        assert!(text(&lines).contains(word), "`{word}` is not in: {}", text(&lines));
     }
 }
 
@@ -186,6 +202,13 @@ fn bad_arguments() {
     check(&["train", "--hidden", "10", "--heads", "3"], 64, "not a multiple");
     check(&["train", "--dropout", "1"], 64, "hidden_dropout_prob");
     check(&["train", "--vocab", "5"], 64, "--vocab");
+    let both = ["both", "--teacher", TEACHER, "--text", path];
+    for seconds in ["0", "-1", "nan", "3601", "soon"] {
+        check(&[&both[..], &[&format!("--seconds={seconds}")]].concat(), 64, "seconds above 0");
+    }
+    check(&[&both[..], &["--label-threads", "0"]].concat(), 64, "--label-threads");
+    check(&[&both[..], &["--hidden", "10", "--heads", "3"]].concat(), 64, "not a multiple");
+    check(&["both", "--teacher", "/no/teacher", "--text", path], 66, "/no/teacher");
 }
 
 fn check(arguments: &[&str], code: i32, word: &str) {

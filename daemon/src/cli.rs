@@ -202,49 +202,47 @@ pub enum BenchCommand {
     Label(BenchLabelArgs),
     /// A student of a given shape trains on random labels.
     Train(BenchTrainArgs),
+    /// Both, each by itself and at the same time: what they cost each other on shares of the cores.
+    Both(BenchBothArgs),
 }
 
-/// Arguments of `bench label`.
+/// What every `bench` takes.
 #[derive(Debug, Args)]
-pub struct BenchLabelArgs {
+pub struct BenchCommonArgs {
+    /// Labels per masked position.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = size(1..=512))]
+    pub top_k: usize,
+    /// Seed of masks, weights, batches and dropout.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// One JSON document on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The teacher, and what it labels.
+#[derive(Debug, Args)]
+pub struct LabelWorkArgs {
     /// Hugging Face folder of the teacher.
     #[arg(long, value_name = "DIR")]
     pub teacher: PathBuf,
     /// Text to label; an empty line ends a document.
     #[arg(long, value_name = "FILE")]
     pub text: PathBuf,
-    /// Threads of the teacher.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = size(1..=1024))]
-    pub threads: usize,
     /// Tokens of a sequence at most, [CLS] and [SEP] included.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = size(3..=8192))]
     pub max_length: usize,
-    /// Labels kept per masked position.
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = size(1..=512))]
-    pub top_k: usize,
     /// Stop reading after the document that reaches this many tokens.
     #[arg(long, value_name = "N", default_value_t = 60_000, value_parser = size(1..=1 << 40))]
     pub limit_tokens: usize,
     /// Tokens per forward pass; the default is that of `[queue] batch_tokens`.
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = size(64..=1_048_576))]
     pub batch_tokens: usize,
-    /// Passes over the text whose median is reported; one more goes before them.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = size(1..=10_000))]
-    pub repeat: usize,
-    /// Seed of the masks.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
-    /// Write the masked copies with their labels, one JSON document a line.
-    #[arg(long, value_name = "FILE")]
-    pub dump: Option<PathBuf>,
-    /// One JSON document on standard output.
-    #[arg(long)]
-    pub json: bool,
 }
 
-/// Arguments of `bench train`.
+/// The student, and what it trains on.
 #[derive(Debug, Args)]
-pub struct BenchTrainArgs {
+pub struct TrainWorkArgs {
     /// Tokens of the student's vocabulary.
     #[arg(long, value_name = "N", default_value_t = 40_000, value_parser = size(6..=1 << 28))]
     pub vocab: usize,
@@ -269,30 +267,86 @@ pub struct BenchTrainArgs {
     /// Tokens per sequence.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = size(1..=8192))]
     pub length: usize,
-    /// Labels per masked position.
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = size(1..=512))]
-    pub top_k: usize,
     /// Dropout of embeddings, layers and attention.
     #[arg(long, value_name = "RATE", default_value_t = 0.1)]
     pub dropout: f64,
     /// Tokens per forward and backward pass; the default is that of `[train] micro_batch_tokens`.
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = size(16..=16_777_216))]
     pub micro_batch_tokens: usize,
+}
+
+/// Arguments of `bench label`.
+#[derive(Debug, Args)]
+pub struct BenchLabelArgs {
+    /// What is labelled.
+    #[command(flatten)]
+    pub work: LabelWorkArgs,
+    /// Threads of the teacher.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = size(1..=1024))]
+    pub threads: usize,
+    /// Passes over the text whose median is reported; one more goes before them.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = size(1..=10_000))]
+    pub repeat: usize,
+    /// Write the masked copies with their labels, one JSON document a line.
+    #[arg(long, value_name = "FILE")]
+    pub dump: Option<PathBuf>,
+    /// What every bench takes.
+    #[command(flatten)]
+    pub common: BenchCommonArgs,
+}
+
+/// Arguments of `bench train`.
+#[derive(Debug, Args)]
+pub struct BenchTrainArgs {
+    /// What is trained.
+    #[command(flatten)]
+    pub work: TrainWorkArgs,
     /// Threads of the trainer.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = size(1..=1024))]
     pub threads: usize,
     /// Steps whose median is reported; two more go before them.
     #[arg(long, value_name = "N", default_value_t = 12, value_parser = size(1..=1_000_000))]
     pub steps: usize,
-    /// Seed of weights, batches and dropout.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
-    /// One JSON document on standard output.
-    #[arg(long)]
-    pub json: bool,
+    /// What every bench takes.
+    #[command(flatten)]
+    pub common: BenchCommonArgs,
+}
+
+/// Arguments of `bench both`.
+#[derive(Debug, Args)]
+pub struct BenchBothArgs {
+    /// What is labelled.
+    #[command(flatten)]
+    pub label: LabelWorkArgs,
+    /// What is trained.
+    #[command(flatten)]
+    pub train: TrainWorkArgs,
+    /// Threads of the teacher.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = size(1..=1024))]
+    pub label_threads: usize,
+    /// Threads of the trainer.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = size(1..=1024))]
+    pub train_threads: usize,
+    /// How long each measurement takes: labelling alone, training alone, both.
+    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = seconds)]
+    pub seconds: f64,
+    /// Rounds of the three measurements whose medians are reported; both run once before them.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = size(1..=1000))]
+    pub rounds: usize,
+    /// What every bench takes.
+    #[command(flatten)]
+    pub common: BenchCommonArgs,
 }
 
 /// A number of things within `range`.
 fn size(range: RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(range)
+}
+
+/// A length of time of at most an hour.
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if 0.0 < seconds && seconds <= 3600.0 => Ok(seconds),
+        _ => Err("expected a number of seconds above 0, 3600 at most".to_owned()),
+    }
 }

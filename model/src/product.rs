@@ -362,6 +362,7 @@ impl Product<'_> {
             let mut row = 0;
             while row < self.left.rows {
                 let rows = TILE_ROWS.min(self.left.rows - row);
+                self.fetch_ahead(row + TILE_ROWS, column, width);
                 if columns == width {
                     let start = match self.start {
                         Start::Zero => TileStart::Zero,
@@ -377,6 +378,20 @@ impl Product<'_> {
                     self.narrow_tile::<S, VECTORS>(simd, (row, rows), panel, (column, columns));
                 }
                 row += rows;
+            }
+        }
+    }
+
+    /// Asks for the tile of `out` at `row` and `column`, if it is to be read: it may be far from the core, where gradients of
+    /// large matrices add up.
+    #[inline(always)]
+    fn fetch_ahead(&self, row: usize, column: usize, width: usize) {
+        const LINE: usize = 16; // values
+        if matches!(self.start, Start::Out) {
+            for row in row..(row + TILE_ROWS).min(self.left.rows) {
+                for column in (column..(column + width).min(self.right.columns)).step_by(LINE) {
+                    prefetch(self.out.as_ptr().wrapping_add(row * self.out_stride + column));
+                }
             }
         }
     }
@@ -401,8 +416,15 @@ impl Product<'_> {
             }
         }
         let tile = self.tile(row, panel, buffer.as_mut_ptr(), TILE_COLUMNS_MAX, TileStart::Out);
-        // SAFETY: as above for the factors; the buffer has `TILE_ROWS` rows of the widest tile.
-        unsafe { tile.compute_rows::<S, VECTORS>(simd, rows) };
+        // SAFETY: as above for the factors; the buffer has `TILE_ROWS` rows of the widest tile. Fewer vectors read less.
+        unsafe {
+            match columns.div_ceil(S::F32_LANES) {
+                1 => tile.compute_rows::<S, 1>(simd, rows),
+                2 => tile.compute_rows::<S, 2>(simd, rows),
+                3 if VECTORS > 3 => tile.compute_rows::<S, 3>(simd, rows),
+                _ => tile.compute_rows::<S, VECTORS>(simd, rows),
+            }
+        }
         for (i, line) in buffer.chunks_exact(TILE_COLUMNS_MAX).take(rows).enumerate() {
             self.out[(row + i) * stride + column..][..columns].copy_from_slice(&line[..columns]);
         }
@@ -505,6 +527,20 @@ impl Tile {
             }
         }
     }
+}
+
+/// Asks for the cache line at `from`, which may be anywhere: nothing is read that the program sees.
+#[inline(always)]
+fn prefetch(from: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults, and every x86-64 has it.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
+    }
+    // Elsewhere there is no stable way; the machine's own prefetching has to do.
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
 }
 
 /// # Safety

@@ -4,6 +4,7 @@ use crate::{Decoder, HeadScratch, NonFinite, TeacherError, label_rows};
 use candle_core::{Device, Tensor};
 use model::{Bert, Inference, ModelError, PackedBatch, Tokenizer};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use store::{Label, MaskedCopy};
 
 /// What a runner needs to know besides the teacher's folder.
@@ -23,6 +24,8 @@ pub struct Runner {
     options: RunnerOptions,
     network: Inference,
     decoder: Decoder,
+    /// The head's buffers, of threads that are done with them.
+    spare: Mutex<Vec<HeadScratch>>,
 }
 
 impl Runner {
@@ -48,7 +51,7 @@ impl Runner {
         let decoder = values(weight)
             .and_then(|weight| Ok(Decoder::new(&weight, &values(bias)?, words)))
             .map_err(|error| failed(ModelError::from(error)))?;
-        Ok(Self { options, network, decoder })
+        Ok(Self { options, network, decoder, spare: Mutex::default() })
     }
 
     /// Name in the configuration.
@@ -75,7 +78,11 @@ impl Runner {
         let top_k = self.options.top_k;
         let failed = |source| TeacherError::Model { teacher: self.options.name.clone(), source: Box::new(source) };
         let parts = self.network.map_shards(&batch, |masked, hidden| {
-            label_rows(&self.decoder, hidden, &gold_ids[masked], top_k, &mut HeadScratch::default())
+            let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut scratch = spare().pop().unwrap_or_default();
+            let labels = label_rows(&self.decoder, hidden, &gold_ids[masked], top_k, &mut scratch);
+            spare().push(scratch);
+            labels
         });
         let mut all = Label { top_k, ..Label::default() };
         for part in parts.map_err(failed)? {

@@ -46,6 +46,8 @@ struct Workspace {
     embedded: Embedded,
     x: Vec<f32>,
     layer: Activations,
+    /// Of the last layer, which has fewer rows.
+    last: Activations,
     transformed: Transformed,
     scratch: Scratch,
 }
@@ -117,7 +119,7 @@ impl Inference {
     fn forward(&self, batch: &PackedBatch, positions: &[u32], shard: &Shard, workspace: &mut Workspace) {
         let configuration = &self.configuration;
         let weights = Weights { configuration, layout: &self.layout, arena: &self.arena, matrices: &self.matrices };
-        let Workspace { embedded, x, layer: made, transformed, scratch } = workspace;
+        let Workspace { embedded, x, layer: made, last: made_last, transformed, scratch } = workspace;
         let tokens = (&batch.token_ids[shard.tokens.clone()], &positions[shard.tokens.clone()]);
         embedded.forward(&weights.embedding(), configuration, tokens, shard, None, false);
         for number in 0..configuration.layers {
@@ -125,11 +127,13 @@ impl Inference {
             let last = number + 1 == configuration.layers;
             let masked = last.then(|| &batch.masked_rows[shard.masked.clone()]);
             let input: &[f32] = if number == 0 { embedded.output() } else { x };
-            layer::forward(&setting, Part { shard, masked }, input, false, made, scratch);
-            if !last {
+            if last {
+                layer::forward(&setting, Part { shard, masked }, input, false, made_last, scratch);
+            } else {
+                layer::forward(&setting, Part { shard, masked }, input, false, made, scratch);
                 std::mem::swap(x, &mut made.output);
             }
         }
-        transformed.forward(&weights.head(), configuration, &made.output, false);
+        transformed.forward(&weights.head(), configuration, &made_last.output, false);
     }
 }

@@ -4,7 +4,7 @@ use crate::PackedBatch;
 use std::ops::Range;
 
 /// Tokens of a shard, unless one sequence alone has more: what a layer computes for them fits into a core's cache.
-const SHARD_TOKENS: usize = 256;
+const SHARD_TOKENS: usize = 384;
 
 /// Neighbouring sequences of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -60,12 +60,11 @@ pub(super) fn mask(sequences: Vec<Vec<u32>>, tokenizer: &Tokenizer, seed: u64) -
 
 /// Batches as ingestion forms them: copies by ascending length, at most `batch_tokens` tokens together; a copy that is
 /// longer alone is a batch of its own.
-pub(super) fn batches(copies: &[MaskedCopy], batch_tokens: usize) -> Vec<Vec<&MaskedCopy>> {
-    let mut sorted: Vec<&MaskedCopy> = copies.iter().collect();
-    sorted.sort_by_key(|copy| copy.token_ids.len());
-    let mut batches: Vec<Vec<&MaskedCopy>> = Vec::new();
+pub(super) fn batches(mut copies: Vec<MaskedCopy>, batch_tokens: usize) -> Vec<Vec<MaskedCopy>> {
+    copies.sort_by_key(|copy| copy.token_ids.len());
+    let mut batches: Vec<Vec<MaskedCopy>> = Vec::new();
     let mut tokens = 0;
-    for copy in sorted {
+    for copy in copies {
         let length = copy.token_ids.len();
         match batches.last_mut() {
             Some(batch) if tokens + length <= batch_tokens => batch.push(copy),
@@ -193,8 +192,8 @@ mod tests {
             label: None,
         };
         let copies = [5, 3, 9, 3, 4, 12].map(copy);
-        let lengths = |batch: &Vec<&MaskedCopy>| batch.iter().map(|copy| copy.token_ids.len()).collect::<Vec<_>>();
-        let cut: Vec<_> = batches(&copies, 10).iter().map(lengths).collect();
+        let lengths = |batch: &Vec<MaskedCopy>| batch.iter().map(|copy| copy.token_ids.len()).collect::<Vec<_>>();
+        let cut: Vec<_> = batches(copies.into(), 10).iter().map(lengths).collect();
         assert_eq!(cut, [vec![3, 3, 4], vec![5], vec![9], vec![12]]);
     }
 }

@@ -1,16 +1,16 @@
 //! `mergedistill bench label`: what one teacher's runner labels per second.
 
-use super::{count, examples, in_pool, median, memory, peak_rss_mib, timed};
+use super::labelling::{Examples, Labelling};
+use super::{count, in_pool, median, memory, peak_rss_mib, timed};
 use crate::cli::BenchLabelArgs;
 use crate::commands::{print_json, print_line};
 use crate::failure::{ExitCode, Failure};
-use model::{Configuration, Tokenizer};
+use model::Configuration;
 use serde::Serialize;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use store::{Label, MaskedCopy};
-use teacher::{Runner, RunnerOptions};
 
 /// What is measured.
 #[derive(Debug, Serialize)]
@@ -49,14 +49,14 @@ struct DumpLine<'a> {
 /// Labels a text with a teacher, as often as asked, and prints the figures.
 pub(super) fn label(args: &BenchLabelArgs) -> Result<(), Failure> {
     let figures = in_pool(args.threads, || measure(args))?;
-    if args.json {
+    if args.common.json {
         return print_json(&figures);
     }
     let LabelFigures { tokens, masked_positions, .. } = figures;
     let sequences = count(figures.examples, "sequence");
     print_line(&format!(
         "{tokens} tokens, {masked_positions} of them masked; {sequences}, in batches of up to {} tokens",
-        args.batch_tokens
+        args.work.batch_tokens
     ))?;
     print_line(&format!(
         "{:.0} tokens/s with {}: {:.4} s a pass, the median of {}",
@@ -74,37 +74,34 @@ pub(super) fn label(args: &BenchLabelArgs) -> Result<(), Failure> {
 }
 
 fn measure(args: &BenchLabelArgs) -> Result<LabelFigures, Failure> {
-    let (tokenizer, configuration) = open_teacher(args)?;
-    let sequences = examples::read(&args.text, &tokenizer, args.max_length, args.limit_tokens)?;
-    let copies = examples::mask(sequences, &tokenizer, args.seed);
-    let batches = examples::batches(&copies, args.batch_tokens);
+    let examples = Examples::read(&args.work, &args.common)?;
     // Before the work, so that a path that cannot be written costs no time.
     let dump = args.dump.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
-    let options = RunnerOptions { name: "bench".to_owned(), index: 0, top_k: args.top_k };
-    let runner = Runner::load(&args.teacher, &tokenizer, options)?;
+    let labelling = examples.load_teacher()?;
 
-    let labels = label_all(&runner, &batches)?;
+    let labels = label_all(&labelling)?;
     if let Some((path, file)) = dump {
-        let copies = batches.iter().flatten().copied().zip(labels.iter().flatten());
-        write_dump(file, copies, args.top_k).map_err(|error| Failure::io("write", path, &error))?;
+        let copies = labelling.batches().iter().flatten().zip(labels.iter().flatten());
+        write_dump(file, copies, args.common.top_k).map_err(|error| Failure::io("write", path, &error))?;
     }
     drop(labels);
     let mut seconds = Vec::new();
     for _ in 0..args.repeat {
-        seconds.push(timed(|| label_all(&runner, &batches))?.0);
+        seconds.push(timed(|| label_all(&labelling))?.0);
     }
 
     let seconds = median(&seconds);
-    let tokens: usize = copies.iter().map(|copy| copy.token_ids.len()).sum();
-    let flops = flops(&configuration, &copies);
+    let copies = || labelling.batches().iter().flatten();
+    let tokens: usize = copies().map(|copy| copy.token_ids.len()).sum();
+    let flops = flops(labelling.configuration(), copies());
     Ok(LabelFigures {
         threads: args.threads,
-        top_k: args.top_k,
-        batch_tokens: args.batch_tokens,
-        examples: copies.len(),
-        batches: batches.len(),
+        top_k: args.common.top_k,
+        batch_tokens: args.work.batch_tokens,
+        examples: copies().count(),
+        batches: labelling.batches().len(),
         tokens,
-        masked_positions: copies.iter().map(|copy| copy.masked_positions.len()).sum(),
+        masked_positions: copies().map(|copy| copy.masked_positions.len()).sum(),
         repeat: args.repeat,
         seconds,
         tokens_per_second: tokens as f64 / seconds,
@@ -114,37 +111,14 @@ fn measure(args: &BenchLabelArgs) -> Result<LabelFigures, Failure> {
     })
 }
 
-/// The teacher's tokenizer and shape, checked against the options.
-fn open_teacher(args: &BenchLabelArgs) -> Result<(Tokenizer, Configuration), Failure> {
-    let path = &args.teacher;
-    if !path.is_dir() {
-        let message = format!("there is no folder {}; correct --teacher", path.display());
-        return Err(Failure::new(ExitCode::NoInput, message));
-    }
-    let failed = |error: model::ModelError| Failure::new(ExitCode::of_model(&error), error);
-    let tokenizer = Tokenizer::load(path).map_err(failed)?;
-    let configuration = Configuration::load(path).map_err(failed)?;
-    let (words, positions) = (tokenizer.len(), configuration.max_position_embeddings);
-    if args.top_k > words {
-        let message = format!("the teacher has {words} words, fewer than --top-k {}; lower it", args.top_k);
-        return Err(Failure::new(ExitCode::Usage, message));
-    }
-    if args.max_length > positions {
-        let message =
-            format!("the teacher has {positions} positions, fewer than --max-length {}; lower it", args.max_length);
-        return Err(Failure::new(ExitCode::Usage, message));
-    }
-    Ok((tokenizer, configuration))
-}
-
 fn create(path: &Path) -> Result<File, Failure> {
     let failed = |error| Failure::new(ExitCode::CannotCreate, format!("cannot create {}: {error}", path.display()));
     File::create(path).map_err(failed)
 }
 
 /// One pass: `[batches][copies]`.
-fn label_all(runner: &Runner, batches: &[Vec<&MaskedCopy>]) -> Result<Vec<Vec<Label>>, Failure> {
-    batches.iter().map(|batch| Ok(runner.label(batch)?)).collect()
+fn label_all(labelling: &Labelling) -> Result<Vec<Vec<Label>>, Failure> {
+    (0..labelling.batches().len()).map(|batch| labelling.label(batch)).collect()
 }
 
 fn write_dump<'a>(
@@ -177,7 +151,7 @@ fn write_dump<'a>(
 /// - the last layer, of which only masked rows are wanted: keys and values 2·T·2·H², the rest 2·M·(2·H² + 2·H·I),
 ///   attention 4·Σ m·s·H;
 /// - head: 2·M·H·E, decoder 2·M·E·V.
-fn flops(configuration: &Configuration, copies: &[MaskedCopy]) -> u64 {
+fn flops<'a>(configuration: &Configuration, copies: impl Iterator<Item = &'a MaskedCopy>) -> u64 {
     let [h, i, e, v, layers] = [
         configuration.hidden_size,
         configuration.intermediate_size,
@@ -239,6 +213,6 @@ mod tests {
             }
             expected += product(masked, 8, 4) + product(masked, 4, 50);
         }
-        assert_eq!(flops(&configuration, &[copy(5, 1), copy(9, 3)]), expected);
+        assert_eq!(flops(&configuration, [copy(5, 1), copy(9, 3)].iter()), expected);
     }
 }

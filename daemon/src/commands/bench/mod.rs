@@ -1,26 +1,36 @@
 //! `mergedistill bench`: what this machine does, on the path that `run` takes.
 
+mod both;
 mod examples;
 mod label;
+mod labelling;
 mod train;
+mod training;
 
 use crate::cli::BenchCommand;
 use crate::failure::{ExitCode, Failure};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::time::Instant;
 
-/// Measures labelling or training, and prints the figures.
+/// Measures labelling, training or both, and prints the figures.
 pub fn bench(command: &BenchCommand) -> Result<(), Failure> {
     match command {
         BenchCommand::Label(args) => label::label(args),
         BenchCommand::Train(args) => train::train(args),
+        BenchCommand::Both(args) => both::both(args),
     }
 }
 
 /// Does `work` in a pool of `threads` threads.
 fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|number| format!("bench-{number}"));
+    pool(threads, "bench")?.install(work)
+}
+
+/// A pool of `threads` threads, which are called after `name`.
+fn pool(threads: usize, name: &'static str) -> Result<ThreadPool, Failure> {
+    let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(move |number| format!("{name}-{number}"));
     let failed = |error| Failure::new(ExitCode::Software, format!("cannot start {threads} threads: {error}"));
-    pool.build().map_err(failed)?.install(work)
+    pool.build().map_err(failed)
 }
 
 /// Seconds that `work` takes, and what it gives.
@@ -87,9 +97,14 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let BenchCommand::Label(label) = parse("mergedistill bench label --teacher en --text en.txt") else { panic!() };
-        assert_eq!(label.batch_tokens, configuration.queue.batch_tokens);
         let BenchCommand::Train(train) = parse("mergedistill bench train") else { panic!() };
-        assert_eq!(train.micro_batch_tokens, configuration.train.micro_batch_tokens);
+        let BenchCommand::Both(both) = parse("mergedistill bench both --teacher en --text en.txt") else { panic!() };
+        for batch_tokens in [label.work.batch_tokens, both.label.batch_tokens] {
+            assert_eq!(batch_tokens, configuration.queue.batch_tokens);
+        }
+        for micro_batch_tokens in [train.work.micro_batch_tokens, both.train.micro_batch_tokens] {
+            assert_eq!(micro_batch_tokens, configuration.train.micro_batch_tokens);
+        }
     }
 
     #[test]
