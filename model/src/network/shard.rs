@@ -56,18 +56,18 @@ mod tests {
     #[test]
     fn shards_hold_whole_sequences_in_order() {
         let batch = PackedBatch {
-            token_ids: vec![0; 800],
-            lengths: vec![100, 150, 20, 500, 30],
-            masked_rows: vec![3, 99, 249, 270, 799],
+            token_ids: vec![0; 1000],
+            lengths: vec![100, 250, 40, 580, 30],
+            masked_rows: vec![3, 99, 349, 370, 999],
         };
         let shards = cut(&batch);
         let tokens: Vec<_> = shards.iter().map(|shard| shard.tokens.clone()).collect();
-        assert_eq!(tokens, [0..250, 250..270, 270..770, 770..800]);
+        assert_eq!(tokens, [0..350, 350..390, 390..970, 970..1000]);
         let masked: Vec<_> = shards.iter().map(|shard| shard.masked.clone()).collect();
-        assert_eq!(masked, [0..3, 3..3, 3..4, 4..5]);
+        assert_eq!(masked, [0..3, 3..4, 4..4, 4..5]);
         assert_eq!(
             shards[0].sequences,
-            [Sequence { tokens: 0..100, masked: 0..2 }, Sequence { tokens: 100..250, masked: 2..3 }]
+            [Sequence { tokens: 0..100, masked: 0..2 }, Sequence { tokens: 100..350, masked: 2..3 }]
         );
         assert_eq!(shards[3].sequences, [Sequence { tokens: 0..30, masked: 0..1 }]);
     }
