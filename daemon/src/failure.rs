@@ -91,6 +91,7 @@ impl ExitCode {
             ModelError::Read { source, .. } => Self::of_io(source),
             ModelError::NoWeights { .. } | ModelError::NoTokenizer { .. } => Self::NoInput,
             ModelError::Write { .. } => Self::IoError,
+            ModelError::Threads { .. } | ModelError::Instructions { .. } => Self::Software,
             _ => Self::DataError,
         }
     }

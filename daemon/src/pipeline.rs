@@ -7,6 +7,7 @@ use crate::configuration::Configuration;
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::{Inputs, LoadedTeacher};
 use crate::log_stage;
+use crate::threads::Pools;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use ingest::{Ingest, IngestOptions, IngestStatus, IngestTeacher};
 use prometheus::Registry;
@@ -93,6 +94,8 @@ pub struct Setup<'a> {
     pub runners: Vec<Runner>,
     /// Where stages register their metrics.
     pub registry: &'a Registry,
+    /// The threads of labelling and training.
+    pub pools: Pools,
     /// Stop training after this step.
     pub until_step: Option<u64>,
     /// The log must reach this far, because a checkpoint or the journal refers to it.
@@ -173,7 +176,7 @@ fn open_labelling(
     let options = LabellingOptions {
         depth: configuration.queue.depth,
         control: controls.teacher.clone(),
-        pool: crate::threads::labelling_pool(configuration.threads.teachers)?,
+        pool: setup.pools.label()?,
     };
     let registry_of_teachers = registry.clone();
     let body = move || {
@@ -197,8 +200,8 @@ fn open_trainer(
     progress: Arc<TrainerProgress>,
     events: Sender<Event>,
 ) -> Result<(Sender<Request>, Body), Failure> {
-    let Setup { configuration, inputs, registry, until_step, .. } = setup;
-    let Some(options) = crate::training::options(configuration, inputs, *until_step) else {
+    let Setup { configuration, inputs, registry, until_step, pools, .. } = setup;
+    let Some(options) = crate::training::options(configuration, inputs, *until_step, pools.train.clone()) else {
         return Err(Failure::new(ExitCode::Configuration, "there is no [student]"));
     };
     let mut trainer = Trainer::open(options, log, progress, registry)?;

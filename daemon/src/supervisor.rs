@@ -7,6 +7,7 @@ use crate::inputs::Inputs;
 use crate::pipeline::{Ended, Pipeline, Setup, StageEnd};
 use crate::state_folder::StateFolder;
 use crate::status::Status;
+use crate::threads::Pools;
 use crossbeam::channel::{Receiver, bounded, select, tick};
 use ops::{EventHub, OpsOptions, Server};
 use prometheus::Registry;
@@ -48,7 +49,8 @@ pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Con
 
     let registry = Registry::new();
     let required = trainer::required_position(&configuration.run.state_dir)?;
-    let setup = Setup { configuration, inputs: &inputs, runners, registry: &registry, until_step, required };
+    let pools = Pools::open(configuration.threads)?;
+    let setup = Setup { configuration, inputs: &inputs, runners, registry: &registry, pools, until_step, required };
     let mut pipeline = Pipeline::open(setup)?;
 
     let (shutdown_in, shutdown) = bounded(1);

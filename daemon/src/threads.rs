@@ -1,7 +1,8 @@
 //! Threads that compute.
 
+use crate::configuration::Threads;
 use crate::failure::{ExitCode, Failure};
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use model::RolePool;
 use std::sync::Arc;
 
 /// Cores that this process may use.
@@ -9,11 +10,36 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// The pool of `threads` (at least 1) that all teachers label on.
-pub fn labelling_pool(threads: usize) -> Result<Arc<ThreadPool>, Failure> {
-    let pool = ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|number| format!("label-{number}"));
-    let failed = |error| Failure::new(ExitCode::Software, format!("cannot start {threads} threads to label: {error}"));
-    pool.build().map(Arc::new).map_err(failed)
+/// The pools of the roles: to label, and to train.
+pub struct Pools {
+    /// All teachers'; `None` if nothing is labelled.
+    label: Option<Arc<RolePool>>,
+    /// The trainer's; `None` if nothing is trained.
+    pub train: Option<Arc<RolePool>>,
+}
+
+impl Pools {
+    /// As `threads`, which are those that take effect, say.
+    pub fn open(threads: Threads) -> Result<Self, Failure> {
+        let (label, train) = (("label", threads.teachers), ("train", threads.trainer));
+        let pools = match (threads.teachers > 0, threads.trainer > 0) {
+            (true, true) => RolePool::pair(label, train).map(|[label, train]| (Some(label), Some(train))),
+            (true, false) => RolePool::alone(label.0, label.1).map(|label| (Some(label), None)),
+            (false, true) => RolePool::alone(train.0, train.1).map(|train| (None, Some(train))),
+            (false, false) => Ok((None, None)),
+        };
+        let (label, train) = pools.map_err(failed)?;
+        Ok(Self { label, train })
+    }
+
+    /// Of the stage that labels, which is there even if no teacher has anything to do.
+    pub fn label(&self) -> Result<Arc<RolePool>, Failure> {
+        self.label.clone().map_or_else(|| RolePool::alone("label", 1).map_err(failed), Ok)
+    }
+}
+
+fn failed(error: model::ModelError) -> Failure {
+    Failure::new(ExitCode::of_model(&error), error)
 }
 
 /// Tells candle and rayon how many threads to use outside the pools of the roles, unless the environment does.

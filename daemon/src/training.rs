@@ -2,6 +2,7 @@
 
 use crate::configuration::Configuration;
 use crate::inputs::Inputs;
+use model::RolePool;
 use std::sync::Arc;
 use trainer::{
     BestBy, Copies, CopyWeight, EvaluationOptions, Input, KdTarget, LossNorm, StudentOptions, TrainOptions,
@@ -9,7 +10,13 @@ use trainer::{
 };
 
 /// What the trainer is made from; `None`: the configuration has no student.
-pub fn options(configuration: &Configuration, inputs: &Inputs, until_step: Option<u64>) -> Option<TrainerOptions> {
+/// `pool` is training's.
+pub fn options(
+    configuration: &Configuration,
+    inputs: &Inputs,
+    until_step: Option<u64>,
+    pool: Option<Arc<RolePool>>,
+) -> Option<TrainerOptions> {
     let section = configuration.student.as_ref()?;
     let student = StudentOptions {
         layers: section.layers,
@@ -38,8 +45,7 @@ pub fn options(configuration: &Configuration, inputs: &Inputs, until_step: Optio
         alpha: configuration.sampling.alpha,
         teachers: teachers.collect(),
         inputs: inputs_for_training(inputs),
-        // A pool of its own: on a shared one, training starves while teachers label.
-        threads: configuration.threads.trainer,
+        pool,
     })
 }
 

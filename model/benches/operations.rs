@@ -63,6 +63,7 @@ fn pack(bencher: Bencher<'_, '_>, transposed: bool) {
     let mut packed = Packed::default();
     bencher.counter(ItemsCount::new(1024 * 256_usize)).bench_local(|| {
         packed.pack(if transposed { matrix.transposed() } else { matrix });
+        black_box(&packed);
     });
 }
 
@@ -85,12 +86,12 @@ fn norm_backward<const DROPS: bool>(bencher: Bencher<'_, '_>, columns: usize) {
     let (weight, bias) = (values(columns, 3), values(columns, 4));
     let norm = Norm { weight: &weight, bias: &bias, eps: 1e-12 };
     let mask = mask(Site::Output(0)).filter(|_| DROPS);
-    let (mut gradient, mut of_x) = (values(ROWS * columns, 2), vec![0.0; ROWS * columns]);
+    let (gradient, mut of_x) = (values(ROWS * columns, 2), vec![0.0; ROWS * columns]);
     let mut sums = [vec![0.0; columns], vec![0.0; columns], vec![0.0; columns]];
-    bencher.counter(ItemsCount::new(of_x.len())).bench_local(|| {
+    bencher.counter(ItemsCount::new(of_x.len())).with_inputs(|| gradient.clone()).bench_local_refs(|gradient| {
         let [weight, bias, dense_bias] = &mut sums;
         let sums = Sums { weight, bias, dense_bias: Some(dense_bias) };
-        norm::backward(norm, &mut gradient, (&normalised, &scale), mask, Rows::From(0), Some(&mut of_x), sums);
+        norm::backward(norm, gradient, (&normalised, &scale), mask, Rows::From(0), Some(&mut of_x), sums);
     });
 }
 
@@ -122,13 +123,13 @@ fn activation_backward(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn embedding_forward(bencher: Bencher<'_, '_>) {
     let columns = 256;
-    let (word, position, kind) = (values(8000 * columns, 1), values(128 * columns, 2), values(columns, 3));
+    let (word, position, token_type) = (values(8000 * columns, 1), values(128 * columns, 2), values(columns, 3));
     let (weight, bias) = (values(columns, 4), values(columns, 5));
     let ids: Vec<u32> = (0..ROWS as u32).map(|i| i * 7919 % 8000).collect();
     let positions: Vec<u32> = (0..ROWS as u32).map(|i| i % 128).collect();
     let mut out = vec![0.0; ROWS * columns];
     bencher.counter(ItemsCount::new(out.len())).bench_local(|| {
-        let tables = Tables { word: &word, position: &position, kind: &kind };
+        let tables = Tables { word: &word, position: &position, token_type: &token_type };
         let norm = Norm { weight: &weight, bias: &bias, eps: 1e-12 };
         embedding::forward(tables, norm, (&ids, &positions), None, Rows::From(0), &mut out, None);
     });

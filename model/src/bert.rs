@@ -144,7 +144,7 @@ impl Bert {
     }
 }
 
-pub(crate) fn activate(activation: Activation, x: &Tensor) -> candle_core::Result<Tensor> {
+fn activate(activation: Activation, x: &Tensor) -> candle_core::Result<Tensor> {
     match activation {
         Activation::Gelu => candle_nn::Activation::Gelu.forward(x), // the exact one, by erf
         Activation::GeluTanh => candle_nn::Activation::NewGelu.forward(x),
@@ -154,7 +154,7 @@ pub(crate) fn activate(activation: Activation, x: &Tensor) -> candle_core::Resul
 }
 
 /// (x − mean) / √(variance + eps) · weight + bias, row by row.
-pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
+fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
     let normalised = centred.broadcast_div(&(variance + eps)?.sqrt()?)?;
@@ -162,7 +162,7 @@ pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -
 }
 
 /// softmax(q · kᵀ / √head) · v inside each sequence, for every head; `q`, `k`, `v` and the result are `[tokens, hidden]`.
-pub(crate) fn attention(
+fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,

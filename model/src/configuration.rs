@@ -157,7 +157,8 @@ impl Configuration {
                 return Err(format!("`{key}` is {rate}; expected 0 ≤ rate < 1"));
             }
         }
-        if !(self.layer_norm_eps > 0.0 && self.layer_norm_eps < 1.0) {
+        // In float32, as it is used.
+        if !(self.layer_norm_eps as f32 > 0.0 && self.layer_norm_eps < 1.0) {
             return Err(format!("`layer_norm_eps` is {}; expected a small positive number", self.layer_norm_eps));
         }
         if !(self.initializer_range >= 0.0 && self.initializer_range.is_finite()) {

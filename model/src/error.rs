@@ -123,6 +123,14 @@ pub enum ModelError {
         /// The largest value.
         size: f32,
     },
+    /// The system gives no threads.
+    #[error("cannot start {threads} threads ({reason}); lower [threads] or the process's limits")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// What the system says.
+        reason: String,
+    },
     /// A tensor operation failed.
     #[error("tensor operation failed: {0}")]
     Compute(#[from] candle_core::Error),

@@ -38,7 +38,7 @@ pub struct Layout {
     pub(crate) word: Range<usize>,
     pub(crate) position: Range<usize>,
     /// The row of type 0.
-    pub(crate) kind: Range<usize>,
+    pub(crate) token_type: Range<usize>,
     pub(crate) embedding: EmbeddingVectors,
     pub(crate) projection: Option<Range<usize>>,
     pub(crate) layers: Vec<LayerSlots>,
@@ -112,7 +112,7 @@ impl Layout {
         let word = list.add(names.word_embeddings, &[c.vocabulary_size, embedding]);
         let position =
             list.add(&format!("{base}.embeddings.position_embeddings.weight"), &[c.max_position_embeddings, embedding]);
-        let kinds =
+        let types =
             list.add(&format!("{base}.embeddings.token_type_embeddings.weight"), &[c.type_vocabulary_size, embedding]);
         let project = format!("{base}.embeddings_project");
         let first = list.align();
@@ -147,7 +147,7 @@ impl Layout {
             matrices,
             word,
             position,
-            kind: kinds.start..kinds.start + embedding,
+            token_type: types.start..types.start + embedding,
             embedding: embedding_vectors,
             projection,
             layers,

@@ -29,6 +29,7 @@ mod error;
 mod layout;
 mod network;
 mod parameters;
+mod role;
 mod tokenizer;
 mod weights_file;
 
@@ -40,5 +41,6 @@ pub use error::ModelError;
 pub use layout::{Layout, Slot};
 pub use network::{Inference, Training};
 pub use parameters::Parameters;
+pub use role::{RolePool, Working};
 pub use tokenizer::{Normalisation, SpecialTokens, Tokenizer, Tokens, check_words};
 pub use weights_file::Numbers;

@@ -9,8 +9,8 @@
 
 use crate::{Runner, TeacherError};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use model::{RolePool, Working};
 use prometheus::{Histogram, HistogramOpts, IntCounter, Opts, Registry};
-use rayon::ThreadPool;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -26,7 +26,7 @@ pub struct LabellingOptions {
     /// again later, from the cursors in the log.
     pub control: StageControl,
     /// The threads that all runners label on. One batch may be begun within another's on the same thread.
-    pub pool: Arc<ThreadPool>,
+    pub pool: Arc<RolePool>,
 }
 
 /// The running stage.
@@ -159,14 +159,15 @@ impl Dispatcher {
 struct RunnerThread {
     runner: Runner,
     control: StageControl,
-    pool: Arc<ThreadPool>,
+    pool: Arc<RolePool>,
     results: Sender<Message>,
     metrics: RunnerMetrics,
 }
 
 impl RunnerThread {
     fn run(&self, jobs: &Receiver<Job>) {
-        for job in jobs {
+        let mut working = None;
+        while let Some(job) = self.next(jobs, &mut working) {
             if !self.control.proceed() {
                 let _ = self.results.send(Message::Stopped); // The assembler may have ended already.
                 return;
@@ -183,6 +184,16 @@ impl RunnerThread {
                 return;
             }
         }
+    }
+
+    /// The next job; the role is not at work while there is none. `None`: there will be no more.
+    fn next(&self, jobs: &Receiver<Job>, working: &mut Option<Working>) -> Option<Job> {
+        let job = jobs.try_recv().or_else(|_| {
+            *working = None;
+            jobs.recv()
+        });
+        working.get_or_insert_with(|| self.pool.work());
+        job.ok()
     }
 
     fn label(&self, group: &Group, batch: usize) -> Result<Vec<Label>, TeacherError> {

@@ -26,8 +26,8 @@ fn load(index: usize, top_k: usize) -> Result<Runner, TeacherError> {
 }
 
 /// Fewer threads than runners, so that they share.
-fn pool() -> Arc<rayon::ThreadPool> {
-    Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap())
+fn pool() -> Arc<model::RolePool> {
+    model::RolePool::alone("label", 2).unwrap()
 }
 
 /// A copy of random tokens, three of them masked.

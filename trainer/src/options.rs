@@ -1,7 +1,7 @@
 //! Everything that can be set about training, in one place.
 
 use crate::sampler::Input;
-use model::{Architecture, Configuration, Tokenizer};
+use model::{Architecture, Configuration, RolePool, Tokenizer};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ pub struct TrainerOptions {
     pub teachers: Vec<TrainerTeacher>,
     /// What ingestion reads for training while this trainer runs; empty: train from the log as it is.
     pub inputs: Vec<Input>,
-    /// Threads that training may use; 0: those of the pool it is called in.
-    pub threads: usize,
+    /// The threads of training; `None`: those of the pool it is called in.
+    pub pool: Option<Arc<RolePool>>,
 }
 
 /// What training needs to know of a teacher.

@@ -28,6 +28,7 @@ use crate::state_folder::{
 use crate::training_copy::CopyOptions;
 use crate::vocabulary::Vocabulary;
 use crossbeam::channel::Receiver;
+use model::{RolePool, Working};
 use prometheus::Registry;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -65,7 +66,8 @@ pub struct Trainer {
     progress: Arc<TrainerProgress>,
     /// The sampler's window when `progress` was brought up to date.
     progress_window: Option<u64>,
-    pool: Option<rayon::ThreadPool>,
+    /// While there is something to train on.
+    working: Option<Working>,
 }
 
 #[derive(Serialize)]
@@ -106,14 +108,11 @@ impl Trainer {
         metrics.step.set(i64::try_from(state.step).unwrap_or(i64::MAX));
         let run_log = RunLog::open(&metrics_path(&options.state_dir), state.step, state.evaluated)?;
         run_log.evaluation().into_iter().for_each(|evaluation| metrics.observe_evaluation(evaluation));
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|n| format!("train-{n}"));
-        let pool = (options.threads > 0).then(|| pool.build()).transpose();
         Ok(Self {
             stream: new_stream(&options, &vocabulary, &state.stream),
             drawn: None,
             held_out: HeldOut::new(options.evaluation.max_examples),
             run_log,
-            pool: pool.map_err(|error| TrainerError::Configuration(format!("cannot start threads: {error}")))?,
             options,
             reader,
             vocabulary,
@@ -125,6 +124,7 @@ impl Trainer {
             metrics,
             progress,
             progress_window: None,
+            working: None,
         })
     }
 
@@ -183,13 +183,21 @@ impl Trainer {
         }
     }
 
+    /// Takes training's share of the cores, until there is something to wait for.
+    fn work(&mut self) {
+        if self.working.is_none() {
+            self.working = self.options.pool.as_ref().map(RolePool::work);
+        }
+    }
+
     // --- steps -----------------------------------------------------------------------------------------------------
 
     fn step(&mut self, batch: &Batch, desk: &mut Desk<'_>) -> Result<(), TrainerError> {
         let started = Instant::now();
+        self.work();
         let (learner, step, options) = (&mut self.learner, self.state.step, &self.options.train);
         self.metrics.stage.in_flight.set(i64::try_from(batch.copies).unwrap_or(i64::MAX));
-        let learned = match &self.pool {
+        let learned = match &self.options.pool {
             Some(pool) => pool.install(|| learner.step(step, batch, options)),
             None => learner.step(step, batch, options),
         }?;
@@ -298,6 +306,7 @@ impl Trainer {
                 desk.report(Event::Waiting { language: short.language.clone() });
                 reported = Some(short.language);
             }
+            self.working = None;
             while self.reader.wait_beyond(seen, ATTENTION) <= seen {
                 if !self.attend(desk) {
                     return Ok(Drawn::Stop);
@@ -335,6 +344,7 @@ impl Trainer {
         let window = place.windows_used().checked_sub(1);
         let up_to = window.and_then(|window| self.journal.window(window)).unwrap_or_default();
         self.held_out.extend(&self.reader, up_to)?;
+        self.work();
         let mut evaluator = Evaluator {
             student: &mut self.learner.student,
             maps: self.vocabulary.maps(),
@@ -343,7 +353,7 @@ impl Trainer {
         let held_out = &self.held_out;
         let control = desk.control.clone();
         let mut evaluate = || evaluator.evaluate(step, held_out, up_to, &mut || !control.stopping());
-        let report = match &self.pool {
+        let report = match &self.options.pool {
             Some(pool) => pool.install(evaluate),
             None => evaluate(),
         }?;
@@ -386,6 +396,7 @@ impl Trainer {
             if !desk.control.paused() {
                 return true;
             }
+            self.working = None;
             let _ = desk.control.wait(ATTENTION); // Whether to stop is asked above.
         }
     }

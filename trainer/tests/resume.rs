@@ -26,7 +26,7 @@ fn stopped_and_reopened() {
     assert_eq!(scene.run(&whole, |_| ()).unwrap(), Outcome::Finished);
 
     let mut parts = scene.options("parts");
-    parts.threads = 2;
+    parts.pool = Some(model::RolePool::alone("train", 2).unwrap());
     for until in [3, 4, 7] {
         parts.train.until_step = Some(until);
         assert_eq!(scene.run(&parts, |_| ()).unwrap(), Outcome::Stopped { step: until });

@@ -16,7 +16,7 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<(), Failure> {
     if configuration.corpus.is_empty() {
         inputs.arrange_for(log.identity())?;
     }
-    let options = crate::training::options(&configuration, &inputs, None)
+    let options = crate::training::options(&configuration, &inputs, None, None)
         .ok_or_else(|| Failure::new(ExitCode::Configuration, "there is no [student] to evaluate"))?;
     let report = trainer::evaluate_newest(&options, &log)?;
     if args.json {

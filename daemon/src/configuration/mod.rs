@@ -8,6 +8,7 @@ mod table;
 mod threads;
 
 pub use sections::{Configuration, CorpusFormat, Teacher};
+pub use threads::Threads;
 
 use crate::failure::{ExitCode, Failure};
 use std::path::Path;

@@ -3,12 +3,10 @@
 use super::table::Table;
 use serde::Serialize;
 
-/// `[threads]`, as it takes effect. A role has a pool of its own, so that neither starves the other.
-///
-/// The pools do not lend threads to each other: while one role waits (the trainer for labels, or the teachers because the
-/// trainer is `store.max_backlog_bytes` behind) its cores are idle. `mergedistill ctl status` shows which one waits; give
-/// it fewer threads and the other more, and start again: results do not depend on the number of threads. Ingestion, the
-/// log and the endpoints take a little of one core, whatever is set here.
+/// `[threads]`, as it takes effect: each role's share of the cores, so that neither starves the other. While one role waits (the
+/// trainer for labels, or the teachers because the trainer is `store.max_backlog_bytes` behind, or for ever once all text is labelled)
+/// the other uses both shares. Results do not depend on the number of threads. Ingestion, the log and the endpoints take a little of
+/// one core, whatever is set here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Threads {
     /// Threads that label, for all teachers together. 0: all cores if nothing is trained, or those that `trainer` leaves, by

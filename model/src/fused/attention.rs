@@ -12,7 +12,7 @@
 
 use super::dropout::{Mask, Rows};
 use crate::elementary::{exp_nonpositive, sum_of};
-use crate::product::{Matrix, Packed, Right, Start, multiply, panel_columns};
+use crate::product::{Matrix, Packed, Right, Start, TILE_ROWS, multiply, panel_columns};
 use crate::simd::vectorised;
 
 /// The heads of a layer: each has its own columns of queries, keys, values and context.
@@ -210,8 +210,7 @@ impl Shape {
 
     /// Most queries of a block: whole tiles of the product.
     fn block(self) -> usize {
-        const TILE: usize = 6;
-        (SCORES_PER_BLOCK / self.stride / TILE * TILE).max(TILE)
+        (SCORES_PER_BLOCK / self.stride / TILE_ROWS * TILE_ROWS).max(TILE_ROWS)
     }
 
     /// First query and number of queries of each block; there is at least one, if only to find that a sum over none is 0.

@@ -15,7 +15,7 @@ pub struct Tables<'a> {
     /// `[positions, columns]`.
     pub position: &'a [f32],
     /// `[columns]`: the row of type 0, which every token has.
-    pub kind: &'a [f32],
+    pub token_type: &'a [f32],
 }
 
 /// `out` `[tokens, columns]` from the tokens' ids and positions. `rows` are the tokens' numbers for `mask`.
@@ -36,7 +36,7 @@ pub fn forward(
 
 /// Makes `gradient` `[tokens, columns]`, that of `out`, the gradient of the sum in place, which is that of each token's row of
 /// `word` and of `position`, see [`scatter`]. `saved` is (normalised, scale) of the forward pass. `sums.dense_bias` gets the
-/// gradient of `kind`.
+/// gradient of `token_type`.
 ///
 /// # Panics
 /// When the lengths do not fit.
@@ -124,14 +124,14 @@ impl WithSimd for Forward<'_> {
         let columns = norm.weight.len();
         let normalised = saved.as_ref().map(|saved| &*saved.normalised);
         let tokens = norm.rows_of(&[Some(out), normalised], saved.as_ref().map(|saved| &*saved.scale));
-        assert!([token_ids.len(), positions.len()] == [tokens; 2] && tables.kind.len() == columns);
+        assert!([token_ids.len(), positions.len()] == [tokens; 2] && tables.token_type.len() == columns);
         let within = |row: u32| row as usize * columns..(row as usize + 1) * columns;
         for (row, out) in out.chunks_exact_mut(columns).enumerate() {
             let word = &tables.word[within(token_ids[row])];
             let position = &tables.position[within(positions[row])];
             // The order of the sums is that of transformers.
-            for (((out, word), kind), position) in out.iter_mut().zip(word).zip(tables.kind).zip(position) {
-                *out = word + kind + position;
+            for (((out, word), token_type), position) in out.iter_mut().zip(word).zip(tables.token_type).zip(position) {
+                *out = word + token_type + position;
             }
             norm.normalise_row(out, saved.as_mut().map(|saved| saved.row(row, columns)));
             if let Some(mask) = mask {
@@ -164,8 +164,8 @@ mod tests {
     /// Word, position and type embedding, weight and bias.
     fn inputs(columns: usize) -> [Tensor; 5] {
         let tables = [matrix(WORDS, columns, 1), matrix(POSITIONS, columns, 2), matrix(1, columns, 3)];
-        let [word, position, kind] = tables;
-        [word, position, kind, vector(columns, 4), vector(columns, 5)]
+        let [word, position, token_type] = tables;
+        [word, position, token_type, vector(columns, 4), vector(columns, 5)]
     }
 
     fn tokens(count: usize) -> (Vec<u32>, Vec<u32>) {
@@ -182,21 +182,29 @@ mod tests {
         tokens: &(Vec<u32>, Vec<u32>),
         cut: usize,
     ) -> (Vec<f32>, Vec<Vec<f32>>) {
-        let [word, position, kind, weight, bias] = inputs else { panic!("five inputs") };
+        let [word, position, token_type, weight, bias] = inputs else { panic!("five inputs") };
         let (ids, positions) = tokens;
         let (columns, norm) = (weight.len(), Norm { weight, bias, eps: EPS });
         let mut out = vec![f32::NAN; gradient.len()];
         let mut of_sum = gradient.to_vec();
         let mut of: Vec<Vec<f32>> = inputs.iter().map(|input| vec![0.0; input.len()]).collect();
-        let [of_word, of_position, of_kind, of_weight, of_bias] = &mut of[..] else { panic!("five inputs") };
+        let [of_word, of_position, of_token_type, of_weight, of_bias] = &mut of[..] else { panic!("five inputs") };
         for tokens in [0..cut, cut..ids.len()] {
             let within = tokens.start * columns..tokens.end * columns;
             let (mut normalised, mut scale) = (vec![0.0; within.len()], vec![0.0; tokens.len()]);
             let saved = Saved { normalised: &mut normalised, scale: &mut scale };
             let rows = Rows::From(tokens.start as u32);
             let these = (&ids[tokens.clone()], &positions[tokens]);
-            forward(Tables { word, position, kind }, norm, these, mask, rows, &mut out[within.clone()], Some(saved));
-            let sums = Sums { weight: of_weight, bias: of_bias, dense_bias: Some(of_kind) };
+            forward(
+                Tables { word, position, token_type },
+                norm,
+                these,
+                mask,
+                rows,
+                &mut out[within.clone()],
+                Some(saved),
+            );
+            let sums = Sums { weight: of_weight, bias: of_bias, dense_bias: Some(of_token_type) };
             backward(norm, &mut of_sum[within], (&normalised, &scale), mask, rows, sums);
         }
         scatter(ids, &of_sum, of_word);
@@ -230,7 +238,7 @@ mod tests {
             let gradient = values(&matrix(9, columns, 6));
             let whole = run(&inputs, &gradient, mask, &tokens, 9);
             assert_eq!(run(&inputs, &gradient, mask, &tokens, 4), whole);
-            let tables = Tables { word: &inputs[0], position: &inputs[1], kind: &inputs[2] };
+            let tables = Tables { word: &inputs[0], position: &inputs[1], token_type: &inputs[2] };
             let norm = Norm { weight: &inputs[3], bias: &inputs[4], eps: EPS };
             for arch in archs() {
                 let (mut made, rows) = (vec![0.0; 9 * columns], Rows::From(0));

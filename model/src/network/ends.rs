@@ -8,12 +8,12 @@
 use super::layer::{Factors, NormSaved, disjoint, sized, zeroed};
 use super::shard::Shard;
 use super::weights::{Embedding, Head};
+use crate::Configuration;
 use crate::Dropout;
 use crate::fused::dropout::{Mask, Rows, Site};
 use crate::fused::embedding::{self, Tables};
 use crate::fused::{activation, norm};
 use crate::product::{Matrix, Start, multiply};
-use crate::{Activation, Configuration};
 
 /// What the embedding computes for a shard.
 #[derive(Debug, Default)]
@@ -30,6 +30,8 @@ pub(crate) struct Embedded {
 pub(crate) struct EmbeddedGradients {
     /// `[tokens, embedding]`: of the sum of the three embeddings.
     pub(crate) sum: Vec<f32>,
+    /// `[embedding]`: of the embedding of type 0.
+    pub(crate) token_type: Vec<f32>,
     pub(crate) projection: Factors,
     /// Of the embedding's vectors.
     pub(crate) vectors: Vec<f32>,
@@ -52,7 +54,7 @@ impl Embedded {
         saving: bool,
     ) {
         let (tokens, columns, hidden) = (ids.len(), configuration.embedding_size, configuration.hidden_size);
-        let tables = Tables { word: weights.word, position: weights.position, kind: weights.kind };
+        let tables = Tables { word: weights.word, position: weights.position, token_type: weights.token_type };
         let mask = Mask::new(dropout, Site::Embeddings, configuration.hidden_dropout);
         let saved = saving.then(|| self.saved.make(tokens, columns));
         let embedded = sized(&mut self.embedded, tokens * columns);
@@ -90,7 +92,8 @@ impl Embedded {
         let rows = Rows::From(shard.tokens.start as u32);
         let [weight, bias] = disjoint(&mut of.vectors, [&weights.within.norm.weight, &weights.within.norm.bias]);
         let saved = (&*self.saved.normalised, &*self.saved.scale);
-        let sums = norm::Sums { weight, bias, dense_bias: None };
+        let token_type = zeroed(&mut of.token_type, configuration.embedding_size);
+        let sums = norm::Sums { weight, bias, dense_bias: Some(token_type) };
         embedding::backward(weights.norm(), &mut of.sum, saved, mask, rows, sums);
     }
 }
@@ -120,7 +123,7 @@ impl Transformed {
     pub(crate) fn forward(&mut self, weights: &Head<'_>, configuration: &Configuration, x: &[f32], saving: bool) {
         let (columns, inputs) = (configuration.embedding_size, configuration.hidden_size);
         let rows = x.len() / inputs;
-        let kind: Activation = configuration.head_activation();
+        let kind = configuration.head_activation();
         let activated = sized(&mut self.activated, rows * columns);
         let (x, transform) = (Matrix::new(x, rows, inputs), weights.transform.forward());
         if saving {

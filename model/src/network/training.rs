@@ -5,7 +5,6 @@ use super::layer::{self, Activations, Gradients, Part, Scratch, Setting, disjoin
 use super::shard::{self, Shard};
 use super::weights::{Matrices, Weights};
 use crate::Dropout;
-use crate::fused::activation::add_column_sums;
 use crate::fused::embedding::scatter;
 use crate::product::{Matrix, Packed, Start, multiply};
 use crate::{Configuration, Layout, ModelError, PackedBatch};
@@ -150,6 +149,7 @@ impl Training {
         }
         self.in_parallel(active, |this, shard, state| this.embedded_backward(arena, shard, state));
         add_vectors(gradients, &layout.embedding.vectors, active, |state| &state.of_embedded.vectors);
+        add_vectors(gradients, &layout.token_type, active, |state| &state.of_embedded.token_type);
         if let Some(projection) = &layout.projection {
             let projection: MatrixGradient<'_> = (projection, embedding, |state| state.of_embedded.projection.both());
             add_matrices(gradients, active, [projection]);
@@ -159,7 +159,6 @@ impl Training {
         active.iter().for_each(|state| of_embedding.extend_from_slice(&state.of_embedded.sum));
         scatter(&self.batch.token_ids, of_embedding, &mut gradients[layout.word.clone()]);
         scatter(&self.positions, of_embedding, &mut gradients[layout.position.clone()]);
-        add_column_sums(of_embedding, &mut gradients[layout.kind.clone()]);
         self.states = states;
     }
 

@@ -132,7 +132,7 @@ impl Scene {
             alpha: 0.7,
             teachers: self.teachers.clone(),
             inputs: Vec::new(),
-            threads: 0,
+            pool: None,
         }
     }
 

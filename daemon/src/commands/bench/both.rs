@@ -10,7 +10,6 @@ use super::{count, median, memory, peak_rss_mib, pool};
 use crate::cli::BenchBothArgs;
 use crate::commands::{print_json, print_line};
 use crate::failure::{ExitCode, Failure};
-use crate::threads::labelling_pool;
 use rayon::ThreadPool;
 use serde::Serialize;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,7 +61,7 @@ pub(super) fn both(args: &BenchBothArgs) -> Result<(), Failure> {
 }
 
 fn measure(args: &BenchBothArgs) -> Result<BothFigures, Failure> {
-    let (label_pool, train_pool) = (labelling_pool(args.label_threads)?, pool(args.train_threads, "train")?);
+    let (label_pool, train_pool) = (pool(args.label_threads, "label")?, pool(args.train_threads, "train")?);
     let examples = Examples::read(&args.label, &args.common)?;
     let labelling = label_pool.install(|| examples.load_teacher())?;
     let training = train_pool.install(|| Training::new(&args.train, &args.common))?;
