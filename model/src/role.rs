@@ -1,8 +1,8 @@
 //! The threads of a role: labelling, or training.
 //!
 //! Each role has its share of the cores, so that neither starves the other; what one leaves idle the other may use. A role asks
-//! before each unit of work (a batch, a step) whether the other is at work, and takes its own share or both. So there are more threads
-//! at work than both shares together for one unit at most, and only after the other role was idle. Results do not depend on the
+//! before each unit of work (a batch, a step) whether the other is at work, and takes its own share or both. So more threads than both
+//! shares together are at work only until units end that began while the other role was idle. Results do not depend on the
 //! number of threads, so none of this shows in them.
 
 use crate::ModelError;

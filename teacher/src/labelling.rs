@@ -168,10 +168,14 @@ impl RunnerThread {
     fn run(&self, jobs: &Receiver<Job>) {
         let mut working = None;
         while let Some(job) = self.next(jobs, &mut working) {
+            if self.control.paused() {
+                working = None;
+            }
             if !self.control.proceed() {
                 let _ = self.results.send(Message::Stopped); // The assembler may have ended already.
                 return;
             }
+            working.get_or_insert_with(|| self.pool.work());
             let Job { number, batch, group } = job;
             let labelled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.label(&group, batch)));
             let panicked = |_| Err(TeacherError::Panicked(format!("teacher-{}", self.runner.name())));
@@ -188,12 +192,10 @@ impl RunnerThread {
 
     /// The next job; the role is not at work while there is none. `None`: there will be no more.
     fn next(&self, jobs: &Receiver<Job>, working: &mut Option<Working>) -> Option<Job> {
-        let job = jobs.try_recv().or_else(|_| {
+        jobs.try_recv().ok().or_else(|| {
             *working = None;
-            jobs.recv()
-        });
-        working.get_or_insert_with(|| self.pool.work());
-        job.ok()
+            jobs.recv().ok()
+        })
     }
 
     fn label(&self, group: &Group, batch: usize) -> Result<Vec<Label>, TeacherError> {

@@ -26,6 +26,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 const PARTIAL: &str = ".partial-";
@@ -108,8 +109,9 @@ pub struct Moments {
 pub fn optimiser(layout: &Layout, updates: u64, moments: &[Moments]) -> AdamW {
     let mut optimiser = AdamW::new(layout.length());
     optimiser.updates = updates;
+    let by_name: BTreeMap<&str, &Moments> = moments.iter().map(|moments| (moments.name.as_str(), moments)).collect();
     for slot in layout.slots() {
-        if let Some(moments) = moments.iter().find(|moments| moments.name == slot.name) {
+        if let Some(moments) = by_name.get(slot.name.as_str()) {
             optimiser.first[slot.range.clone()].copy_from_slice(&moments.first);
             optimiser.second[slot.range.clone()].copy_from_slice(&moments.second);
         }
@@ -296,7 +298,7 @@ fn write_files(partial: &Path, student: &Student, optimiser: &AdamW, state: &Tra
     write_json(&partial.join(STATE), state)?;
     let mut files = BTreeMap::new();
     for name in [CONFIGURATION, MODEL, OPTIMISER, STATE] {
-        files.insert(name.to_owned(), digest(&read(&partial.join(name))?));
+        files.insert(name.to_owned(), digest(&partial.join(name))?);
     }
     write_json(&partial.join(MANIFEST), &Manifest { format: FORMAT, files })?;
     durable::sync_folder(partial)
@@ -340,7 +342,7 @@ fn verify(path: &Path) -> Result<(), TrainerError> {
     }
     for (name, expected) in &manifest.files {
         let file = path.join(name);
-        let found = digest(&read(&file)?);
+        let found = digest(&file)?;
         if found != *expected {
             let reason = format!("it should have {expected:?}, it has {found:?}");
             return Err(TrainerError::corrupt(&file, reason));
@@ -379,18 +381,33 @@ fn read_moments(path: &Path, parameters: &Parameters) -> Result<Vec<Moments>, Tr
 
 /// Reads a file that must be there: a checkpoint without it is damaged.
 fn read(path: &Path) -> Result<Vec<u8>, TrainerError> {
-    fs::read(path).map_err(|error| match error.kind() {
+    fs::read(path).map_err(|error| missing_or(path, error))
+}
+
+fn missing_or(path: &Path, error: std::io::Error) -> TrainerError {
+    match error.kind() {
         std::io::ErrorKind::NotFound => TrainerError::corrupt(path, "the file is missing"),
         _ => TrainerError::io("read", path)(error),
-    })
+    }
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(path: &Path, bytes: &[u8]) -> Result<T, TrainerError> {
     serde_json::from_slice(bytes).map_err(|error| TrainerError::corrupt(path, error))
 }
 
-fn digest(bytes: &[u8]) -> FileEntry {
-    FileEntry { bytes: bytes.len() as u64, sha256: hexadecimal(&Sha256::digest(bytes)) }
+/// Size and hash of a file that must be there, which is never in memory as a whole.
+fn digest(path: &Path) -> Result<FileEntry, TrainerError> {
+    let failed = |error| missing_or(path, error);
+    let mut file = File::open(path).map_err(failed)?;
+    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    loop {
+        let count = file.read(&mut buffer).map_err(failed)?;
+        if count == 0 {
+            return Ok(FileEntry { bytes, sha256: hexadecimal(&hash.finalize()) });
+        }
+        hash.update(&buffer[..count]);
+        bytes += count as u64;
+    }
 }
 
 /// Lower-case hexadecimal digits.

@@ -12,7 +12,7 @@ use crate::TrainerError;
 use crate::records::{EVALUATION_PREFIX, Records};
 use crate::student::Student;
 use crate::vocabulary::VocabularyMap;
-use model::PackedBatch;
+use model::{PackedBatch, RolePool};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -138,6 +138,8 @@ pub struct Evaluator<'a> {
     pub maps: &'a [VocabularyMap],
     /// Tokens per forward pass.
     pub batch_tokens: usize,
+    /// The threads of each batch; `None`: those of the pool that this is called in.
+    pub pool: Option<&'a RolePool>,
 }
 
 impl Evaluator<'_> {
@@ -212,7 +214,11 @@ impl Evaluator<'_> {
         if gold_ids.is_empty() {
             return Ok(());
         }
-        let mut scores = self.student.score(&batch, &gold_ids)?.into_iter();
+        let scores = match self.pool {
+            Some(pool) => pool.install(|| self.student.score(&batch, &gold_ids)),
+            None => self.student.score(&batch, &gold_ids),
+        };
+        let mut scores = scores?.into_iter();
         for copy in copies {
             let sums = sums.entry(copy.teacher).or_default();
             for score in scores.by_ref().take(copy.gold_ids.len()) {

@@ -54,7 +54,13 @@ impl Learner {
         let mut sums = LossSums::default();
         for (part, number) in batch.micro_batches.iter().zip(0..) {
             let dropout = self.dropout.map(|stream| Dropout { stream, step: step * MICRO_BATCHES_MAX + number });
-            sums.add(&self.student.accumulate(&part.packed, &part.targets(), lambda, dropout)?);
+            match self.student.accumulate(&part.packed, &part.targets(), lambda, dropout) {
+                Ok(part) => sums.add(&part),
+                Err(error) => {
+                    self.student.clear_gradients();
+                    return Err(error);
+                }
+            }
         }
         let gradient_norm = self.student.gradient_norm();
         let skipped = match (sums.loss.is_finite(), gradient_norm.is_finite()) {

@@ -1,4 +1,5 @@
-//! The loss at masked positions, from hidden rows to gradients, without ever holding all logits.
+//! The loss at masked positions, from hidden rows to gradients, without ever holding the logits of a batch: at most max(64 MiB, 192 × V × 4 bytes) of
+//! them at a time.
 //!
 //! L = Σ_i weight_i · (λ · KD_i + (1 − λ) · MLM_i), where for position i with logits x = W·h_i + b, z = log-sum-exp(x):
 //!
@@ -127,7 +128,7 @@ pub struct DecoderGradients<'a> {
 /// `gradients`; `of_hidden` `[n, E]` is overwritten with dL/dh. `lambda` is the weight of distillation; `scratch` keeps its
 /// buffers from one call to the next.
 ///
-/// A logit that is not finite ends as a loss that is not finite.
+/// A logit that is NaN or +∞, or −∞ at a label, ends as a loss that is not finite.
 ///
 /// # Errors
 /// When shapes do not agree or an id is not below V; nothing has been written then.

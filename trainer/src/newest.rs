@@ -29,7 +29,8 @@ pub fn evaluate_newest(options: &TrainerOptions, reader: &LogReader) -> Result<E
     let mut held_out = HeldOut::new(options.evaluation.max_examples);
     held_out.extend(reader, up_to)?;
     let batch_tokens = options.train.micro_batch_tokens;
-    let mut evaluator = Evaluator { student: &mut student, maps: vocabulary.maps(), batch_tokens };
+    let pool = options.pool.as_deref();
+    let mut evaluator = Evaluator { student: &mut student, maps: vocabulary.maps(), batch_tokens, pool };
     let report = evaluator.evaluate(state.step, &held_out, up_to, &mut || true)?;
     Ok(report.unwrap_or_default())
 }

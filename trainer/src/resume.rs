@@ -241,6 +241,7 @@ fn grow(
         let old = old.flatten_all()?.to_vec1::<f32>()?;
         numbers[..old.len()].copy_from_slice(&old);
         grown.insert(name.to_owned(), Tensor::from_vec(numbers, new.dims(), &Device::Cpu)?);
+        debug_assert_eq!(old_moments.name, name, "both are in the order of names");
         let mut old_moments: Moments = old_moments.clone();
         old_moments.first.resize(count, 0.0);
         old_moments.second.resize(count, 0.0);

@@ -254,10 +254,12 @@ impl Trainer {
                 && is_target(options, step)
                 && (step == 0 || resume::returns_to(&rollbacks, step) == 0)
         };
-        let target = resume::resume(options, &self.vocabulary, &self.checkpoints, &mut self.journal, is_target)?;
-        let to_step = target.state.step;
+        // Of what is found only the state: the weights are read again below, and are too large to be there twice.
+        let Resumed { state: target, .. } =
+            resume::resume(options, &self.vocabulary, &self.checkpoints, &mut self.journal, is_target)?;
+        let to_step = target.step;
         if resume::returns_to(&rollbacks, to_step) >= ROLLBACKS_MAX {
-            let left_out = target.state.stream.left_out.len();
+            let left_out = target.stream.left_out.len();
             return Err(TrainerError::Diverged { step: to_step, left_out });
         }
         tracing::warn!(from_step, to_step, left_out = left_out.len(), "going back to a checkpoint");
@@ -349,14 +351,10 @@ impl Trainer {
             student: &mut self.learner.student,
             maps: self.vocabulary.maps(),
             batch_tokens: self.options.train.micro_batch_tokens,
+            pool: self.options.pool.as_deref(),
         };
-        let held_out = &self.held_out;
         let control = desk.control.clone();
-        let mut evaluate = || evaluator.evaluate(step, held_out, up_to, &mut || !control.stopping());
-        let report = match &self.options.pool {
-            Some(pool) => pool.install(evaluate),
-            None => evaluate(),
-        }?;
+        let report = evaluator.evaluate(step, &self.held_out, up_to, &mut || !control.stopping())?;
         let Some(report) = report else { return Ok(false) };
         self.state.evaluated = Some(step);
         self.run_log.append(&EvaluationLine { step, evaluation: &report })?;

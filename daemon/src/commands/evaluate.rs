@@ -5,6 +5,7 @@ use crate::cli::EvaluateArgs;
 use crate::configuration::Configuration;
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::Inputs;
+use crate::threads::Pools;
 use serde_json::json;
 use store::LogReader;
 
@@ -16,7 +17,8 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<(), Failure> {
     if configuration.corpus.is_empty() {
         inputs.arrange_for(log.identity())?;
     }
-    let options = crate::training::options(&configuration, &inputs, None, None)
+    let pools = Pools::open(configuration.threads)?;
+    let options = crate::training::options(&configuration, &inputs, None, pools.train)
         .ok_or_else(|| Failure::new(ExitCode::Configuration, "there is no [student] to evaluate"))?;
     let report = trainer::evaluate_newest(&options, &log)?;
     if args.json {

@@ -1,6 +1,7 @@
 //! A network whose weights do not change: a teacher.
 
-use super::ends::{Embedded, Transformed};
+use super::embedding::Embedded;
+use super::head::Transformed;
 use super::layer::{self, Activations, Part, Scratch, Setting};
 use super::shard::{self, Shard};
 use super::weights::{Matrices, Weights};

@@ -8,7 +8,8 @@
 //!
 //! The last layer computes queries, and all that comes after them, for masked rows only: nothing else is asked of it.
 
-mod ends;
+mod embedding;
+mod head;
 mod inference;
 mod layer;
 mod shard;

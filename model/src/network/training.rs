@@ -1,6 +1,7 @@
 //! A network in training: a forward pass that keeps what the backward pass needs, and that backward pass.
 
-use super::ends::{Embedded, EmbeddedGradients, Transformed, TransformedGradients};
+use super::embedding::{Embedded, EmbeddedGradients};
+use super::head::{Transformed, TransformedGradients};
 use super::layer::{self, Activations, Gradients, Part, Scratch, Setting, disjoint};
 use super::shard::{self, Shard};
 use super::weights::{Matrices, Weights};

@@ -1,6 +1,7 @@
 //! `mergedistill bench both`: what labelling and training cost each other, on a share of the cores each.
 //!
-//! Both have a pool and a thread of their own, as in a run. A window counts whole batches and steps that end within it, and
+//! Both have a pool and a thread of their own, as in a run, but neither lends its threads to the other: a side alone has the same
+//! share of the cores as beside the other. A window counts whole batches and steps that end within it, and
 //! divides by the time at which the last of them ended. In a window of both, neither stops before the other has its count: all
 //! that is counted had the other beside it.
 
@@ -10,6 +11,7 @@ use super::{count, median, memory, peak_rss_mib, pool};
 use crate::cli::BenchBothArgs;
 use crate::commands::{print_json, print_line};
 use crate::failure::{ExitCode, Failure};
+use model::random::Philox;
 use rayon::ThreadPool;
 use serde::Serialize;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -111,10 +113,13 @@ struct Side<'a> {
     work: Box<dyn FnMut(usize) -> Result<usize, Failure> + Send + 'a>,
 }
 
-/// Every window begins with the first batch, so that all have the same mixture of lengths.
+/// Every window begins with the same batch, and batches come in a mixed order (they are made in that of their lengths), so that
+/// windows of different extent have about the same mixture of lengths.
 fn labelling_side<'a>(labelling: &'a Labelling, pool: &'a ThreadPool) -> Side<'a> {
+    let mut order: Vec<usize> = (0..labelling.batches().len()).collect();
+    Philox::new(0, "bench", &[b"both"]).shuffle(&mut order, 0);
     let work = move |number: usize| {
-        let batch = number % labelling.batches().len();
+        let batch = order[number % order.len()];
         pool.install(|| labelling.label(batch))?;
         Ok(labelling.batches()[batch].iter().map(|copy| copy.token_ids.len()).sum())
     };
