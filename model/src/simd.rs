@@ -19,6 +19,27 @@ pub(crate) fn with_arch<R>(arch: pulp::Arch, kernel: impl FnOnce() -> R) -> R {
     arch.dispatch(kernel)
 }
 
+/// Asks for values that will be needed soon, to have them near the core by then.
+pub fn fetch(values: &[f32]) {
+    const LINE: usize = 16; // values
+    values.iter().step_by(LINE).for_each(|value| prefetch(value));
+}
+
+/// Asks for the cache line at `from`, which may be anywhere: nothing is read that the program sees.
+#[inline(always)]
+#[allow(unsafe_code)]
+pub(crate) fn prefetch(from: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults, and every x86-64 has it.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
+    }
+    // Elsewhere there is no stable way; the machine's own prefetching has to do.
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}
+
 /// All instructions that this machine can run.
 #[cfg(test)]
 pub(crate) fn archs() -> Vec<pulp::Arch> {

@@ -257,6 +257,15 @@ fn a_sequence_has_the_same_bits_alone_and_in_company_for_teacher_and_student() {
 }
 
 #[test]
+fn a_teacher_agrees_with_the_plain_composition() {
+    for (variant, configuration) in variants() {
+        let parameters = Parameters::from_map(parameters(&configuration), &configuration).unwrap();
+        let network = Inference::new(&configuration, &parameters).unwrap();
+        assert_close(&hidden_of(&network, &batch()), &by_autograd(&configuration, &batch(), None).hidden, &variant);
+    }
+}
+
+#[test]
 fn unusable_batches_are_refused() {
     let configuration = configuration(Architecture::Bert, 24, true);
     let (mut network, arena) = network(&configuration, &parameters(&configuration));

@@ -1,4 +1,4 @@
-//! The loss at masked positions, from hidden rows to gradients, without ever holding the logits of a batch: at most max(64 MiB, 192 × V × 4 bytes) of
+//! The loss at masked positions, from hidden rows to gradients, without ever holding the logits of a batch: at most max(128 MiB, 192 × V × 4 bytes) of
 //! them at a time.
 //!
 //! L = Σ_i weight_i · (λ · KD_i + (1 − λ) · MLM_i), where for position i with logits x = W·h_i + b, z = log-sum-exp(x):

@@ -40,6 +40,11 @@ impl Embedded {
         if self.projected.is_empty() { &self.embedded } else { &self.projected }
     }
 
+    /// `[tokens]`: the LayerNorm's scales, if they were saved.
+    pub(crate) fn scales(&self) -> &[f32] {
+        &self.saved.scale
+    }
+
     /// Computes the output for `ids` `[tokens]` at `positions` `[tokens]`.
     pub(crate) fn forward(
         &mut self,

@@ -1,6 +1,7 @@
 //! A network whose weights do not change: a teacher.
 
 use super::embedding::Embedded;
+use super::first::FirstLayer;
 use super::head::Transformed;
 use super::layer::{self, Activations, Part, Scratch, Setting};
 use super::shard::{self, Shard};
@@ -19,6 +20,7 @@ pub struct Inference {
     /// The arena without the matrices, which are packed.
     arena: Vec<f32>,
     matrices: Matrices,
+    first: Option<FirstLayer>,
     /// Buffers of shards that are done, for others.
     spare: Mutex<Vec<Workspace>>,
 }
@@ -63,9 +65,10 @@ impl Inference {
         let mut arena = layout.gather(parameters)?;
         let mut matrices = Matrices::default();
         matrices.pack(configuration, &layout, &arena, false);
+        let first = FirstLayer::new(&Weights { configuration, layout: &layout, arena: &arena, matrices: &matrices });
         arena.truncate(layout.matrices);
         arena.shrink_to_fit();
-        Ok(Self { configuration: configuration.clone(), layout, arena, matrices, spare: Mutex::default() })
+        Ok(Self { configuration: configuration.clone(), layout, arena, matrices, first, spare: Mutex::default() })
     }
 
     /// The same, and asks it and the plain composition for the same hidden states: on a machine whose vector instructions nobody
@@ -125,13 +128,18 @@ impl Inference {
         let weights = Weights { configuration, layout: &self.layout, arena: &self.arena, matrices: &self.matrices };
         let Workspace { embedded, x, layer: made, last: made_last, transformed, scratch } = workspace;
         let tokens = (&batch.token_ids[shard.tokens.clone()], &positions[shard.tokens.clone()]);
-        embedded.forward(&weights.embedding(), configuration, tokens, shard, None, false);
+        embedded.forward(&weights.embedding(), configuration, tokens, shard, None, self.first.is_some());
         for number in 0..configuration.layers {
             let setting = Setting { number, weights: weights.layer(number), configuration, dropout: None };
             let last = number + 1 == configuration.layers;
             let masked = last.then(|| &batch.masked_rows[shard.masked.clone()]);
             let input: &[f32] = if number == 0 { embedded.output() } else { x };
-            if last {
+            if let Some(first) = self.first.as_ref().filter(|_| number == 0) {
+                let (query, key_value) = made.projected(shard.tokens.len(), configuration.hidden_size);
+                first.look_up(tokens, embedded.scales(), query, key_value);
+                layer::forward_projected(&setting, Part { shard, masked }, input, false, made, scratch);
+                std::mem::swap(x, &mut made.output);
+            } else if last {
                 layer::forward(&setting, Part { shard, masked }, input, false, made_last, scratch);
             } else {
                 layer::forward(&setting, Part { shard, masked }, input, false, made, scratch);

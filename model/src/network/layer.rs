@@ -138,6 +138,14 @@ impl NormSaved {
     }
 }
 
+impl Activations {
+    /// Buffers for queries `[tokens, hidden]` and for keys and values `[tokens, 2 · hidden]`, for whoever computes them
+    /// otherwise.
+    pub(crate) fn projected(&mut self, tokens: usize, hidden: usize) -> (&mut [f32], &mut [f32]) {
+        (sized(&mut self.query, tokens * hidden), sized(&mut self.key_value, tokens * 2 * hidden))
+    }
+}
+
 /// The gradient of a dense map's output for a shard, and its input packed: the two factors of the gradient of its matrix.
 #[derive(Debug, Default)]
 pub(crate) struct Factors {
@@ -183,21 +191,39 @@ pub(crate) fn forward(
     made: &mut Activations,
     scratch: &mut Scratch,
 ) {
-    let (hidden, intermediate, rows) = (setting.hidden(), setting.intermediate(), part.count());
-    let layer = setting.weights;
+    project(setting, part, x, made);
+    forward_projected(setting, part, x, saving, made, scratch);
+}
+
+/// q, k, v = x·W + b
+fn project(setting: &Setting<'_>, part: Part<'_>, x: &[f32], made: &mut Activations) {
+    let (hidden, rows, layer) = (setting.hidden(), part.count(), setting.weights);
     let (matrices, within) = (layer.matrices, layer.within);
     let input_rows: &[f32] = match part.masked {
         Some(_) => gather(x, hidden, part.places(), &mut made.input_rows),
         None => x,
     };
-
     let query = sized(&mut made.query, rows * hidden);
     let bias = Start::Bias(layer.vector(&within.query_bias));
     multiply(Matrix::new(input_rows, rows, hidden), matrices.query.forward(), bias, query, hidden);
     let key_value = sized(&mut made.key_value, part.tokens() * 2 * hidden);
     let bias = Start::Bias(layer.vector(&within.key_value_bias));
     multiply(Matrix::new(x, part.tokens(), hidden), matrices.key_value.forward(), bias, key_value, 2 * hidden);
+}
 
+/// The rest of [`forward`], after `made.query` and `made.key_value` were computed.
+pub(crate) fn forward_projected(
+    setting: &Setting<'_>,
+    part: Part<'_>,
+    x: &[f32],
+    saving: bool,
+    made: &mut Activations,
+    scratch: &mut Scratch,
+) {
+    let (hidden, intermediate, rows) = (setting.hidden(), setting.intermediate(), part.count());
+    let layer = setting.weights;
+    let (matrices, within) = (layer.matrices, layer.within);
+    let input_rows: &[f32] = if part.masked.is_some() { &made.input_rows } else { x };
     let context = sized(&mut made.context, rows * hidden);
     let log_sum_exp = sized(&mut made.log_sum_exp, if saving { rows * setting.configuration.heads } else { 0 });
     attend(setting, part, &made.query, &made.key_value, context, log_sum_exp, &mut scratch.attention);

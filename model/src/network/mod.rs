@@ -9,6 +9,7 @@
 //! The last layer computes queries, and all that comes after them, for masked rows only: nothing else is asked of it.
 
 mod embedding;
+mod first;
 mod head;
 mod inference;
 mod layer;

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{Matrix, Right, Start};
+use crate::simd::prefetch;
 use pulp::{Arch, Simd, WithSimd};
 
 /// Rows of a tile. With four vectors of columns they fill the registers of AVX-512 and of NEON.
@@ -76,16 +77,14 @@ impl Product<'_> {
         }
     }
 
-    /// Asks for the tile of `out` at `row` and `column`, if it is to be read: it may be far from the core, where gradients of
-    /// large matrices add up.
+    /// Asks for the tile of `out` at `row` and `column`: it may be far from the core, where logits are written or gradients of large
+    /// matrices add up.
     #[inline(always)]
     fn fetch_ahead(&self, row: usize, column: usize, width: usize) {
         const LINE: usize = 16; // values
-        if matches!(self.start, Start::Out) {
-            for row in row..(row + TILE_ROWS).min(self.left.rows) {
-                for column in (column..(column + width).min(self.right.columns)).step_by(LINE) {
-                    prefetch(self.out.as_ptr().wrapping_add(row * self.out_stride + column));
-                }
+        for row in row..(row + TILE_ROWS).min(self.left.rows) {
+            for column in (column..(column + width).min(self.right.columns)).step_by(LINE) {
+                prefetch(self.out.as_ptr().wrapping_add(row * self.out_stride + column));
             }
         }
     }
@@ -221,20 +220,6 @@ impl Tile {
             }
         }
     }
-}
-
-/// Asks for the cache line at `from`, which may be anywhere: nothing is read that the program sees.
-#[inline(always)]
-fn prefetch(from: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch never faults, and every x86-64 has it.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(from.cast());
-    }
-    // Elsewhere there is no stable way; the machine's own prefetching has to do.
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = from;
 }
 
 /// # Safety

@@ -9,6 +9,7 @@ use super::picks::Picks;
 use super::positions::{Coefficients, TileSums};
 use super::{Decoder, sweep};
 use model::product::{Matrix, Packed, Right, Start, multiply};
+use model::simd::fetch;
 use rayon::prelude::*;
 
 /// Numbers per unit of parallel work when the parts of dL/dh are added up.
@@ -31,7 +32,7 @@ pub(super) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { logits_bytes: 64 << 20, positions_min: 192, tile_rows: 256, groups_max: 16 }
+        Self { logits_bytes: 128 << 20, positions_min: 192, tile_rows: 256, groups_max: 16 }
     }
 }
 
@@ -132,9 +133,12 @@ impl<'a> Chunk<'a> {
         let logits = scratch.logits[..cut.vocabulary * stride].par_chunks_mut(tile_rows * stride);
         let maxima = scratch.maxima[..cut.tiles * stride].par_chunks_mut(stride);
         let sums = scratch.sums[..cut.tiles * stride].par_chunks_mut(stride);
-        let decoder = decoder.weight.par_chunks(tile_rows * embedding_size).zip(decoder.bias.par_chunks(tile_rows));
+        let (weights, tile_weights) = (decoder.weight, tile_rows * embedding_size);
+        let decoder = weights.par_chunks(tile_weights).zip(decoder.bias.par_chunks(tile_rows));
         let work = logits.zip(maxima.zip(sums)).zip(decoder).zip(picked).enumerate();
         work.for_each(|(tile, (((logits, (max, sum)), (weight, bias)), picked))| {
+            let next = (tile + 1) * tile_weights;
+            fetch(&weights[next.min(weights.len())..(next + tile_weights).min(weights.len())]);
             // [rows, E] · [E, positions]
             let weight = Matrix::new(weight, bias.len(), embedding_size);
             multiply(weight, hidden, Start::Zero, logits, stride);
@@ -218,6 +222,9 @@ impl Group<'_> {
         let work = tiles.zip(outputs).zip(weight.chunks(tile_weights)).enumerate();
         for (tile, (((logits, (max, scale)), (of_weight, of_bias)), weight)) in work {
             let rows = of_bias.len();
+            // From memory, while the logits are worked on.
+            fetch(weight);
+            fetch(of_weight);
             self.scale(logits, max, scale, self.first + tile * tile_rows, rows);
             sweep::add_row_sums(of_bias, logits, stride, positions);
             let gradient = Matrix::strided(logits, rows, positions, stride);
