@@ -36,11 +36,16 @@ def rate_of(cell):
     return float(number) * 1000 ** " KMGTP".index(prefix or " "), unit
 
 
+def own_peak(figures):
+    """The best FLOP/s of our own product, on one thread."""
+    return max(operation["best_rate"] for operation in figures["ours"][0]["operations"] if operation["name"] == "dense_forward")
+
+
 def table(figures, disturbed):
     """Markdown lines of the figures that the rounds of `run` keep."""
     operations = figures["ours"][0]["operations"]
     library = max(run["flops_per_second"] for run in figures["peak"])
-    own = max(operation["best_rate"] for operation in operations if operation["name"] == "dense_forward")
+    own = own_peak(figures)
     peak = max(library, own)
     note = "" if not disturbed else " **Disturbed: other programs were running.**"
     lines = [f"Each by itself on one thread, medians. The peak is {peak / 1e9:.1f} GFLOP/s: the larger one of the best product 2048×1024×1024 of PyTorch "
