@@ -24,7 +24,7 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Distil embedded tiny teachers on embedded sample text: no network, no GPU, about two minutes.
+    /// Distil embedded tiny teachers on embedded sample text: no network, no GPU, about a minute.
     Demo(DemoArgs),
     /// Run the daemon.
     Run(RunArgs),

@@ -42,7 +42,7 @@ pub fn run(args: &DemoArgs, console: &Console) -> Result<(), Failure> {
     prepare(folder, &configuration)?;
     let config_path = folder.join("demo.toml");
     let about = "Distilling three tiny teachers (English; Spanish; English + German) into one student";
-    console.say(&format!("{about}: {} steps, about two minutes.", args.steps));
+    console.say(&format!("{about}: {} steps, about a minute.", args.steps));
     let summary = crate::supervisor::run(&Configuration::load(&config_path)?, None, console)?;
     if summary.outcome != Some(Outcome::Finished) {
         console.say("Stopped before the last step; the same command goes on from here.");

@@ -7,7 +7,7 @@
 //!   one that was never interrupted. So nothing here depends on time, on the order of threads or on their number:
 //!   sums run over pieces of a fixed size, in a fixed order.
 //! - A checkpoint is one folder that appears complete or not at all.
-//! - The logits of all masked positions over the whole vocabulary never exist at once ([`loss`]).
+//! - Memory for logits is bounded by a chunk of positions, however large batch and vocabulary are ([`loss`]).
 //! - A record that is held out is never trained on; evaluation changes nothing that training reads.
 //!
 //! What it does not do: it reads no corpus and runs no teacher (the log has all it needs), it serves nothing (its
