@@ -9,10 +9,12 @@
 //! Nothing here runs in parallel by itself: callers cut rows or tiles, and know how much work one is.
 
 mod kernel;
+mod transpose;
 
-use crate::simd::{ARCH, with_arch};
+use crate::simd::ARCH;
 pub(crate) use kernel::TILE_ROWS;
 use kernel::{Product, tile_columns};
+pub(crate) use transpose::transpose;
 use pulp::Arch;
 use std::fmt;
 
@@ -144,11 +146,7 @@ impl Packed {
         let panel_values = (self.depth * width).max(1);
         for (panel, first) in self.values.chunks_mut(panel_values).zip((0..self.columns).step_by(width)) {
             let part = matrix.sub_columns(first, width.min(self.columns - first));
-            with_arch(
-                arch,
-                #[inline(always)]
-                || pack_panel(panel, part, width),
-            );
+            pack_panel(arch, panel, part, width);
         }
     }
 
@@ -218,11 +216,7 @@ pub(crate) struct PanelMut<'a> {
 
 impl PanelMut<'_> {
     pub(crate) fn pack(self) {
-        with_arch(
-            *ARCH,
-            #[inline(always)]
-            || pack_panel(self.values, self.part, self.width),
-        );
+        pack_panel(*ARCH, self.values, self.part, self.width);
     }
 }
 
@@ -233,31 +227,16 @@ pub fn panel_columns() -> usize {
 }
 
 /// Writes `part` `[depth, ≤ width]` as `[depth, width]`, with zeros behind it.
-#[inline(always)]
-fn pack_panel(panel: &mut [f32], part: Matrix<'_>, width: usize) {
+fn pack_panel(arch: Arch, panel: &mut [f32], part: Matrix<'_>, width: usize) {
+    if part.columns < width {
+        panel.chunks_exact_mut(width).for_each(|row| row[part.columns..].fill(0.0));
+    }
     if part.column_stride == 1 {
         for (row, to) in panel.chunks_exact_mut(width).enumerate() {
-            let from = &part.values[row * part.row_stride..][..part.columns];
-            to[..part.columns].copy_from_slice(from);
-            to[part.columns..].fill(0.0);
+            to[..part.columns].copy_from_slice(part.row(row));
         }
-        return;
-    }
-    if part.columns < width {
-        panel.fill(0.0);
-    }
-    // A few columns at a time, so that what is written stays in the nearest cache.
-    const DEPTH: usize = 64;
-    for first in (0..part.rows).step_by(DEPTH) {
-        let count = DEPTH.min(part.rows - first);
-        let to = &mut panel[first * width..(first + count) * width];
-        for column in 0..part.columns {
-            let from = &part.values[column * part.column_stride + first * part.row_stride..];
-            let values = from.iter().step_by(part.row_stride).take(count);
-            for (to, from) in to[column..].iter_mut().step_by(width).zip(values) {
-                *to = *from;
-            }
-        }
+    } else {
+        transpose(arch, part.transposed(), panel, width);
     }
 }
 
@@ -272,18 +251,15 @@ pub struct Right<'a> {
 }
 
 impl<'a> Right<'a> {
-    /// `matrix` where it lies, if its rows are contiguous and its columns fill whole panels; or else packed into `scratch`.
+    /// `matrix` where it lies, if its rows are contiguous and there are values enough behind them to read whole panels; or else
+    /// packed into `scratch`.
     #[must_use]
     pub fn of(matrix: Matrix<'a>, scratch: &'a mut Packed) -> Self {
         let width = tile_columns(*ARCH);
-        if matrix.column_stride == 1 && matrix.columns.is_multiple_of(width) {
-            return Self {
-                values: matrix.values,
-                depth: matrix.rows,
-                columns: matrix.columns,
-                panel_stride: width,
-                row_stride: matrix.row_stride,
-            };
+        let Matrix { values, rows: depth, columns, row_stride, column_stride } = matrix;
+        let here = Self { values, depth, columns, panel_stride: width, row_stride };
+        if column_stride == 1 && here.end(width) <= values.len() {
+            return here;
         }
         scratch.pack(matrix);
         scratch.right()

@@ -13,12 +13,6 @@ pub fn vectorised<R>(kernel: impl FnOnce() -> R) -> R {
     ARCH.dispatch(kernel)
 }
 
-/// The same for given instructions.
-#[inline(always)]
-pub(crate) fn with_arch<R>(arch: pulp::Arch, kernel: impl FnOnce() -> R) -> R {
-    arch.dispatch(kernel)
-}
-
 /// Asks for values that will be needed soon, to have them near the core by then.
 pub fn fetch(values: &[f32]) {
     const LINE: usize = 16; // values

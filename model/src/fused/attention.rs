@@ -12,8 +12,8 @@
 
 use super::dropout::{Mask, Rows};
 use crate::elementary::{exp_nonpositive, sum_of};
-use crate::product::{Matrix, Packed, Right, Start, TILE_ROWS, multiply, panel_columns};
-use crate::simd::vectorised;
+use crate::product::{Matrix, Packed, Right, Start, TILE_ROWS, multiply, panel_columns, transpose};
+use crate::simd::{ARCH, vectorised};
 
 /// The heads of a layer: each has its own columns of queries, keys, values and context.
 #[derive(Clone, Copy, Debug)]
@@ -292,54 +292,41 @@ impl Scratch {
     }
 }
 
-/// The transpose of a head's keys or values, `[size, length]`, as a right factor. The columns that fill up the last panel are 0.
+/// The transpose of a head's keys or values, `[size, length]`, as a right factor. Rows are filled up with zeros.
 #[derive(Debug, Default)]
 struct Panels {
     values: Vec<f32>,
     size: usize,
+    /// Columns with a score for each query, and zeros behind the last key.
+    columns: usize,
     width: usize,
 }
 
 impl Panels {
     /// `matrix` is `[length, size]`.
     fn fill(&mut self, matrix: Matrix<'_>) {
-        (self.size, self.width) = (matrix.columns(), panel_columns().max(LANES));
-        let panels = matrix.rows().div_ceil(self.width);
+        let length = matrix.rows();
+        (self.size, self.columns) = (matrix.columns(), length.next_multiple_of(LANES));
+        self.width = panel_columns().max(LANES);
+        let panels = length.div_ceil(self.width);
         self.values.resize(panels * self.size * self.width, 0.0);
-        let (size, width) = (self.size, self.width);
-        vectorised(
-            #[inline(always)]
-            || {
-                for (panel, values) in self.values.chunks_exact_mut(size * width).enumerate() {
-                    for group in (0..width).step_by(LANES) {
-                        transpose(matrix, panel * width + group, values, width, group);
-                    }
-                }
-            },
-        );
-    }
-
-    /// `out` takes `[rows, length]` and the columns that fill up the last panel, a row every `stride` values.
-    fn multiply(&self, left: Matrix<'_>, out: &mut [f32], stride: usize) {
-        for (panel, values) in self.values.chunks_exact(self.size * self.width).enumerate() {
-            let right = Matrix::new(values, self.size, self.width);
-            // Whole panels are read where they lie.
-            let mut none = Packed::default();
-            let from = (panel * self.width).min(out.len());
-            multiply(left, Right::of(right, &mut none), Start::Zero, &mut out[from..], stride);
+        for (panel, first) in self.values.chunks_exact_mut(self.size * self.width).zip((0..length).step_by(self.width)) {
+            let count = self.width.min(length - first);
+            if count < self.width {
+                panel.chunks_exact_mut(self.width).for_each(|row| row[count..].fill(0.0));
+            }
+            transpose(*ARCH, matrix.sub_rows(first, count), panel, self.width);
         }
     }
-}
 
-/// Rows from `first` on, [`LANES`] of them, as columns from `column` on. Rows behind the last one are zeros.
-#[inline(always)]
-fn transpose(matrix: Matrix<'_>, first: usize, panel: &mut [f32], width: usize, column: usize) {
-    for lane in 0..LANES {
-        let to = panel[column + lane..].iter_mut().step_by(width);
-        if first + lane < matrix.rows() {
-            to.zip(matrix.row(first + lane)).for_each(|(to, from)| *to = *from);
-        } else {
-            to.for_each(|to| *to = 0.0);
+    /// `out` takes `[rows, columns]`, a row every `stride` values.
+    fn multiply(&self, left: Matrix<'_>, out: &mut [f32], stride: usize) {
+        for (panel, first) in self.values.chunks_exact(self.size * self.width).zip((0..).step_by(self.width)) {
+            let right = Matrix::strided(panel, self.size, self.width.min(self.columns - first), self.width);
+            // Whole panels are read where they lie.
+            let mut none = Packed::default();
+            let from = first.min(out.len());
+            multiply(left, Right::of(right, &mut none), Start::Zero, &mut out[from..], stride);
         }
     }
 }

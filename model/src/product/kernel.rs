@@ -58,17 +58,17 @@ impl Product<'_> {
             while row < self.left.rows {
                 let rows = TILE_ROWS.min(self.left.rows - row);
                 self.fetch_ahead(row + TILE_ROWS, column, width);
-                if columns == width {
+                if columns.is_multiple_of(S::F32_LANES) {
                     let start = match self.start {
                         Start::Zero => TileStart::Zero,
-                        Start::Bias(bias) => TileStart::Row(bias[column..][..width].as_ptr()),
+                        Start::Bias(bias) => TileStart::Row(bias[column..][..columns].as_ptr()),
                         Start::Out => TileStart::Out,
                     };
                     let out = self.out[row * self.out_stride + column..].as_mut_ptr();
                     let tile = self.tile(row, panel, out, self.out_stride, start);
                     // SAFETY: `multiply_for` has checked that the factors hold what a tile reads, and that `out` holds
-                    // these rows and columns; the bias was cut to `width`.
-                    unsafe { tile.compute_rows::<S, VECTORS>(simd, rows) };
+                    // these rows and columns; the bias was cut to `columns`.
+                    unsafe { tile.compute_columns::<S, VECTORS>(simd, rows, columns) };
                 } else {
                     self.narrow_tile::<S, VECTORS>(simd, (row, rows), panel, (column, columns));
                 }
@@ -110,14 +110,7 @@ impl Product<'_> {
         }
         let tile = self.tile(row, panel, buffer.as_mut_ptr(), TILE_COLUMNS_MAX, TileStart::Out);
         // SAFETY: as above for the factors; the buffer has `TILE_ROWS` rows of the widest tile. Fewer vectors read less.
-        unsafe {
-            match columns.div_ceil(S::F32_LANES) {
-                1 => tile.compute_rows::<S, 1>(simd, rows),
-                2 => tile.compute_rows::<S, 2>(simd, rows),
-                3 if VECTORS > 3 => tile.compute_rows::<S, 3>(simd, rows),
-                _ => tile.compute_rows::<S, VECTORS>(simd, rows),
-            }
-        }
+        unsafe { tile.compute_columns::<S, VECTORS>(simd, rows, columns) };
         for (i, line) in buffer.chunks_exact(TILE_COLUMNS_MAX).take(rows).enumerate() {
             self.out[(row + i) * stride + column..][..columns].copy_from_slice(&line[..columns]);
         }
@@ -162,6 +155,23 @@ struct Tile {
 }
 
 impl Tile {
+    /// The vectors that `columns` need.
+    ///
+    /// # Safety
+    /// With `rows` in 1..=6 and `columns` in 1..=VECTORS · lanes: see [`Tile::compute`].
+    #[inline(always)]
+    unsafe fn compute_columns<S: Simd, const VECTORS: usize>(self, simd: S, rows: usize, columns: usize) {
+        // SAFETY: passed on.
+        unsafe {
+            match columns.div_ceil(S::F32_LANES) {
+                1 => self.compute_rows::<S, 1>(simd, rows),
+                2 => self.compute_rows::<S, 2>(simd, rows),
+                3 if VECTORS > 3 => self.compute_rows::<S, 3>(simd, rows),
+                _ => self.compute_rows::<S, VECTORS>(simd, rows),
+            }
+        }
+    }
+
     /// # Safety
     /// With `rows` in 1..=6: see [`Tile::compute`].
     #[inline(always)]
