@@ -14,9 +14,9 @@ mod transpose;
 use crate::simd::ARCH;
 pub(crate) use kernel::TILE_ROWS;
 use kernel::{Product, tile_columns};
-pub(crate) use transpose::transpose;
 use pulp::Arch;
 use std::fmt;
+pub(crate) use transpose::transpose;
 
 /// A matrix in a slice: element (i, j) is `values[i · row_stride + j · column_stride]`.
 #[derive(Clone, Copy)]

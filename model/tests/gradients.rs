@@ -234,13 +234,12 @@ fn hidden_of(network: &Inference, batch: &PackedBatch) -> Vec<f32> {
 }
 
 #[test]
-fn a_sequence_has_the_same_bits_alone_and_in_company_for_teacher_and_student() {
+fn a_sequence_has_the_same_bits_alone_and_in_company() {
     let configuration = larger();
     let map = parameters(&configuration);
     let network = Inference::new(&configuration, &Parameters::from_map(map, &configuration).unwrap()).unwrap();
     let batch = many();
     let together = hidden_of(&network, &batch);
-    assert_eq!(together, by_hand(&configuration, &batch, None).hidden);
     let (mut first_row, mut first_value) = (0, 0);
     for &length in &batch.lengths {
         let rows = first_row..first_row + length;
@@ -263,6 +262,10 @@ fn a_teacher_agrees_with_the_plain_composition() {
         let network = Inference::new(&configuration, &parameters).unwrap();
         assert_close(&hidden_of(&network, &batch()), &by_autograd(&configuration, &batch(), None).hidden, &variant);
     }
+    let (configuration, batch) = (larger(), many());
+    let parameters = Parameters::from_map(parameters(&configuration), &configuration).unwrap();
+    let network = Inference::new(&configuration, &parameters).unwrap();
+    assert_close(&hidden_of(&network, &batch), &by_autograd(&configuration, &batch, None).hidden, "larger");
 }
 
 #[test]

@@ -72,6 +72,16 @@ impl Runner {
         self.network.configuration()
     }
 
+    /// Floating-point operations of the matrix products and the attention that [`Runner::label`] does for `copies`; a multiplication
+    /// and an addition count as two. With M masked positions, E embedding size and V rows of the decoder, 2·M·E·V more than
+    /// [`Inference::flops`].
+    pub fn flops<'a>(&self, copies: impl Iterator<Item = &'a MaskedCopy> + Clone) -> u64 {
+        let configuration = self.configuration();
+        let decoder = 2 * configuration.embedding_size as u64 * configuration.vocabulary_size as u64;
+        let masked: u64 = copies.clone().map(|copy| copy.masked_positions.len() as u64).sum();
+        decoder * masked + self.network.flops(copies.map(|copy| (copy.token_ids.len(), copy.masked_positions.len())))
+    }
+
     /// Labels `copies` (this teacher's own) in one forward pass; one label per copy, in order.
     pub fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError> {
         let (batch, gold_ids) = pack(copies);

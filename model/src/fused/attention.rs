@@ -310,7 +310,8 @@ impl Panels {
         self.width = panel_columns().max(LANES);
         let panels = length.div_ceil(self.width);
         self.values.resize(panels * self.size * self.width, 0.0);
-        for (panel, first) in self.values.chunks_exact_mut(self.size * self.width).zip((0..length).step_by(self.width)) {
+        for (panel, first) in self.values.chunks_exact_mut(self.size * self.width).zip((0..length).step_by(self.width))
+        {
             let count = self.width.min(length - first);
             if count < self.width {
                 panel.chunks_exact_mut(self.width).for_each(|row| row[count..].fill(0.0));

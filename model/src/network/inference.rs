@@ -1,11 +1,12 @@
 //! A network whose weights do not change: a teacher.
 
+use super::absorbed::{self, Absorbed};
 use super::embedding::Embedded;
 use super::first::FirstLayer;
 use super::head::Transformed;
 use super::layer::{self, Activations, Part, Scratch, Setting};
 use super::shard::{self, Shard};
-use super::weights::{Matrices, Weights};
+use super::weights::{Dense, Matrices, Weights};
 use crate::random::Philox;
 use crate::{Bert, Configuration, Layout, ModelError, PackedBatch, Parameters};
 use rayon::prelude::*;
@@ -21,6 +22,7 @@ pub struct Inference {
     arena: Vec<f32>,
     matrices: Matrices,
     first: Option<FirstLayer>,
+    absorbed: Option<Absorbed>,
     /// Buffers of shards that are done, for others.
     spare: Mutex<Vec<Workspace>>,
 }
@@ -53,6 +55,7 @@ struct Workspace {
     last: Activations,
     transformed: Transformed,
     scratch: Scratch,
+    absorbed: absorbed::Scratch,
 }
 
 impl Inference {
@@ -65,10 +68,15 @@ impl Inference {
         let mut arena = layout.gather(parameters)?;
         let mut matrices = Matrices::default();
         matrices.pack(configuration, &layout, &arena, false);
-        let first = FirstLayer::new(&Weights { configuration, layout: &layout, arena: &arena, matrices: &matrices });
+        let weights = Weights { configuration, layout: &layout, arena: &arena, matrices: &matrices };
+        let (first, absorbed) = (FirstLayer::new(&weights), Absorbed::new(&weights));
         arena.truncate(layout.matrices);
         arena.shrink_to_fit();
-        Ok(Self { configuration: configuration.clone(), layout, arena, matrices, first, spare: Mutex::default() })
+        if let (Some(_), Some(last)) = (&absorbed, matrices.layers.last_mut()) {
+            last.key_value = Dense::default();
+        }
+        let configuration = configuration.clone();
+        Ok(Self { configuration, layout, arena, matrices, first, absorbed, spare: Mutex::default() })
     }
 
     /// The same, and asks it and the plain composition for the same hidden states: on a machine whose vector instructions nobody
@@ -99,6 +107,16 @@ impl Inference {
         &self.configuration
     }
 
+    /// Whether the first layer's queries, keys and values are looked up.
+    pub(crate) fn looks_up(&self) -> bool {
+        self.first.is_some()
+    }
+
+    /// Whether the last layer's queries absorb keys and values.
+    pub(crate) fn absorbs(&self) -> bool {
+        self.absorbed.is_some()
+    }
+
     /// Computes the hidden states `[masked, embedding]` shard by shard, in parallel in the rayon pool that this is called in, and
     /// hands each shard's to `f` as soon as they are there, with the shard's part of the batch's masked rows. Returns what
     /// `f` made of them, in order. Times the decoder's weight, plus its bias, hidden states are logits.
@@ -126,7 +144,7 @@ impl Inference {
     fn forward(&self, batch: &PackedBatch, positions: &[u32], shard: &Shard, workspace: &mut Workspace) {
         let configuration = &self.configuration;
         let weights = Weights { configuration, layout: &self.layout, arena: &self.arena, matrices: &self.matrices };
-        let Workspace { embedded, x, layer: made, last: made_last, transformed, scratch } = workspace;
+        let Workspace { embedded, x, layer: made, last: made_last, transformed, scratch, absorbed } = workspace;
         let tokens = (&batch.token_ids[shard.tokens.clone()], &positions[shard.tokens.clone()]);
         embedded.forward(&weights.embedding(), configuration, tokens, shard, None, self.first.is_some());
         for number in 0..configuration.layers {
@@ -139,6 +157,8 @@ impl Inference {
                 first.look_up(tokens, embedded.scales(), query, key_value);
                 layer::forward_projected(&setting, Part { shard, masked }, input, false, made, scratch);
                 std::mem::swap(x, &mut made.output);
+            } else if let Some(maps) = self.absorbed.as_ref().filter(|_| last) {
+                layer::forward_absorbed(&setting, (maps, absorbed), Part { shard, masked }, input, made_last, scratch);
             } else if last {
                 layer::forward(&setting, Part { shard, masked }, input, false, made_last, scratch);
             } else {

@@ -9,6 +9,7 @@
 //! A layer may be asked for some rows only: then q and all that comes after it exist for these, while k and v exist for all
 //! tokens. `rows` below is their number; `tokens`, `hidden` and `intermediate` are what they are everywhere.
 
+use super::absorbed::{self, Absorbed};
 use super::shard::Shard;
 use super::weights::Layer;
 use crate::Dropout;
@@ -42,7 +43,7 @@ impl Setting<'_> {
         self.configuration.activation
     }
 
-    fn heads(&self) -> Heads {
+    pub(crate) fn heads(&self) -> Heads {
         Heads { count: self.configuration.heads, size: self.configuration.head_size() }
     }
 
@@ -80,7 +81,7 @@ impl Part<'_> {
     }
 
     /// Of each sequence: its tokens and asked-for rows, counted from the shard's first ones, and the rows' numbers in the batch.
-    fn sequences(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>, Rows<'_>)> {
+    pub(crate) fn sequences(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>, Rows<'_>)> {
         self.shard.sequences.iter().map(|sequence| match self.masked {
             Some(rows) => {
                 (sequence.tokens.clone(), sequence.masked.clone(), Rows::Listed(&rows[sequence.masked.clone()]))
@@ -191,24 +192,44 @@ pub(crate) fn forward(
     made: &mut Activations,
     scratch: &mut Scratch,
 ) {
-    project(setting, part, x, made);
+    project_query(setting, part, x, made);
+    project_key_value(setting, part, x, made);
     forward_projected(setting, part, x, saving, made, scratch);
 }
 
-/// q, k, v = x·W + b
-fn project(setting: &Setting<'_>, part: Part<'_>, x: &[f32], made: &mut Activations) {
+/// [`forward`] of a layer whose attention needs no keys and values; nothing is saved.
+pub(crate) fn forward_absorbed(
+    setting: &Setting<'_>,
+    absorbed: (&Absorbed, &mut absorbed::Scratch),
+    part: Part<'_>,
+    x: &[f32],
+    made: &mut Activations,
+    scratch: &mut Scratch,
+) {
+    project_query(setting, part, x, made);
+    let context = sized(&mut made.context, part.count() * setting.hidden());
+    absorbed.0.attend(setting, part, (&made.query, x), context, absorbed.1);
+    forward_attended(setting, part, x, false, made, scratch);
+}
+
+/// q = x·Wq + bq, after x was gathered at the asked-for rows.
+fn project_query(setting: &Setting<'_>, part: Part<'_>, x: &[f32], made: &mut Activations) {
     let (hidden, rows, layer) = (setting.hidden(), part.count(), setting.weights);
-    let (matrices, within) = (layer.matrices, layer.within);
     let input_rows: &[f32] = match part.masked {
         Some(_) => gather(x, hidden, part.places(), &mut made.input_rows),
         None => x,
     };
     let query = sized(&mut made.query, rows * hidden);
-    let bias = Start::Bias(layer.vector(&within.query_bias));
-    multiply(Matrix::new(input_rows, rows, hidden), matrices.query.forward(), bias, query, hidden);
-    let key_value = sized(&mut made.key_value, part.tokens() * 2 * hidden);
-    let bias = Start::Bias(layer.vector(&within.key_value_bias));
-    multiply(Matrix::new(x, part.tokens(), hidden), matrices.key_value.forward(), bias, key_value, 2 * hidden);
+    let bias = Start::Bias(layer.vector(&layer.within.query_bias));
+    multiply(Matrix::new(input_rows, rows, hidden), layer.matrices.query.forward(), bias, query, hidden);
+}
+
+/// k, v = x·W + b
+fn project_key_value(setting: &Setting<'_>, part: Part<'_>, x: &[f32], made: &mut Activations) {
+    let (hidden, tokens, layer) = (setting.hidden(), part.tokens(), setting.weights);
+    let key_value = sized(&mut made.key_value, tokens * 2 * hidden);
+    let bias = Start::Bias(layer.vector(&layer.within.key_value_bias));
+    multiply(Matrix::new(x, tokens, hidden), layer.matrices.key_value.forward(), bias, key_value, 2 * hidden);
 }
 
 /// The rest of [`forward`], after `made.query` and `made.key_value` were computed.
@@ -220,17 +241,30 @@ pub(crate) fn forward_projected(
     made: &mut Activations,
     scratch: &mut Scratch,
 ) {
+    let rows = part.count();
+    let context = sized(&mut made.context, rows * setting.hidden());
+    let log_sum_exp = sized(&mut made.log_sum_exp, if saving { rows * setting.configuration.heads } else { 0 });
+    attend(setting, part, &made.query, &made.key_value, context, log_sum_exp, &mut scratch.attention);
+    forward_attended(setting, part, x, saving, made, scratch);
+}
+
+/// The rest of [`forward`], after `made.context` was computed.
+fn forward_attended(
+    setting: &Setting<'_>,
+    part: Part<'_>,
+    x: &[f32],
+    saving: bool,
+    made: &mut Activations,
+    scratch: &mut Scratch,
+) {
     let (hidden, intermediate, rows) = (setting.hidden(), setting.intermediate(), part.count());
     let layer = setting.weights;
     let (matrices, within) = (layer.matrices, layer.within);
     let input_rows: &[f32] = if part.masked.is_some() { &made.input_rows } else { x };
-    let context = sized(&mut made.context, rows * hidden);
-    let log_sum_exp = sized(&mut made.log_sum_exp, if saving { rows * setting.configuration.heads } else { 0 });
-    attend(setting, part, &made.query, &made.key_value, context, log_sum_exp, &mut scratch.attention);
 
     let dense = sized(&mut scratch.dense, rows * hidden);
     let bias = Start::Bias(layer.vector(&within.output_bias));
-    multiply(Matrix::new(context, rows, hidden), matrices.output.forward(), bias, dense, hidden);
+    multiply(Matrix::new(&made.context, rows, hidden), matrices.output.forward(), bias, dense, hidden);
     let middle = sized(&mut made.middle, rows * hidden);
     let saved = saving.then(|| made.middle_saved.make(rows, hidden));
     norm::forward(

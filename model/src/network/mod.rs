@@ -8,8 +8,10 @@
 //!
 //! The last layer computes queries, and all that comes after them, for masked rows only: nothing else is asked of it.
 
+mod absorbed;
 mod embedding;
 mod first;
+mod flops;
 mod head;
 mod inference;
 mod layer;

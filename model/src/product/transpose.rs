@@ -20,9 +20,7 @@ pub(crate) fn transpose(arch: Arch, from: Matrix<'_>, to: &mut [f32], to_stride:
             #[inline(always)]
             || blocks(from, to, to_stride, |rows| x86::turn_8(simd, rows)),
         ),
-        _ => blocks::<4>(from, to, to_stride, |rows| {
-            std::array::from_fn(|j| std::array::from_fn(|i| rows[i][j]))
-        }),
+        _ => blocks::<4>(from, to, to_stride, |rows| std::array::from_fn(|j| std::array::from_fn(|i| rows[i][j]))),
     }
 }
 
@@ -65,7 +63,7 @@ mod x86 {
     #[inline(always)]
     pub(super) fn turn_16(simd: V4, rows: [[f32; 16]; 16]) -> [[f32; 16]; 16] {
         let f = simd.avx512f;
-        let rows: [__m512; 16] = rows.map(|row| pulp::cast(row));
+        let rows: [__m512; 16] = from_fn(|i| pulp::cast(rows[i]));
         let pairs: [__m512; 16] = from_fn(|i| match i % 2 {
             0 => f._mm512_unpacklo_ps(rows[i], rows[i + 1]),
             _ => f._mm512_unpackhi_ps(rows[i - 1], rows[i]),
@@ -97,7 +95,7 @@ mod x86 {
     #[inline(always)]
     pub(super) fn turn_8(simd: V3, rows: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
         let f = simd.avx;
-        let rows: [__m256; 8] = rows.map(|row| pulp::cast(row));
+        let rows: [__m256; 8] = from_fn(|i| pulp::cast(rows[i]));
         let pairs: [__m256; 8] = from_fn(|i| match i % 2 {
             0 => f._mm256_unpacklo_ps(rows[i], rows[i + 1]),
             _ => f._mm256_unpackhi_ps(rows[i - 1], rows[i]),

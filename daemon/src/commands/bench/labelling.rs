@@ -52,9 +52,9 @@ impl Labelling {
         &self.batches
     }
 
-    /// The teacher's shape.
-    pub(super) fn configuration(&self) -> &Configuration {
-        self.runner.configuration()
+    /// See [`Runner::flops`].
+    pub(super) fn flops<'a>(&self, copies: impl Iterator<Item = &'a MaskedCopy> + Clone) -> u64 {
+        self.runner.flops(copies)
     }
 
     /// Labels the batch of this index, in the pool that it is called in.
