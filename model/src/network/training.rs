@@ -2,7 +2,7 @@
 
 use super::embedding::{Embedded, EmbeddedGradients};
 use super::head::{Transformed, TransformedGradients};
-use super::layer::{self, Activations, Gradients, Part, Scratch, Setting, disjoint};
+use super::layer::{self, Activations, Gradients, Part, Scratch, Setting, disjoint, sized};
 use super::shard::{self, Shard};
 use super::weights::{Matrices, Weights};
 use crate::Dropout;
@@ -14,6 +14,8 @@ use std::ops::Range;
 
 /// Rows of a matrix whose gradient is one task.
 const ROWS_PER_TASK: usize = 96;
+/// From one row of a task's columns to the next: an odd number of cache lines, so that a column spreads over all sets of a cache.
+const COLUMNS_NEAR: usize = ROWS_PER_TASK + 16;
 
 /// The passes of a network whose parameters and gradients lie in arenas of its [`Layout`]. Its buffers are kept from batch to
 /// batch. Everything runs in the rayon pool that it is called in.
@@ -248,13 +250,22 @@ fn add_matrices<const N: usize>(gradients: &mut [f32], states: &[State], matrice
         pieces.map(move |(task, piece)| (piece, task * ROWS_PER_TASK, outputs, inputs, factors))
     });
     let tasks: Vec<_> = tasks.collect();
-    tasks.into_par_iter().with_max_len(1).for_each(|(piece, first, outputs, inputs, factors)| {
+    tasks.into_par_iter().with_max_len(1).for_each_init(Vec::new, |near, (piece, first, outputs, inputs, factors)| {
         let count = piece.len() / inputs;
         for state in states {
             let (gradient, input) = factors(state);
-            let gradient = Matrix::new(gradient, input.depth(), outputs); // [rows, outputs]
-            let left = gradient.transposed().sub_rows(first, count);
-            multiply(left, input.right(), Start::Out, piece, inputs);
+            let gradient = columns_near(Matrix::new(gradient, input.depth(), outputs), first, count, near);
+            multiply(gradient.transposed(), input.right(), Start::Out, piece, inputs);
         }
     });
+}
+
+/// `count` columns of `matrix` from `first` on, copied to where they lie close together: a column of a wide matrix falls into few sets of
+/// the caches.
+fn columns_near<'a>(matrix: Matrix<'_>, first: usize, count: usize, near: &'a mut Vec<f32>) -> Matrix<'a> {
+    let values = sized(near, matrix.rows() * COLUMNS_NEAR);
+    for (row, to) in values.chunks_exact_mut(COLUMNS_NEAR).enumerate() {
+        to[..count].copy_from_slice(&matrix.row(row)[first..first + count]);
+    }
+    Matrix::strided(values, matrix.rows(), count, COLUMNS_NEAR)
 }
