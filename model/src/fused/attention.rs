@@ -11,9 +11,10 @@
 //! a bit of them.
 
 use super::dropout::{Mask, Rows};
-use crate::elementary::{exp_nonpositive, sum_of};
+use crate::elementary::{exp2_nonpositive, sum_of};
 use crate::product::{Matrix, Packed, Right, Start, TILE_ROWS, multiply, panel_columns, transpose};
 use crate::simd::{ARCH, vectorised};
+use std::f32::consts::LOG2_E;
 
 /// The heads of a layer: each has its own columns of queries, keys, values and context.
 #[derive(Clone, Copy, Debug)]
@@ -238,7 +239,7 @@ impl Block<'_> {
         let (shape, scale) = (self.shape, self.heads.scale());
         let rows = scores.chunks_exact_mut(shape.stride).zip(of_rows);
         for (index, (row, of_row)) in (self.first..).zip(rows) {
-            let (highest, sum) = exponentials(row, shape, scale);
+            let (highest, sum) = exponentials(row, shape, scale * LOG2_E);
             *of_row = 1.0 / sum;
             if let Some(log_sum_exp) = &mut log_sum_exp {
                 log_sum_exp[index * self.heads.count + self.head] = scale * highest + sum.ln();
@@ -332,7 +333,7 @@ impl Panels {
     }
 }
 
-/// Scores become exp(scale · (score − highest)); returns the highest and the sum.
+/// Scores become 2^(scale · (score − highest)); returns the highest and the sum.
 #[inline(always)]
 fn exponentials(row: &mut [f32], shape: Shape, scale: f32) -> (f32, f32) {
     row[shape.length..shape.padded].fill(f32::NEG_INFINITY);
@@ -347,7 +348,7 @@ fn exponentials(row: &mut [f32], shape: Shape, scale: f32) -> (f32, f32) {
     let mut sums = [0.0_f32; LANES];
     for chunk in chunks {
         for lane in 0..LANES {
-            chunk[lane] = exp_nonpositive(scale * (chunk[lane] - highest));
+            chunk[lane] = exp2_nonpositive(scale * (chunk[lane] - highest));
             sums[lane] += chunk[lane];
         }
     }
@@ -377,12 +378,13 @@ fn gradients_of_scores(
     scale: f32,
     (log_sum_exp, along): (f32, f32),
 ) {
+    let (scale_2, log_sum_exp_2) = (scale * LOG2_E, log_sum_exp * LOG2_E);
     let pairs = scores.as_chunks_mut::<LANES>().0.iter_mut().zip(of_scores.as_chunks_mut::<LANES>().0);
     match mask {
         None => {
             for (scores, of_scores) in pairs {
                 for lane in 0..LANES {
-                    scores[lane] = exp_nonpositive(scale * scores[lane] - log_sum_exp);
+                    scores[lane] = exp2_nonpositive(scale_2 * scores[lane] - log_sum_exp_2);
                     of_scores[lane] = scale * scores[lane] * (of_scores[lane] - along);
                 }
             }
@@ -390,7 +392,7 @@ fn gradients_of_scores(
         Some(mask) => {
             for ((scores, of_scores), mask) in pairs.zip(mask.as_chunks::<LANES>().0) {
                 for lane in 0..LANES {
-                    let probability = exp_nonpositive(scale * scores[lane] - log_sum_exp);
+                    let probability = exp2_nonpositive(scale_2 * scores[lane] - log_sum_exp_2);
                     scores[lane] = probability * mask[lane];
                     of_scores[lane] = scale * probability * (of_scores[lane] * mask[lane] - along);
                 }
