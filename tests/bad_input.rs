@@ -4,9 +4,11 @@
 
 mod harness;
 
-use harness::{Scene, configuration, mergedistill, text};
+use harness::{Scene, configuration, mergedistill, text, until};
+use serde_json::Value;
 use std::fs;
-use std::process::{Command, Output};
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 
 /// Runs `configuration` and expects this exit code, and all of `words` in the message.
 #[track_caller]
@@ -116,22 +118,56 @@ fn a_state_folder_of_another_configuration() {
     expect(&scene.run(&[]), 78, &["hidden_size", "16", "32"]);
 }
 
-/// A full disk: a file system of 1 MiB, in a mount namespace of its own.
+/// Everything else is on another file system than the log, which is a small one, in a mount namespace of its own.
 #[test]
-fn no_space_left_on_the_device() {
+fn a_full_disk_is_waited_for() {
     let able = Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).status();
     assert!(
         able.is_ok_and(|status| status.success()),
         "this test mounts a small file system: it needs `unshare` (util-linux) and unprivileged user namespaces"
     );
-    let scene = Scene::new(&configuration().replace("[queue]", "[run]\nstate_dir = \"small/state\"\n[queue]"));
+    let all = configuration().replace("[[corpus]]", "[[corpus]]\nrounds = 1000");
+    let store = "[store]\npath = \"small/log\"\nsegment_bytes = 131072\n";
+    let scene = Scene::new(&format!("{}{store}", &all[..all.find("[student]").unwrap()]));
     let small = scene.path("small");
     fs::create_dir(&small).unwrap();
-    let script = r#"mount -t tmpfs -o size=1m tmpfs "$0" && "$1" run --config "$2"; code=$?; "$1" log verify "$0/state/log" && exit $code"#;
-    let output = Command::new("unshare")
+    let script = r#"
+        mount -t tmpfs -o size=4m tmpfs "$0" && head -c 2500000 /dev/zero > "$0/ballast" || exit 99
+        "$1" run --config "$2" & daemon=$!
+        read room && rm "$0/ballast"
+        read end; kill $daemon; wait $daemon; code=$?
+        "$1" log verify "$0/log" && exit $code"#;
+    let mut shell = Command::new("unshare")
         .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
         .args([small.to_str().unwrap(), env!("CARGO_BIN_EXE_mergedistill"), scene.config.to_str().unwrap()])
-        .output()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .unwrap();
-    expect(&output, 74, &["small/state", "free some space and start again"]);
+
+    let status = || -> Option<Value> { serde_json::from_slice(&scene.ctl(&["status"]).stdout).ok() };
+    let waits = || status().filter(|status| status["stages"]["log"]["waiting"] == "disk space");
+    let durable = |status: &Value| status["log"]["durable"].as_u64().unwrap();
+    let first = durable(&until("a full disk", waits));
+    assert!(text(&mergedistill_status(&scene)).contains("waiting for disk space"));
+    shell.stdin.as_mut().unwrap().write_all(b"room\n").unwrap();
+    let goes_on = |status: &Value| status["stages"]["log"]["waiting"].is_null() && durable(status) > first;
+    until("more of the log", || status().filter(goes_on));
+    let second = durable(&until("a disk that is full again", || waits().filter(|status| durable(status) > first)));
+    assert!(second > first);
+    assert!(scene.ctl(&["shutdown"]).status.success(), "it can be stopped while it waits");
+    until("its end", || status().is_none().then_some(()));
+    let output = shell.wait_with_output().unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    assert_eq!(stderr.matches("waiting for disk space").count(), 2, "a line each time: {stderr}");
+    assert_eq!(stderr.matches("there is disk space again").count(), 1, "{stderr}");
+    assert!(text(&output.stdout).contains("intact up to"), "{}", text(&output.stdout));
+}
+
+/// `mergedistill ctl status`, for people.
+fn mergedistill_status(scene: &Scene) -> Vec<u8> {
+    let socket = scene.path("state/control.sock");
+    mergedistill(&["ctl", "--socket", socket.to_str().unwrap(), "status"]).output().unwrap().stdout
 }

@@ -167,3 +167,29 @@ fn label_first_and_train_later() {
     let output = mergedistill(&["run", "--config", short.to_str().unwrap()]).output().unwrap();
     assert_eq!(output.status.code(), Some(78), "{}", text(&output.stderr));
 }
+
+#[test]
+fn old_segments_go_and_training_does_not_notice() {
+    // There is more to label than training reads: segments are sealed, and looked at, as long as it goes on.
+    let all = configuration().replace("[[corpus]]", "[[corpus]]\nrounds = 1000").replace("steps = 12", "steps = 120");
+    let store = "[store]\nsegment_bytes = 65536\nmax_backlog_bytes = 1048576\n";
+    let whole = Scene::new(&format!("{all}{store}"));
+    assert!(whole.run(&[]).status.success());
+    let scene = Scene::new(&format!("{all}{store}retain_bytes = 65536\n"));
+    let mut daemon = scene.start();
+    let line = daemon.wait_for("removed the oldest segments").expect("nothing was removed");
+    assert!(line.contains("begin="), "{line}");
+    let (code, log) = daemon.finish();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(checkpoint(&whole, 120) == checkpoint(&scene, 120), "the student is the same");
+    assert_eq!(last_evaluation(&whole), last_evaluation(&scene), "held-out records are kept");
+    assert!(scene.log_lines("stat")[0]["begin"].as_u64().unwrap() > 0);
+    scene.log_lines("verify");
+    let evaluate = mergedistill(&["evaluate", "--json", "--config", scene.config.to_str().unwrap()]).output().unwrap();
+    assert!(evaluate.status.success(), "{}", text(&evaluate.stderr));
+}
+
+/// When it is made all held-out records that are looked at have long arrived; the first ones depend on how fast they do.
+fn last_evaluation(scene: &Scene) -> Value {
+    scene.metrics().into_iter().rfind(|line| line.get("evaluation").is_some()).unwrap()
+}

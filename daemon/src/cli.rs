@@ -1,5 +1,9 @@
 //! The command line. One definition gives parser, help and errors.
 
+mod log;
+
+pub use log::{LogArgs, LogAuditArgs, LogCommand, LogCopyArgs, LogDumpArgs, LogExportArgs, LogMergeArgs};
+
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use std::ops::RangeInclusive;
@@ -124,38 +128,6 @@ pub enum CtlAction {
     Shutdown,
 }
 
-/// Subcommands of `log`.
-#[derive(Debug, Subcommand)]
-pub enum LogCommand {
-    /// Counts and sizes.
-    Stat(LogArgs),
-    /// Read everything and check it; exit code 65 if the log is corrupt.
-    Verify(LogArgs),
-    /// Print records.
-    Dump {
-        /// The log, and how to print.
-        #[command(flatten)]
-        log: LogArgs,
-        /// First sequence number.
-        #[arg(long, value_name = "SEQ", default_value_t = 0)]
-        from: u64,
-        /// Records at most.
-        #[arg(long, value_name = "N")]
-        count: Option<u64>,
-    },
-}
-
-/// A log's folder.
-#[derive(Debug, Args)]
-pub struct LogArgs {
-    /// Folder of the log.
-    #[arg(value_name = "DIR")]
-    pub dir: PathBuf,
-    /// JSON on standard output (`dump`: a line per record).
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// Subcommands of `vocab`.
 #[derive(Debug, Subcommand)]
 pub enum VocabCommand {
@@ -204,6 +176,8 @@ pub enum BenchCommand {
     Train(BenchTrainArgs),
     /// Both, each by itself and at the same time: what they cost each other on shares of the cores.
     Both(BenchBothArgs),
+    /// The log: encoding, decoding, durable appending, recovery.
+    Store(BenchStoreArgs),
 }
 
 /// What every `bench` takes.
@@ -333,6 +307,44 @@ pub struct BenchBothArgs {
     /// Rounds of the three measurements whose medians are reported; both run once before them.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = size(1..=1000))]
     pub rounds: usize,
+    /// What every bench takes.
+    #[command(flatten)]
+    pub common: BenchCommonArgs,
+}
+
+/// Arguments of `bench store`.
+#[derive(Debug, Args)]
+pub struct BenchStoreArgs {
+    /// Log whose records are encoded, decoded and appended; without one they are made up, with Zipf-distributed tokens.
+    #[arg(long, value_name = "DIR")]
+    pub from_log: Option<PathBuf>,
+    /// Folder, on the disk to be measured, for a temporary log.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+    /// How labels are stored: exact or compact.
+    #[arg(long, value_name = "PRECISION", default_value_t = store::Precision::Exact)]
+    pub precision: store::Precision,
+    /// Threads that encode, and threads that decode; each works on a log of its own.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = size(1..=1024))]
+    pub threads: usize,
+    /// Stop reading or making up records after this many masked positions; they are kept in memory.
+    #[arg(long, value_name = "N", default_value_t = 200_000, value_parser = size(1..=100_000_000))]
+    pub positions: usize,
+    /// Tokens of a block; a run makes them as large as a batch of each teacher together.
+    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = size(1..=16_777_216))]
+    pub block_tokens: usize,
+    /// Words of the teacher whose labels are made up.
+    #[arg(long, value_name = "V", default_value_t = 8000, value_parser = size(1024..=1 << 24))]
+    pub teacher_vocab: usize,
+    /// Bytes to append to the temporary log: again and again the same records.
+    #[arg(long, value_name = "N", default_value_t = 268_435_456, value_parser = size(1..=1 << 40))]
+    pub append_bytes: usize,
+    /// Time between syncs; the default is that of `[store] sync_interval_ms`.
+    #[arg(long, value_name = "MS", default_value_t = 200, value_parser = size(0..=60_000))]
+    pub sync_interval_ms: usize,
+    /// Passes over the records whose median is reported; one more goes before them.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = size(1..=10_000))]
+    pub repeat: usize,
     /// What every bench takes.
     #[command(flatten)]
     pub common: BenchCommonArgs,

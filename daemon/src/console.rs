@@ -109,9 +109,10 @@ fn lines(figures: &Figures, steps: u64, waiting_for: Option<&str>) -> [String; 4
             rate("mergedistill_teacher_tokens_total"),
         ),
         format!(
-            "{} entries durable, {:.1} MB written",
+            "{} entries durable, {:.1} MB written{}",
             value("mergedistill_log_durable_sequence"),
             value("mergedistill_log_bytes_total") / 1e6,
+            if value("mergedistill_log_waiting_for_room") > 0.0 { ", waiting for disk space" } else { "" },
         ),
         trainer,
     ]

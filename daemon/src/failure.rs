@@ -100,14 +100,17 @@ impl ExitCode {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let code = match &error {
-            StoreError::NoSpace { .. } => ExitCode::IoError,
+            StoreError::NoSpace { .. } | StoreError::NoRoom { .. } => ExitCode::IoError,
             StoreError::Io { source, .. } => ExitCode::of_io(source),
-            StoreError::Corrupt { .. } | StoreError::TooShort { .. } | StoreError::NewerVersion { .. } => {
-                ExitCode::DataError
-            }
+            StoreError::Corrupt { .. }
+            | StoreError::TooShort { .. }
+            | StoreError::NewerVersion { .. }
+            | StoreError::Unmergeable { .. } => ExitCode::DataError,
+            StoreError::OutputUnusable { .. } => ExitCode::CannotCreate,
+            StoreError::Selection { .. } => ExitCode::Usage,
             StoreError::IdentityMismatch { .. } => ExitCode::Configuration,
             StoreError::NoLog { .. } => ExitCode::NoInput,
-            StoreError::InUse { .. } => ExitCode::TemporaryFailure,
+            StoreError::InUse { .. } | StoreError::Removed { .. } => ExitCode::TemporaryFailure,
             _ => ExitCode::Software,
         };
         Self::new(code, error)

@@ -68,7 +68,7 @@ impl Inputs {
             ("run.seed", configuration.run.seed.to_string()),
             ("masking.probability", configuration.masking.probability.to_string()),
             ("store.top_k", configuration.store.top_k.to_string()),
-            ("store.precision", configuration.store.precision.to_owned()),
+            ("store.precision", configuration.store.precision.to_string()),
             (SEQUENCE_LENGTH_KEY, self.max_sequence_length.to_string()),
             ("evaluate.holdout_fraction", configuration.evaluate.holdout_fraction.to_string()),
         ];

@@ -6,7 +6,7 @@
 use crate::configuration::Configuration;
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::{Inputs, LoadedTeacher};
-use crate::log_stage;
+use crate::log_stage::{Keeping, LogStage};
 use crate::threads::Pools;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use ingest::{Ingest, IngestOptions, IngestStatus, IngestTeacher};
@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use store::log::Retention;
 use store::stage::{StageControl, StageMetrics};
-use store::{Entry, Group, LogOptions, LogReader, LogWriter, Precision, SequenceNumber};
+use store::{Entry, Group, LogOptions, LogReader, LogWriter, SequenceNumber};
 use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions};
 use trainer::{Event, Outcome, Request, Trainer, TrainerProgress};
 
@@ -50,12 +51,14 @@ pub struct Controls {
     pub teacher: StageControl,
     /// Trains.
     pub trainer: StageControl,
+    /// Writes the log. It is told of a stop only to end a wait for disk space: otherwise it writes all that it is given.
+    pub log: StageControl,
 }
 
 impl Controls {
     /// Stops every stage at its next safe point: what is in flight is labelled and made durable.
     pub fn stop(&self) {
-        for stage in [&self.ingest, &self.teacher, &self.trainer] {
+        for stage in [&self.ingest, &self.teacher, &self.trainer, &self.log] {
             stage.stop();
         }
     }
@@ -187,7 +190,8 @@ fn open_labelling(
 
     let metrics = StageMetrics::register(registry, "log")
         .map_err(|error| Failure::new(ExitCode::Software, format!("cannot register a metric: {error}")))?;
-    let body = move || log_stage::run(log, &complete, &metrics).map(|()| Ended::Done).map_err(Failure::from);
+    let stage = LogStage::new(log, keeping(setup, &reader, progress)?, controls.log.clone(), metrics);
+    let body = move || stage.run(&complete).map(|()| Ended::Done).map_err(Failure::from);
     bodies.push(("log", Box::new(body)));
     Ok((reader, status))
 }
@@ -225,7 +229,7 @@ fn open_writer(setup: &Setup<'_>) -> Result<LogWriter, Failure> {
         segment_bytes: section.segment_bytes,
         sync_interval: Duration::from_millis(section.sync_interval_ms),
         top_k: section.top_k,
-        precision: Precision::Exact,
+        precision: section.precision,
         required: *required,
     };
     let (log, recovery) = LogWriter::open(&section.path, &inputs.identity(configuration), &options, registry)?;
@@ -233,6 +237,23 @@ fn open_writer(setup: &Setup<'_>) -> Result<LogWriter, Failure> {
         tracing::warn!(bytes = recovery.torn_bytes, "the log had a torn tail; it was cut and kept aside");
     }
     Ok(log)
+}
+
+/// What is to be kept of the log. Without a trainer nobody needs more, unless one was at work in this state folder before.
+fn keeping(setup: &Setup<'_>, log: &LogReader, progress: &Arc<TrainerProgress>) -> Result<Keeping, Failure> {
+    let Setup { configuration, .. } = setup;
+    let (section, state_dir) = (&configuration.store, &configuration.run.state_dir);
+    let hours = Some(section.retain_hours).filter(|hours| *hours > 0.0);
+    let retention = Retention {
+        bytes: section.retain_bytes,
+        age: hours.map(|hours| Duration::from_secs_f64(3600.0 * hours)),
+        held_out: trainer::held_out_path(state_dir),
+    };
+    let need = match &configuration.student {
+        Some(_) => Some(progress.need.clone()),
+        None => trainer::need_of_state(state_dir, log)?,
+    };
+    Ok(Keeping { retention, need })
 }
 
 fn open_reader(setup: &Setup<'_>) -> Result<LogReader, Failure> {

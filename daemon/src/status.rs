@@ -156,6 +156,7 @@ impl ops::Control for Status {
         let seen = self.seen();
         let paused = |control: &StageControl| json!({"paused": control.paused()});
         let waiting = seen.waiting_for.as_ref().map(|language| format!("labelled text of `{language}`"));
+        let has_no_room = seen.figures.value("mergedistill_log_waiting_for_room") > 0.0;
         let mut train = seen.step.clone();
         if self.requests.is_some() {
             if !train.is_object() {
@@ -172,6 +173,7 @@ impl ops::Control for Status {
             "stages": {
                 "ingest": paused(&self.controls.ingest),
                 "teacher": paused(&self.controls.teacher),
+                "log": {"paused": false, "waiting": has_no_room.then_some("disk space")},
                 "trainer": {"paused": self.controls.trainer.paused(), "waiting": waiting},
             },
             "rates": {
@@ -181,6 +183,9 @@ impl ops::Control for Status {
             "log": {
                 "appended": seen.figures.value("mergedistill_log_appended_sequence"),
                 "durable": self.log.durable().end(),
+                "begin": self.log.begin(),
+                "bytes": seen.figures.value("mergedistill_log_size_bytes") as u64,
+                "segments": seen.figures.value("mergedistill_log_segments") as u64,
             },
             "corpora": self.ingest.as_ref().map(|ingest| serde_json::to_value(&**ingest).unwrap_or(Value::Null)),
             "train": train,

@@ -1,8 +1,8 @@
 //! The log: a folder of segments, each a sequence of blocks, each a group of entries.
 //!
 //! [`LogWriter`] appends blocks and makes them durable, [`LogReader`] reads entries by sequence number or language by
-//! language, [`stat`] counts and [`verify`] checks. All of them may be used on a log that is being written; only the
-//! writer changes files.
+//! language, [`stat`] counts and [`verify`] checks; [`copy`] and [`merge`] write a new log from others, and [`Salvage`] reads past
+//! damage. All of them may be used on a log that is being written; only the writer changes files.
 //!
 //! # Invariants
 //!
@@ -22,6 +22,8 @@
 //! <first sequence number, 20 digits>.seg      a segment
 //! <first sequence number, 20 digits>.seg.tmp  a segment whose header is being written; removed by recovery
 //! POSITION                                    how far the live writer is; locked by it; not needed for recovery
+//! RETAINED                                    where the log begins, once retention has removed segments
+//! RETAINED.tmp                                the same, being written; removed by recovery
 //! torn/<segment>@<offset>[.<n>]               tails that recovery cut
 //! ```
 //!
@@ -36,19 +38,23 @@
 //!
 //! ```text
 //! header   0  8  magic "MDlogseg"
-//!          8  4  format version, 1
+//!          8  4  format version, 2
 //!         12  4  length L of the body, at most 64 MiB
-//!         16  L  body: a JSON object
+//!         16  L  body: length J of the fields (4), the fields (J), tables; in version 1 the fields alone, without their length
 //!       16+L  4  crc of everything before
 //!
-//! body     first_sequence   number of the first entry, as in the file's name
+//! fields   a JSON object:
+//!          first_sequence   number of the first entry, as in the file's name
 //!          previous         null in the first segment of a log, else {last_sequence, checksum}: the last entry before this
 //!                           segment, and the header checksum of the last block before it
-//!          precision        "exact"
+//!          precision        "exact" or "compact"
 //!          top_k            k
 //!          identity         {settings, teachers}: what the log is made of; copies refer to teachers by index. A later
 //!                           segment may have more teachers at the end
 //!          cursors          the state of every source before the first entry, each with the fields of `SourceCursor`
+//!
+//! tables   none unless the precision is compact; else one zstd frame of, by teacher, the number of codes (varint) and the codes, a byte
+//!          each: what the top-k of earlier segments say of the frequency of token ids (below)
 //!
 //! footer   0  4  magic "MDft"
 //!          4  4  length S of the body
@@ -84,8 +90,8 @@
 //!         76  4  number of directory rows
 //!         80     summary rows, by language, then held out or not: length of the language (2), held out 0 or 1 (2),
 //!                records (4), language
-//!                directory rows, by column: column (2), coding (2): 0 plain, 1 zstd; length before compression (4), at most
-//!                256 MiB; stored length (4), crc of the stored bytes (4)
+//!                directory rows, by column: column (2), coding (2): 0 plain, 1 zstd, 2 range-coded; length before compression
+//!                (4), at most 256 MiB; stored length (4), crc of the stored bytes (4)
 //!        H-4  4  crc of everything before: the block's checksum
 //! payload H      the columns' stored bytes, in the order of the directory
 //! ```
@@ -121,6 +127,30 @@
 //! 14 gold_logits       planes: bits, where the rank is k or more
 //! ```
 //!
+//! ## Range-coded columns
+//!
+//! With compact precision columns 8 to 14 are range-coded, each by itself, as the queue of constriction 0.5 does it: 32-bit words of a
+//! 64-bit state, probabilities in 24 bits. Their length before compression counts four bytes a number. Models adapt, and begin anew with
+//! each teacher of a block. The order of decoding, and every model's alphabet and context, is in `log/codec`:
+//!
+//! ```text
+//!    Of each teacher: the smallest size that all its ids are below (10 or 11), the placeholder: the token that most masked ones were
+//!    replaced by (8), the lowest log-sum-exp in steps (13), the level (12). Then, of each copy:
+//!  8 masked_positions  whether each token is masked, known whether it is the placeholder, until all masked ones are found
+//! 12 top_logits        cells: the log-probability of each of the top-k in steps of 255/4096 nats, the first one, then distances,
+//!                      known the rank and the distance before; then parts: where in its cell a value lies, in as many
+//!                      parts as cells and level say
+//! 13 log_sum_exp       in the same steps, above the lowest, known the size of the first cell
+//! 11 top_ids           by frequency: the weights of the segment's tables, and 32 for each time that an id came in this block
+//!  9 gold_ranks        where the masked token can be seen: whether it is the gold one; else, or if not, the rank, or k
+//! 10 gold_ids          of unlabelled copies, and where the rank is k: by frequency, as 11
+//! 14 gold_logits       of a gold token that is not among the top-k: cells below the last of them
+//! ```
+//!
+//! A log-probability and a log-sum-exp come back within 1/32. The parts are as fine as it takes for the distribution of the top-k and
+//! the tail to be, on average over a teacher's positions in a block, within 2e-4 nats (Kullback–Leibler) of the teacher's; the writer
+//! measures both before it writes, and refuses what cannot be held.
+//!
 //! ## POSITION
 //!
 //! ```text
@@ -131,9 +161,22 @@
 //! ```
 //!
 //! The writer holds an exclusive advisory lock on the file while it lives, and overwrites it after each sync. A reader that
-//! cannot get a shared lock knows that a writer is at work and sees what that one calls durable; if it can, or if the positions
-//! are unreadable, everything valid in the segments counts. So a position that a crash left behind is never believed, and the
+//! cannot get a shared lock knows that a writer is at work and sees what that one calls durable, or everything before the last
+//! segment if the positions are unreadable; if it can, everything valid in the segments counts. So a position that a crash left behind is never believed, and the
 //! next writer overwrites it when recovery is done.
+//!
+//! ## RETAINED
+//!
+//! ```text
+//!  0  4  magic "MDrt"
+//!  4  8  number of the first entry of the log: a segment begins with it
+//! 12  4  header checksum of the last block before it
+//! 16  4  crc of everything before
+//! ```
+//!
+//! Written under another name and renamed, durably, before the first segment below it is removed. Segments are removed the oldest first.
+//! Their held-out records were copied before that, durably, to another log: one whose source, in its cursors, is `log`, the
+//! document's offset the number of the entry here, and the next byte the number after it.
 //!
 //! # Recovery
 //!
@@ -152,7 +195,7 @@
 //! | 8 | the same, but it holds one, or is not the last | corrupt |
 //! | 9 | a segment does not begin with the magic, has another's first sequence number, or a name that is not 20 digits: a foreign file | corrupt |
 //! | 10 | a newer format version, checksum intact | refused: newer version |
-//! | 11 | a segment is missing: the blocks before end elsewhere than the next segment begins, or the log does not begin at 0 | corrupt |
+//! | 11 | a segment is missing: the blocks before end elsewhere than the next segment begins, or the log does not begin at 0 and no `RETAINED` says so | corrupt |
 //! | 12 | a segment's predecessor is another than the one before it | corrupt |
 //! | 13 | a segment that is not the last has no valid footer, but its blocks end where the next begins | scanned, reported, left as it is |
 //! | 14 | the same, but its blocks end earlier | corrupt, at the first invalid byte |
@@ -161,10 +204,19 @@
 //! | 17 | teachers were appended, or k or precision differ | seal the last segment and begin a new one; replace it if it is empty |
 //! | 18 | `*.seg.tmp` | removed |
 //! | 19 | damage inside the blocks of a sealed segment | not looked for; every read and [`verify`] finds it: corrupt |
+//! | 20 | `RETAINED` says that the log begins at `B`, and a segment begins there that follows what it names | what was before is removed, nothing is missing |
+//! | 21 | the same, and there are segments before `B` | an interrupted removal: not looked at; removed, when the name `RETAINED` is durable |
+//! | 22 | the same, but no segment begins at `B`, it has no valid header, or it follows something else | corrupt |
+//! | 23 | `RETAINED` has another length, magic or checksum | corrupt |
+//! | 24 | `RETAINED.tmp` | removed |
+//!
+//! Nothing reads past damage but [`Salvage`], which has to be asked for (`--skip-corrupt`) and reports what is lost.
 
 mod block;
 mod cache;
+mod codec;
 mod column;
+mod copying;
 pub mod disk;
 pub mod dump;
 mod entries;
@@ -172,10 +224,16 @@ mod error;
 mod hint;
 mod index;
 mod labels;
+mod merging;
 mod metrics;
+mod new_log;
 mod options;
+mod pass;
 mod reader;
 mod recovery;
+mod retention;
+mod room;
+mod salvage;
 mod segment;
 mod shared;
 mod stat;
@@ -185,10 +243,16 @@ mod verify;
 mod wire;
 mod writer;
 
+pub use copying::{CopyOptions, CopyReport, copy};
 pub use error::StoreError;
+pub use merging::{MergeReport, MergedLog, merge};
+pub use new_log::{LEFT_OUT, Written};
 pub use options::{LogOptions, Precision};
+pub use pass::{Pass, Progress};
 pub use reader::LogReader;
 pub use recovery::{Recovery, Torn};
-pub use stat::{LanguageStat, LogStat, stat, stat_on};
-pub use verify::{Verification, verify, verify_on};
+pub use retention::{HeldBack, HeldOutLog, KeptRecord, Need, Needed, Retention, RetentionPass};
+pub use salvage::{Loss, Salvage};
+pub use stat::{LanguageStat, LogStat, PrecisionRange, TeacherStat, stat, stat_on, stat_with};
+pub use verify::{Verification, verify, verify_on, verify_with};
 pub use writer::LogWriter;

@@ -229,6 +229,20 @@ impl Checkpoints {
         remove_folder(&partial)
     }
 
+    /// The state of the oldest checkpoint; one whose state is damaged cannot be gone back to. `None`: there is no checkpoint.
+    ///
+    /// # Errors
+    /// When a state cannot be read.
+    pub fn oldest_state(&self) -> Result<Option<TrainerState>, TrainerError> {
+        for step in self.steps()? {
+            match read_state(&self.path(step)) {
+                Err(TrainerError::Corrupt { .. }) => {}
+                state => return state.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
     /// Reads the newest valid checkpoint whose state `usable` accepts. `None`: there is no checkpoint that it accepts.
     ///
     /// # Errors

@@ -14,14 +14,14 @@ use crate::error::TrainerError;
 use crate::journal::{Journal, JournalEntry, WindowEntry};
 use crate::options::{KdTarget, LossNorm};
 use crate::records::Records;
-use crate::sampler::{Draw, Example, Sampler, SamplerOptions, SamplerState, Short, Window};
+use crate::sampler::{Draw, Example, Sampler, SamplerOptions, SamplerState, Short, View, Window};
 use crate::training_copy::{CopyMaker, CopyOptions, TrainingCopy};
 use crate::vocabulary::Vocabulary;
 use model::random::Philox;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use store::{Payload, Record, SequenceNumber};
+use store::{Payload, Record, SequenceNumber, StoreError};
 
 /// Windows in a row that may turn out to hold nothing to train on.
 const EMPTY_WINDOWS_MAX: usize = 1000;
@@ -169,13 +169,22 @@ impl CopyStream {
             return Err(TrainerError::LogBehind { durable, needed, witness: format!("the journal, window {number},") });
         }
         let draw = match journaled {
-            Some(durable) => self.sampler.window_again(records, durable, journal.open_inputs(number))?,
+            Some(durable) => {
+                let oldest = journal.oldest(number).unwrap_or_default();
+                if oldest < records.begin() {
+                    return Err(StoreError::Removed { sequence: oldest, begin: records.begin() }.into());
+                }
+                let begin = journal.begin(number).unwrap_or_default();
+                self.sampler.window_again(records, begin, durable, journal.open_inputs(number))?
+            }
             None => self.sampler.window(records, durable)?,
         };
         match (&draw, journaled) {
             (Draw::Window(window), None) => {
-                let (durable, open, state) = (window.durable, Some(window.open.clone()), window.before.clone());
-                journal.append(JournalEntry::Window(WindowEntry { window: number, durable, open, state }))?;
+                let (View { begin, durable, open }, oldest) = (window.view.clone(), window.oldest());
+                let (open, state) = (Some(open), window.before.clone());
+                let entry = WindowEntry { window: number, begin, durable, oldest, open, state };
+                journal.append(JournalEntry::Window(entry))?;
             }
             (Draw::Short(_) | Draw::Exhausted, Some(durable)) => {
                 return Err(TrainerError::Configuration(format!(

@@ -330,3 +330,23 @@ fn windows_of_a_journal_without_inputs_are_formed_from_those_in_the_log() {
     log.record("fi", 10, Vec::new());
     assert_eq!(read_all(&log, &with_new_inputs(&options), &mut old, 30), reference);
 }
+
+#[test]
+fn a_window_whose_records_were_removed_is_not_formed_again() {
+    let log = log();
+    let options = options(Copies::All);
+    let mut run = Run::new();
+    let mut stream = Run::stream(&options, StreamState::default());
+    let reference: Vec<Batch> = (0..6).map(|_| batch(stream.next_batch(&log, &mut run.journal).unwrap())).collect();
+    let window = stream.state().sampler.window;
+    let oldest = run.journal.oldest(window).unwrap();
+    assert!(oldest > run.journal.oldest(0).unwrap());
+    let mut from_here = Run::stream(&options, stream.state().clone());
+    let next = batch(stream.next_batch(&log, &mut run.journal).unwrap());
+    log.remove_below(oldest.0);
+    assert_eq!(batch(from_here.next_batch(&log, &mut run.journal).unwrap()), next, "it needs nothing older");
+    let mut from_start = Run::stream(&options, StreamState::default());
+    let error = from_start.next_batch(&log, &mut run.journal).unwrap_err();
+    assert!(matches!(error, TrainerError::Store(StoreError::Removed { .. })), "{error}");
+    assert_eq!(reference.len(), 6);
+}

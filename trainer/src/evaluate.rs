@@ -15,8 +15,10 @@ use crate::vocabulary::VocabularyMap;
 use model::{PackedBatch, RolePool};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use store::{DurablePosition, Entry, MaskedCopy, Payload, SequenceNumber, SourceCursor};
+use store::log::HeldOutLog;
+use store::{DurablePosition, Entry, MaskedCopy, Payload, SequenceNumber, SourceCursor, StoreError};
 
 /// Results of one evaluation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -68,6 +70,8 @@ pub struct TeacherEvaluation {
 #[derive(Clone, Debug)]
 pub struct HeldOut {
     max_examples: usize,
+    /// Where the records of removed segments are.
+    kept: (PathBuf, Option<HeldOutLog>),
     languages: BTreeMap<String, Found>,
 }
 
@@ -75,6 +79,8 @@ pub struct HeldOut {
 struct Found {
     /// The next record is looked for from here.
     next: SequenceNumber,
+    /// And from here in the log of those that were kept.
+    next_kept: SequenceNumber,
     /// Text that no teacher has seen.
     unseen: Vec<Arc<Entry>>,
     /// Documents of the training corpora.
@@ -82,20 +88,22 @@ struct Found {
 }
 
 impl HeldOut {
-    /// At most `max_examples` examples per language and set.
+    /// At most `max_examples` examples per language and set. Those that retention removed from the log are in `kept`.
     #[must_use]
-    pub fn new(max_examples: usize) -> Self {
-        Self { max_examples, languages: BTreeMap::new() }
+    pub fn new(max_examples: usize, kept: &Path) -> Self {
+        Self { max_examples, kept: (kept.to_owned(), None), languages: BTreeMap::new() }
     }
 
     /// Takes in the held-out records below `up_to`.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// When the log cannot be read. After [`StoreError::Removed`] it may be called again: records were removed meanwhile.
     pub fn extend(&mut self, records: &dyn Records, up_to: DurablePosition) -> Result<(), TrainerError> {
+        let begin = records.begin();
         let cursors = records.cursors(up_to)?;
         let languages: BTreeSet<&str> = cursors.values().map(|cursor| &*cursor.language).collect();
         for language in languages {
+            self.extend_by_kept(language, begin)?;
             let found = self.languages.entry(language.to_owned()).or_default();
             let is_full = |set: &[Arc<Entry>]| set.len() >= self.max_examples;
             // Whether it is settled that unseen text lies ahead: looked at once, when nothing else is looked for.
@@ -108,17 +116,52 @@ impl HeldOut {
                         break;
                     }
                 }
-                let Some(entry) = records.next_record(language, true, found.next, up_to)? else { break };
-                found.next = entry.sequence.next();
-                let Payload::Record(record) = &entry.payload else { continue };
-                let unseen = record.source.starts_with(EVALUATION_PREFIX);
-                let set = if unseen { &mut found.unseen } else { &mut found.corpora };
-                if set.len() < self.max_examples {
-                    set.push(entry);
+                let entry = records.next_record(language, true, found.next, up_to)?;
+                let begins = records.begin();
+                if begins > found.next {
+                    return Err(StoreError::Removed { sequence: found.next, begin: begins }.into());
                 }
+                let Some(entry) = entry else { break };
+                found.next = entry.sequence.next();
+                found.add(entry, self.max_examples);
             }
         }
         Ok(())
+    }
+
+    /// Takes in the records of a language that were removed from the log, below where it begins, and kept.
+    fn extend_by_kept(&mut self, language: &str, begin: SequenceNumber) -> Result<(), TrainerError> {
+        let found = self.languages.entry(language.to_owned()).or_default();
+        if found.next >= begin {
+            return Ok(());
+        }
+        let (path, kept) = &mut self.kept;
+        if kept.is_none() {
+            *kept = HeldOutLog::open(path)?;
+        }
+        if let Some(kept) = kept {
+            while found.unseen.len() < self.max_examples || found.corpora.len() < self.max_examples {
+                let Some(record) = kept.next_record(language, found.next_kept, begin)? else { break };
+                found.next_kept = record.after;
+                // Others were taken from the log when they were still there.
+                if record.entry.sequence >= found.next {
+                    found.add(record.entry, self.max_examples);
+                }
+            }
+        }
+        found.next = begin;
+        Ok(())
+    }
+}
+
+impl Found {
+    fn add(&mut self, entry: Arc<Entry>, max_examples: usize) {
+        let Payload::Record(record) = &entry.payload else { return };
+        let unseen = record.source.starts_with(EVALUATION_PREFIX);
+        let set = if unseen { &mut self.unseen } else { &mut self.corpora };
+        if set.len() < max_examples {
+            set.push(entry);
+        }
     }
 }
 
@@ -356,7 +399,7 @@ mod tests {
             let found = &held_out.languages["en"];
             (found.unseen.len(), found.corpora.len())
         };
-        let mut held_out = HeldOut::new(3);
+        let mut held_out = HeldOut::new(3, Path::new(""));
         held_out.extend(&log, log.durable()).unwrap();
         assert_eq!((sizes(&held_out), log.reads.get()), ((2, 3), 5), "what lies beyond is of no use");
         held_out.extend(&log, log.durable()).unwrap();
@@ -365,7 +408,7 @@ mod tests {
         log.held_out("evaluate/en/more", 10);
         held_out.extend(&log, log.durable()).unwrap();
         assert_eq!(sizes(&held_out), (3, 3));
-        let mut other = HeldOut::new(3);
+        let mut other = HeldOut::new(3, Path::new(""));
         other.extend(&log, log.durable()).unwrap();
         assert_eq!(sizes(&other), (3, 3));
     }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
+use store::log::Need;
 
 /// What others may know of training while it runs: for backpressure.
 #[derive(Debug, Default)]
@@ -18,6 +19,8 @@ pub struct TrainerProgress {
     pub needed_from: AtomicU64,
     /// Whether training waits for records.
     pub waiting: AtomicBool,
+    /// From where on training needs the log; retention leaves it.
+    pub need: Need,
 }
 
 /// What can be asked of a running trainer.

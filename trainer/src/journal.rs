@@ -43,8 +43,14 @@ pub enum JournalEntry {
 pub struct WindowEntry {
     /// Its number.
     pub window: u64,
+    /// Where the log was taken to begin; absent from journals of versions before retention, when it began at 0.
+    #[serde(default)]
+    pub begin: SequenceNumber,
     /// Where the log was taken to end.
     pub durable: DurablePosition,
+    /// The oldest entry that was read; absent from journals of versions before retention, where it may be any.
+    #[serde(default)]
+    pub oldest: SequenceNumber,
     /// The inputs that were open there; absent from journals of versions that did not note them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open: Option<OpenInputs>,
@@ -55,7 +61,9 @@ pub struct WindowEntry {
 /// What a window saw.
 #[derive(Clone, Debug)]
 struct Seen {
+    begin: SequenceNumber,
     durable: DurablePosition,
+    oldest: SequenceNumber,
     open: Option<OpenInputs>,
 }
 
@@ -100,6 +108,8 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     windows: BTreeMap<u64, Seen>,
+    /// Before the last window.
+    last_state: Option<SamplerState>,
     events: Vec<JournalEntry>,
     cut_bytes: u64,
     failed: bool,
@@ -122,6 +132,7 @@ impl Journal {
             path: path.to_owned(),
             file,
             windows: BTreeMap::new(),
+            last_state: None,
             events: Vec::new(),
             cut_bytes: 0,
             failed: false,
@@ -137,6 +148,31 @@ impl Journal {
     #[must_use]
     pub fn window(&self, window: u64) -> Option<DurablePosition> {
         self.windows.get(&window).map(|seen| seen.durable)
+    }
+
+    /// Where the log was taken to begin for a window, if it was formed before.
+    #[must_use]
+    pub fn begin(&self, window: u64) -> Option<SequenceNumber> {
+        self.windows.get(&window).map(|seen| seen.begin)
+    }
+
+    /// The oldest entry that a window read, if it was formed before.
+    #[must_use]
+    pub fn oldest(&self, window: u64) -> Option<SequenceNumber> {
+        self.windows.get(&window).map(|seen| seen.oldest)
+    }
+
+    /// The window, of those from `window` on, that read the oldest entry, and that entry.
+    #[must_use]
+    pub fn oldest_from(&self, window: u64) -> Option<(u64, SequenceNumber)> {
+        let formed = self.windows.range(window..).map(|(number, seen)| (*number, seen.oldest));
+        formed.min_by_key(|(_, oldest)| *oldest)
+    }
+
+    /// The sampler before the last window formed, as far as the journal was read when it was opened.
+    #[must_use]
+    pub fn last_state(&self) -> Option<&SamplerState> {
+        self.last_state.as_ref()
     }
 
     /// The inputs that were open for a window, if it was formed before and they were noted.
@@ -242,7 +278,9 @@ impl Journal {
     fn note(&mut self, entry: JournalEntry) {
         match entry {
             JournalEntry::Window(entry) => {
-                self.windows.insert(entry.window, Seen { durable: entry.durable, open: entry.open });
+                let WindowEntry { window, begin, durable, oldest, open, state } = entry;
+                self.windows.insert(window, Seen { begin, durable, oldest, open });
+                self.last_state = Some(state);
             }
             event => self.events.push(event),
         }
@@ -295,7 +333,9 @@ mod tests {
         let mut state = SamplerState { window: number, ..SamplerState::default() };
         state.cursors.insert("en".to_owned(), Default::default());
         let open = (number > 0).then(|| OpenInputs::from([("web".to_owned(), "en".to_owned())]));
-        JournalEntry::Window(WindowEntry { window: number, durable: DurablePosition::from_log(durable), open, state })
+        let (begin, oldest) = (SequenceNumber(number), SequenceNumber(durable / 2));
+        let durable = DurablePosition::from_log(durable);
+        JournalEntry::Window(WindowEntry { window: number, begin, durable, oldest, open, state })
     }
 
     fn rollback() -> JournalEntry {
@@ -321,6 +361,11 @@ mod tests {
         assert_eq!(journal.window(1), Some(DurablePosition::from_log(30)));
         assert_eq!((journal.window(3), journal.last_window()), (None, Some(2)));
         assert_eq!(journal.open_inputs(1).unwrap()["web"], "en");
+        assert_eq!((journal.begin(2), journal.begin(3)), (Some(SequenceNumber(2)), None));
+        assert_eq!(journal.oldest_from(0), Some((0, SequenceNumber(5))));
+        assert_eq!(journal.oldest_from(1), Some((2, SequenceNumber(10))));
+        assert_eq!(journal.oldest_from(3), None);
+        assert_eq!(journal.last_state().unwrap().window, 2);
         assert_eq!(journal.open_inputs(0), None, "a line of an older version");
         assert_eq!(journal.highest_durable(), DurablePosition::from_log(30));
         assert_eq!(journal.events(), [rollback()]);

@@ -11,7 +11,8 @@
 //! - A record that is held out is never trained on; evaluation changes nothing that training reads.
 //!
 //! What it does not do: it reads no corpus and runs no teacher (the log has all it needs), it serves nothing (its
-//! metrics go to the registry it is given), and it decides nothing about retention beyond saying what it needs.
+//! metrics go to the registry it is given), and it decides nothing about retention beyond saying what it needs
+//! ([`TrainerProgress::need`]).
 
 pub mod batch;
 pub mod checkpoint;
@@ -36,6 +37,7 @@ mod durable;
 mod error;
 mod event;
 mod metrics;
+mod need;
 mod newest;
 mod resume;
 mod run_log;
@@ -45,11 +47,12 @@ pub use error::TrainerError;
 pub use evaluate::{EvaluationReport, LanguageEvaluation, TeacherEvaluation};
 pub use event::{Event, Outcome, Request, StepReport, TrainerProgress};
 pub use export::export_newest;
-pub use newest::{evaluate_newest, required_position};
+pub use newest::{evaluate_newest, need_of_state, required_position};
 pub use options::{
     BestBy, Copies, CopyWeight, EvaluationOptions, KdTarget, LossNorm, StudentOptions, TrainOptions, TrainerOptions,
     TrainerTeacher, WhenShort,
 };
 pub use sampler::Input;
+pub use state_folder::held_out_path;
 pub use trainer::Trainer;
 pub use vocabulary::{TeacherTokens, Vocabulary};

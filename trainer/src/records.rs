@@ -7,12 +7,16 @@ use store::{DurablePosition, Entry, LogReader, SequenceNumber, SourceCursor, Sto
 /// Sources whose name starts so hold text for evaluation alone; sampling takes no notice of them.
 pub const EVALUATION_PREFIX: &str = "evaluate/";
 
-/// A log as the sampler reads it: what lies below a durable position never changes.
+/// A log as the sampler reads it: what lies below a durable position never changes, but for what retention removes at the
+/// beginning.
 pub trait Records {
+    /// The first entry that is there.
+    fn begin(&self) -> SequenceNumber;
+
     /// How far the log reaches on stable storage.
     fn durable(&self) -> DurablePosition;
 
-    /// The first record of a language at or after `from` and below `up_to`, held out or not.
+    /// The first record of a language at or after `from` and below `up_to`, held out or not, of those that are there.
     fn next_record(
         &self,
         language: &str,
@@ -26,6 +30,10 @@ pub trait Records {
 }
 
 impl Records for LogReader {
+    fn begin(&self) -> SequenceNumber {
+        LogReader::begin(self)
+    }
+
     fn durable(&self) -> DurablePosition {
         LogReader::durable(self)
     }
@@ -57,6 +65,8 @@ pub(crate) mod memory {
     pub(crate) struct MemoryLog {
         entries: Vec<Arc<Entry>>,
         durable: Cell<u64>,
+        /// Entries below this are removed.
+        begin: Cell<u64>,
         /// Calls of `next_record`.
         pub(crate) reads: Cell<usize>,
     }
@@ -91,6 +101,11 @@ pub(crate) mod memory {
         /// Shows only the first `entries`.
         pub(crate) fn show(&self, entries: u64) {
             self.durable.set(entries.min(self.entries.len() as u64));
+        }
+
+        /// Removes the entries below `begin`.
+        pub(crate) fn remove_below(&self, begin: u64) {
+            self.begin.set(begin);
         }
 
         /// All entries, visible or not.
@@ -135,6 +150,10 @@ pub(crate) mod memory {
     }
 
     impl Records for MemoryLog {
+        fn begin(&self) -> SequenceNumber {
+            SequenceNumber(self.begin.get())
+        }
+
         fn durable(&self) -> DurablePosition {
             DurablePosition::from_log(self.durable.get())
         }
@@ -152,10 +171,14 @@ pub(crate) mod memory {
                 _ => false,
             };
             let visible = &self.entries[..up_to.end().0 as usize];
-            Ok(visible.iter().skip(from.0 as usize).find(wanted).cloned())
+            Ok(visible.iter().skip(from.0.max(self.begin.get()) as usize).find(wanted).cloned())
         }
 
         fn cursors(&self, up_to: DurablePosition) -> Result<BTreeMap<Arc<str>, SourceCursor>, StoreError> {
+            let (sequence, begin) = (up_to.end(), Records::begin(self));
+            if sequence < begin {
+                return Err(StoreError::Removed { sequence, begin });
+            }
             let visible = &self.entries[..up_to.end().0 as usize];
             Ok(visible.iter().map(|entry| (entry.cursor.source.clone(), entry.cursor.clone())).collect())
         }

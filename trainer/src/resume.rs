@@ -2,12 +2,14 @@
 
 use crate::TrainerError;
 use crate::checkpoint::{self, Checkpoints, Loaded, Moments, Totals, TrainerState, hexadecimal};
-use crate::copy_stream::StreamState;
+use crate::copy_stream::{CopyStream, StreamOptions, StreamState};
 use crate::journal::{Journal, JournalEntry, Rollback, VocabularyGrowth};
 use crate::learner::Learner;
 use crate::optimiser::AdamW;
 use crate::options::TrainerOptions;
+use crate::sampler::SamplerOptions;
 use crate::student::Student;
+use crate::training_copy::CopyOptions;
 use crate::vocabulary::{SPECIAL, Vocabulary};
 use candle_core::{Device, Tensor};
 use model::{Bert, Configuration, Parameters};
@@ -15,6 +17,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Training's state, ready to go on.
 pub(crate) struct Resumed {
@@ -66,6 +69,31 @@ pub(crate) fn rollbacks(journal: &Journal) -> Vec<Rollback> {
 pub(crate) fn returns_to(rollbacks: &[Rollback], step: u64) -> usize {
     let since = rollbacks.iter().rev().take_while(|rollback| rollback.to_step <= step);
     since.filter(|rollback| rollback.to_step == step).count()
+}
+
+/// The stream of training copies from `state` on.
+pub(crate) fn stream(options: &TrainerOptions, vocabulary: &Arc<Vocabulary>, state: &StreamState) -> CopyStream {
+    let train = &options.train;
+    let stream = StreamOptions {
+        sampler: SamplerOptions {
+            shuffle_examples: train.shuffle_examples,
+            alpha: options.alpha,
+            max_passes: train.max_passes,
+            when_short: train.when_short,
+            inputs: options.inputs.clone(),
+        },
+        copies: CopyOptions {
+            copies: train.copies,
+            best_by: train.best_by,
+            copy_weight: train.copy_weight,
+            max_sequence_length: options.student.max_sequence_length,
+        },
+        batch_examples: train.batch_examples,
+        micro_batch_tokens: train.micro_batch_tokens,
+        kd_target: train.kd_target,
+        loss_norm: train.loss_norm,
+    };
+    CopyStream::new(options.seed, stream, Arc::clone(vocabulary), state.clone())
 }
 
 /// The student's configuration over `vocabulary`.

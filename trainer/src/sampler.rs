@@ -4,9 +4,9 @@
 //! that language's next record at its cursor into the log. n_k counts characters available, summed over the sources of
 //! the language (sources for evaluation alone excluded).
 //!
-//! A window is a function of (seed, window number, cursors, D, open inputs) alone, where D is the durable position that the
-//! log is read up to, and the open inputs are the sources of which more may come ([`OpenInputs`]). With finite corpora it
-//! does not even depend on D: a language that has no further record below D while its input is open makes the sampler
+//! A window is a function of (seed, window number, cursors, B, D, open inputs) alone, where the log is read from B, the first entry
+//! that retention had left, up to the durable position D, and the open inputs are the sources of which more may come
+//! ([`OpenInputs`]). With finite corpora it does not even depend on D: a language that has no further record below D while its input is open makes the sampler
 //! *wait* (no window is formed and nothing changes). The first window, and the first after a finite source was added, waits
 //! for the first entry of every finite source, so that n_k is known. That is why a language drops out only when it is drawn
 //! and found to have nothing more, never ahead of time.
@@ -17,8 +17,11 @@
 //! | none, but records before it   | wait, or replay them meanwhile      | next pass from the start, or drop out after `max_passes` |
 //! | no records at all             | wait                                | drop out                                 |
 //!
-//! What a replay reads meanwhile depends on when the window was formed; the journal holds its D and its open inputs, so
-//! that a window is formed again as it was although sources were added or removed since.
+//! Both replays begin at B: what retention removed is not read again, and a language of which nothing is left drops out.
+//!
+//! What a replay reads depends on when the window was formed; the journal holds its B, D and open inputs, so that a window is
+//! formed again as it was although sources were added or removed since, and segments of the log. The journal also holds the
+//! oldest entry that the window read, and as long as the window may have to be formed again retention leaves that one.
 
 use crate::error::TrainerError;
 use crate::options::WhenShort;
@@ -131,18 +134,36 @@ pub struct Example {
     pub pass: u64,
 }
 
+/// What a window takes of a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Where it begins.
+    pub begin: SequenceNumber,
+    /// Where it ends.
+    pub durable: DurablePosition,
+    /// The inputs that are open there.
+    pub open: OpenInputs,
+}
+
 /// Examples that are shuffled together.
 #[derive(Clone, Debug)]
 pub struct Window {
     /// The sampler before the window, with the window's number.
     pub before: SamplerState,
-    /// Where the log was taken to end.
-    pub durable: DurablePosition,
-    /// The inputs that were open there.
-    pub open: OpenInputs,
+    /// What was taken of the log.
+    pub view: View,
     /// Examples as they were drawn: languages mixed, a language's records in the log's order. Fewer than asked for only
     /// in the last window of all.
     pub examples: Vec<Example>,
+}
+
+impl Window {
+    /// The oldest entry that was read. To form the window again needs it, and what comes after it.
+    #[must_use]
+    pub fn oldest(&self) -> SequenceNumber {
+        let read = self.examples.iter().map(|example| example.entry.sequence);
+        read.min().unwrap_or(self.view.durable.end())
+    }
 }
 
 /// What came of trying to form a window.
@@ -187,7 +208,7 @@ impl Sampler {
         &self.state
     }
 
-    /// Draws the next window from the records below `durable`.
+    /// Draws the next window from the records below `durable`. Meanwhile retention must not remove anything.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -199,10 +220,10 @@ impl Sampler {
             return Ok(Draw::Short(Short { language: input.language.clone(), from }));
         }
         let open = self.open_inputs(|source| cursors.get(source).is_none_or(|cursor| !cursor.ended));
-        self.form(records, durable, &cursors, open)
+        self.form(records, View { begin: records.begin(), durable, open }, &cursors)
     }
 
-    /// Draws the next window as it was formed before, from the records below `durable` with `open` inputs. `None`: it is
+    /// Draws the next window as it was formed before, from the records in `begin..durable` with `open` inputs. `None`: it is
     /// not known which were open; those of today that had an entry in the log are taken.
     ///
     /// # Errors
@@ -210,6 +231,7 @@ impl Sampler {
     pub fn window_again(
         &mut self,
         records: &dyn Records,
+        begin: SequenceNumber,
         durable: DurablePosition,
         open: Option<&OpenInputs>,
     ) -> Result<Draw, TrainerError> {
@@ -217,7 +239,7 @@ impl Sampler {
         let open = open
             .cloned()
             .unwrap_or_else(|| self.open_inputs(|source| cursors.get(source).is_some_and(|cursor| !cursor.ended)));
-        self.form(records, durable, &cursors, open)
+        self.form(records, View { begin, durable, open }, &cursors)
     }
 
     /// The inputs whose source `is_open`.
@@ -226,23 +248,17 @@ impl Sampler {
         inputs.map(|input| (input.source.clone(), input.language.clone())).collect()
     }
 
-    fn form(
-        &mut self,
-        records: &dyn Records,
-        durable: DurablePosition,
-        cursors: &Cursors,
-        open: OpenInputs,
-    ) -> Result<Draw, TrainerError> {
-        let languages = self.languages(cursors, &open);
-        if let Some(short) = self.still_short(&languages, records, durable)? {
+    fn form(&mut self, records: &dyn Records, view: View, cursors: &Cursors) -> Result<Draw, TrainerError> {
+        let languages = self.languages(cursors, &view.open);
+        if let Some(short) = self.still_short(&languages, records, view.durable)? {
             return Ok(Draw::Short(short));
         }
-        Ok(match Drawing::new(self, records, durable, languages).window()? {
+        Ok(match Drawing::new(self, records, &view, languages).window()? {
             Ok((examples, _)) if examples.is_empty() => Draw::Exhausted,
             Ok((examples, state)) => {
                 let before = std::mem::replace(&mut self.state, state);
                 self.short = None;
-                Draw::Window(Window { before, durable, open, examples })
+                Draw::Window(Window { before, view, examples })
             }
             Err(short) => {
                 self.short = Some(short.clone());
@@ -314,13 +330,13 @@ enum Taken {
 struct Drawing<'a> {
     sampler: &'a Sampler,
     records: &'a dyn Records,
-    durable: DurablePosition,
+    view: &'a View,
     languages: Vec<Language>,
     state: SamplerState,
 }
 
 impl<'a> Drawing<'a> {
-    fn new(sampler: &'a Sampler, records: &'a dyn Records, durable: DurablePosition, languages: Vec<Language>) -> Self {
+    fn new(sampler: &'a Sampler, records: &'a dyn Records, view: &'a View, languages: Vec<Language>) -> Self {
         let mut state = sampler.state.clone();
         for language in languages.iter().filter(|language| language.open) {
             if let Some(cursor) = state.cursors.get_mut(&*language.name) {
@@ -328,7 +344,7 @@ impl<'a> Drawing<'a> {
                 cursor.finished = false;
             }
         }
-        Self { sampler, records, durable, languages, state }
+        Self { sampler, records, view, languages, state }
     }
 
     /// The window's examples, and the state after it.
@@ -341,7 +357,9 @@ impl<'a> Drawing<'a> {
                 Taken::Short(short) => return Ok(Err(short)),
                 Taken::Nothing => match self.languages.iter().find(|language| language.open) {
                     // Open, yet never drawn: nothing has arrived so far.
-                    Some(open) => return Ok(Err(Short { language: open.name.to_string(), from: self.durable.end() })),
+                    Some(open) => {
+                        return Ok(Err(Short { language: open.name.to_string(), from: self.view.durable.end() }));
+                    }
                     None => break,
                 },
             }
@@ -400,7 +418,7 @@ impl<'a> Drawing<'a> {
         }
         let max_passes = self.sampler.options.max_passes;
         let once_more = max_passes == 0 || cursor.pass + 1 < max_passes;
-        if once_more && let Some(entry) = self.next_record(language, SequenceNumber::default())? {
+        if once_more && let Some(entry) = self.next_record(language, self.view.begin)? {
             cursor.pass += 1;
             cursor.next = entry.sequence.next();
             return Ok(Taken::Example(Example { entry, pass: cursor.pass }));
@@ -418,7 +436,7 @@ impl<'a> Drawing<'a> {
         let mut replay = cursor.replay.unwrap_or_default();
         let mut entry = self.next_record(language, replay.next)?;
         if entry.is_none() {
-            replay = Replay { next: SequenceNumber::default(), pass: replay.pass + 1 };
+            replay = Replay { next: self.view.begin, pass: replay.pass + 1 };
             entry = self.next_record(language, replay.next)?;
         }
         let Some(entry) = entry else { return Ok(Taken::Short(short)) };
@@ -428,7 +446,7 @@ impl<'a> Drawing<'a> {
     }
 
     fn next_record(&self, language: &Language, from: SequenceNumber) -> Result<Option<Arc<Entry>>, TrainerError> {
-        Ok(self.records.next_record(&language.name, false, from, self.durable)?)
+        Ok(self.records.next_record(&language.name, false, from.max(self.view.begin), self.view.durable)?)
     }
 }
 

@@ -311,3 +311,34 @@ fn backlog_starts_at_the_oldest_record_not_read() {
     }
     assert!((0..33).all(|sequence| read.contains(&sequence)));
 }
+
+#[test]
+fn what_retention_removed_is_neither_read_nor_replayed() {
+    let log = finite(&[("en", 1000, 10), ("de", 1000, 1)]);
+    log.remove_below(4);
+    let mut sampler = Sampler::new(1, SamplerOptions { shuffle_examples: 12, ..options(&[]) }, SamplerState::default());
+    let window = match draw(&mut sampler, &log) {
+        Draw::Window(window) => window,
+        other => panic!("no window: {other:?}"),
+    };
+    assert_eq!((window.view.begin, window.oldest()), (SequenceNumber(4), SequenceNumber(4)));
+    // Seven records of `en` are left, none of `de`: it drops out.
+    let drawn = examples(Draw::Window(window.clone()));
+    let expected: Vec<(u64, u64)> = (0..12).map(|at| (4 + at % 7, at / 7)).collect();
+    assert_eq!(drawn, expected);
+
+    // The next window has another beginning; each is formed again as it was, whatever was removed since that it did not read.
+    log.remove_below(6);
+    let next = examples(draw(&mut sampler, &log));
+    assert_eq!(next[..3], [(9, 1), (10, 1), (6, 2)]);
+    log.remove_below(4);
+    let again = |begin: u64, state: &SamplerState| {
+        let options = SamplerOptions { shuffle_examples: 12, ..options(&[]) };
+        let mut sampler = Sampler::new(1, options, state.clone());
+        let draw = sampler.window_again(&log, SequenceNumber(begin), log.durable(), Some(&window.view.open)).unwrap();
+        (examples(draw), sampler.state().clone())
+    };
+    let (first, state) = again(4, &window.before);
+    assert_eq!(first, drawn);
+    assert_eq!(again(6, &state), (next, sampler.state().clone()));
+}

@@ -24,6 +24,12 @@ pub(crate) fn metrics_path(state_dir: &Path) -> PathBuf {
     state_dir.join("metrics.jsonl")
 }
 
+/// Where the held-out records of a log are kept whose segments were removed.
+#[must_use]
+pub fn held_out_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("holdout")
+}
+
 /// Where its vocabulary is.
 pub(crate) fn vocabulary_path(state_dir: &Path) -> PathBuf {
     state_dir.join("vocab")

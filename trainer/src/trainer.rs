@@ -11,21 +11,20 @@
 use crate::TrainerError;
 use crate::batch::Batch;
 use crate::checkpoint::{Checkpoints, TrainerState};
-use crate::copy_stream::{CopyStream, Next, StreamOptions, StreamState};
+use crate::copy_stream::{CopyStream, Next};
 use crate::evaluate::{EvaluationReport, Evaluator, HeldOut};
 use crate::event::{Event, Outcome, Request, StepReport, TrainerProgress};
 use crate::export;
 use crate::journal::{Journal, JournalEntry, Rollback, SkippedStep};
 use crate::learner::Learner;
 use crate::metrics::Metrics;
+use crate::need::{LogNeeds, can_form_again};
 use crate::options::TrainerOptions;
 use crate::resume::{self, Resumed};
 use crate::run_log::RunLog;
-use crate::sampler::SamplerOptions;
 use crate::state_folder::{
-    checkpoints_path, journal_path, keep_tokenizers, metrics_path, open_vocabulary, tokenizers_path,
+    checkpoints_path, held_out_path, journal_path, keep_tokenizers, metrics_path, open_vocabulary, tokenizers_path,
 };
-use crate::training_copy::CopyOptions;
 use crate::vocabulary::Vocabulary;
 use crossbeam::channel::Receiver;
 use model::{RolePool, Working};
@@ -66,6 +65,8 @@ pub struct Trainer {
     progress: Arc<TrainerProgress>,
     /// The sampler's window when `progress` was brought up to date.
     progress_window: Option<u64>,
+    /// What of the log is needed.
+    needs: LogNeeds,
     /// While there is something to train on.
     working: Option<Working>,
 }
@@ -108,10 +109,12 @@ impl Trainer {
         metrics.step.set(i64::try_from(state.step).unwrap_or(i64::MAX));
         let run_log = RunLog::open(&metrics_path(&options.state_dir), state.step, state.evaluated)?;
         run_log.evaluation().into_iter().for_each(|evaluation| metrics.observe_evaluation(evaluation));
-        Ok(Self {
-            stream: new_stream(&options, &vocabulary, &state.stream),
+        let mut needs = LogNeeds::new(progress.need.clone());
+        needs.has_checkpoints(&checkpoints, &journal)?;
+        let mut trainer = Self {
+            stream: resume::stream(&options, &vocabulary, &state.stream),
             drawn: None,
-            held_out: HeldOut::new(options.evaluation.max_examples),
+            held_out: HeldOut::new(options.evaluation.max_examples, &held_out_path(&options.state_dir)),
             run_log,
             options,
             reader,
@@ -124,8 +127,11 @@ impl Trainer {
             metrics,
             progress,
             progress_window: None,
+            needs,
             working: None,
-        })
+        };
+        trainer.update_progress(false)?;
+        Ok(trainer)
     }
 
     /// Trains until all steps are done, nothing is left to train on, or `control` says stop; then a checkpoint is durable.
@@ -258,7 +264,9 @@ impl Trainer {
         let Resumed { state: target, .. } =
             resume::resume(options, &self.vocabulary, &self.checkpoints, &mut self.journal, is_target)?;
         let to_step = target.step;
-        if resume::returns_to(&rollbacks, to_step) >= ROLLBACKS_MAX {
+        self.needs.hold(&self.reader);
+        let can_form_again = can_form_again(target.stream.sampler.window, &self.journal, &self.reader);
+        if resume::returns_to(&rollbacks, to_step) >= ROLLBACKS_MAX || !can_form_again {
             let left_out = target.stream.left_out.len();
             return Err(TrainerError::Diverged { step: to_step, left_out });
         }
@@ -277,7 +285,8 @@ impl Trainer {
     fn restart(&mut self, wanted: impl Fn(u64) -> bool) -> Result<(), TrainerError> {
         let resumed = resume::resume(&self.options, &self.vocabulary, &self.checkpoints, &mut self.journal, wanted)?;
         (self.learner, self.state) = (resumed.learner, resumed.state);
-        self.stream = new_stream(&self.options, &self.vocabulary, &self.state.stream);
+        self.needs.has_checkpoints(&self.checkpoints, &self.journal)?;
+        self.stream = resume::stream(&self.options, &self.vocabulary, &self.state.stream);
         (self.drawn, self.progress_window) = (None, None);
         let path = metrics_path(&self.options.state_dir);
         self.run_log = RunLog::open(&path, self.state.step, self.state.evaluated)?;
@@ -296,6 +305,7 @@ impl Trainer {
         let mut reported = None;
         loop {
             let seen = self.reader.durable();
+            self.needs.hold(&self.reader);
             let next = self.stream.next_batch(&self.reader, &mut self.journal)?;
             self.update_progress(matches!(next, Next::Short(_)))?;
             let short = match next {
@@ -323,9 +333,12 @@ impl Trainer {
         if waiting || self.progress_window != Some(sampler.window) {
             let durable = self.reader.durable();
             let oldest = sampler.oldest_unread(&self.reader, durable)?;
-            self.progress.needed_from.store(oldest.unwrap_or(durable.end()).0, Ordering::Relaxed);
+            let unread = oldest.unwrap_or(durable.end());
+            self.progress.needed_from.store(unread.0, Ordering::Relaxed);
             self.progress_window = Some(sampler.window);
+            self.needs.has_read(unread, &self.journal);
         }
+        self.needs.let_go();
         self.progress.waiting.store(waiting, Ordering::Relaxed);
         Ok(())
     }
@@ -345,7 +358,9 @@ impl Trainer {
         let place = if step == 0 { self.stream.state() } else { &self.state.stream };
         let window = place.windows_used().checked_sub(1);
         let up_to = window.and_then(|window| self.journal.window(window)).unwrap_or_default();
+        self.needs.hold(&self.reader);
         self.held_out.extend(&self.reader, up_to)?;
+        self.needs.let_go();
         self.work();
         let mut evaluator = Evaluator {
             student: &mut self.learner.student,
@@ -378,6 +393,7 @@ impl Trainer {
         targets.retain(|step| *step <= last_good && is_target(&self.options, *step));
         let targets = &targets[targets.len().saturating_sub(keep)..];
         self.checkpoints.prune(keep, |step| targets.contains(&step))?;
+        self.needs.has_checkpoints(&self.checkpoints, &self.journal)?;
         desk.report(Event::Checkpoint { step, path: path.clone() });
         Ok(path)
     }
@@ -464,28 +480,4 @@ fn is_due(options: &TrainerOptions, step: u64) -> bool {
 /// Whether training may go back to a checkpoint after `step`: one of the schedule, if there is a schedule.
 fn is_target(options: &TrainerOptions, step: u64) -> bool {
     options.train.checkpoint_every_steps == 0 || is_due(options, step)
-}
-
-fn new_stream(options: &TrainerOptions, vocabulary: &Arc<Vocabulary>, state: &StreamState) -> CopyStream {
-    let train = &options.train;
-    let stream = StreamOptions {
-        sampler: SamplerOptions {
-            shuffle_examples: train.shuffle_examples,
-            alpha: options.alpha,
-            max_passes: train.max_passes,
-            when_short: train.when_short,
-            inputs: options.inputs.clone(),
-        },
-        copies: CopyOptions {
-            copies: train.copies,
-            best_by: train.best_by,
-            copy_weight: train.copy_weight,
-            max_sequence_length: options.student.max_sequence_length,
-        },
-        batch_examples: train.batch_examples,
-        micro_batch_tokens: train.micro_batch_tokens,
-        kd_target: train.kd_target,
-        loss_norm: train.loss_norm,
-    };
-    CopyStream::new(options.seed, stream, Arc::clone(vocabulary), state.clone())
 }

@@ -5,7 +5,6 @@ mod scene;
 
 use crossbeam::channel::{bounded, unbounded};
 use scene::{Example, Scene, append, append_ends, checkpoint, copy_folder, example, inputs, metrics, mixture};
-use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -300,7 +299,7 @@ fn a_checkpoint_that_does_not_work_is_not_gone_back_to_twice() {
     (options.train.steps, options.evaluation.every_steps) = (12, 0);
     options.train.until_step = Some(6);
     scene.run(&options, |_| ()).unwrap();
-    poison(&options.state_dir.join("checkpoints/step-6"));
+    scene::poison(&options.state_dir.join("checkpoints/step-6"));
     options.train.until_step = None;
     let mut resumed = Vec::new();
     let note = |event| {
@@ -312,20 +311,6 @@ fn a_checkpoint_that_does_not_work_is_not_gone_back_to_twice() {
     assert_eq!(resumed, [6, 6, 3]);
     let lines = metrics(&options.state_dir);
     assert!(lines.iter().all(|line| line["skipped"] != true), "all steps that count were made");
-}
-
-/// Makes a weight of a checkpoint no number.
-fn poison(checkpoint: &Path) {
-    let (model, manifest) = (checkpoint.join("model.safetensors"), checkpoint.join("manifest.json"));
-    let hash = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let mut bytes = fs::read(&model).unwrap();
-    let before = hash(&bytes);
-    let end = bytes.len();
-    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
-    fs::write(&model, &bytes).unwrap();
-    let text = fs::read_to_string(&manifest).unwrap();
-    assert!(text.contains(&before));
-    fs::write(&manifest, text.replace(&before, &hash(&bytes))).unwrap();
 }
 
 #[test]

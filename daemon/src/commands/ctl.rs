@@ -54,8 +54,9 @@ fn print_status(status: &Value) -> Result<(), Failure> {
     for stage in ["ingest", "teacher", "log", "trainer"] {
         let of = &status["stages"][stage];
         let paused = if of["paused"] == json!(true) { ", paused" } else { "" };
+        let waiting = of["waiting"].as_str().map_or_else(String::new, |what| format!(", waiting for {what}"));
         print_line(&format!(
-            "{stage:>8}  in {}, out {}, in flight {}{paused}",
+            "{stage:>8}  in {}, out {}, in flight {}{paused}{waiting}",
             of["items_in"], of["items_out"], of["in_flight"]
         ))?;
     }

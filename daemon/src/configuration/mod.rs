@@ -4,6 +4,7 @@
 //! Relative paths are relative to the file.
 
 mod sections;
+mod store_section;
 mod table;
 mod threads;
 

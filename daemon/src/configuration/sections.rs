@@ -1,5 +1,6 @@
 //! The sections of the file, with every default.
 
+use super::store_section::Store;
 use super::table::{Problem, Problems, Table};
 use super::threads::Threads;
 use serde::Serialize;
@@ -109,26 +110,6 @@ pub struct Queue {
     pub batch_tokens: usize,
     /// Groups of batches in flight, at most.
     pub depth: usize,
-}
-
-/// `[store]`
-#[derive(Clone, Debug, Serialize)]
-pub struct Store {
-    /// Folder of the log.
-    pub path: PathBuf,
-    /// Labels kept per masked position, k.
-    pub top_k: usize,
-    /// Tokens in an example, [CLS] and [SEP] included; unset: the student's, or as many as the teachers have positions.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_sequence_length: Option<usize>,
-    /// How labels are stored.
-    pub precision: &'static str,
-    /// A segment is sealed when it is this large.
-    pub segment_bytes: u64,
-    /// Longest time for which appended records may not be durable.
-    pub sync_interval_ms: u64,
-    /// Ingestion waits while the trainer is this far behind.
-    pub max_backlog_bytes: u64,
 }
 
 /// `[student]`
@@ -353,7 +334,7 @@ fn paths(table: &mut Table, folder: &Path) -> Vec<String> {
 }
 
 /// The path under `key`, if it is there.
-fn path(table: &mut Table, key: &'static str, folder: &Path) -> Option<PathBuf> {
+pub(super) fn path(table: &mut Table, key: &'static str, folder: &Path) -> Option<PathBuf> {
     let path = table.optional_string(key)?;
     Some(table.resolve(key, folder, &path))
 }
@@ -414,23 +395,6 @@ impl Queue {
         };
         table.finish();
         queue
-    }
-}
-
-impl Store {
-    fn read(mut table: Table, folder: &Path, run: &Run) -> Self {
-        let path = path(&mut table, "path", folder).unwrap_or_else(|| run.state_dir.join("log"));
-        let store = Self {
-            path,
-            top_k: table.size("top_k", 8, 1..=512),
-            max_sequence_length: Some(table.size("max_sequence_length", 0, 16..=8192)).filter(|&length| length > 0),
-            precision: table.choice("precision", &[("exact", "exact")]),
-            segment_bytes: table.integer("segment_bytes", 134_217_728, 65_536..=1_099_511_627_776),
-            sync_interval_ms: table.integer("sync_interval_ms", 200, ..=60_000),
-            max_backlog_bytes: table.integer("max_backlog_bytes", 8_589_934_592, 1_048_576..),
-        };
-        table.finish();
-        store
     }
 }
 

@@ -117,3 +117,13 @@ fn paths_may_name_environment_variables() {
     let found = problems(&text);
     assert_eq!(found, ["corpus[en].path: environment variable NO_SUCH_VARIABLE is not set"]);
 }
+
+#[test]
+fn less_than_a_segment_cannot_be_retained() {
+    let store = |text: &str| Configuration::parse(&format!("{MINIMAL}[store]\n{text}"), Path::new("/etc"));
+    let kept = store("retain_bytes = 134217728\nretain_hours = 0.5").unwrap().store;
+    assert_eq!((kept.retain_bytes, kept.retain_hours), (134_217_728, 0.5));
+    let found = store("retain_bytes = 1000").unwrap_err();
+    assert!(found.len() == 1 && found[0].to_string().starts_with("store.retain_bytes: 1000 is less"), "{found:?}");
+    assert!(store("retain_hours = -1").is_err());
+}

@@ -1,8 +1,9 @@
 //! A block: the unit of append, checksum and read.
 
-use crate::log::column::{Coding, Column, Columns, Compressor, MAX_COLUMN_BYTES, Share, decompress};
+use crate::log::codec::{Compaction, SegmentTables};
+use crate::log::column::{Coding, Column, ColumnBytes, Columns, Compressor, MAX_COLUMN_BYTES, Share, decompress};
 use crate::log::disk::{DiskFile, read_exact_at};
-use crate::log::entries;
+use crate::log::entries::{self, Outline};
 use crate::log::error::{Damage, Fault};
 use crate::log::wire::Wire;
 use crate::{Entry, Payload, SequenceNumber, SourceCursor};
@@ -277,9 +278,13 @@ pub(crate) struct EncodedBlock {
 }
 
 impl EncodedBlock {
-    /// Encodes well-formed entries, at least one.
-    pub(crate) fn new(entries: &[Entry], compressor: &mut Compressor) -> Result<Self, Damage> {
-        let columns = entries::encode(entries);
+    /// Encodes well-formed entries, at least one; labels with compact precision if there is a `compaction`, that of the segment.
+    pub(crate) fn new(
+        entries: &[Entry],
+        compaction: Option<&mut Compaction>,
+        compressor: &mut Compressor,
+    ) -> Result<Self, Damage> {
+        let columns = entries::encode(entries, compaction)?;
         let (directory, payload) = compress(&columns, compressor)?;
         let (totals, summary) = summarise(entries);
         let header = BlockHeader {
@@ -305,6 +310,11 @@ impl EncodedBlock {
         self.header.bytes()
     }
 
+    /// Bytes of them that its header takes.
+    pub(crate) fn header_bytes(&self) -> u64 {
+        self.header.header_bytes
+    }
+
     /// The block's bytes as the one after `previous`.
     pub(crate) fn place(self, previous: Link, durable: SequenceNumber) -> (BlockHeader, Vec<u8>) {
         let mut header = BlockHeader { previous, durable, ..self.header };
@@ -320,20 +330,27 @@ fn compress(columns: &Columns, compressor: &mut Compressor) -> Result<(Vec<Direc
     let mut directory = Vec::new();
     let mut payload = Vec::new();
     for column in Column::ALL {
-        let raw = columns.get(*column);
-        if raw.is_empty() {
+        let ColumnBytes { coded_from, bytes } = columns.get(*column);
+        if bytes.is_empty() {
             continue;
         }
-        if raw.len() > MAX_COLUMN_BYTES {
-            let (name, bytes) = (column.name(), raw.len());
-            return Err(Damage::new(format!("its block has {bytes} bytes of {name}: append fewer entries at once")));
+        let raw_bytes = coded_from.unwrap_or(bytes.len());
+        if raw_bytes > MAX_COLUMN_BYTES {
+            let name = column.name();
+            return Err(Damage::new(format!(
+                "its block has {raw_bytes} bytes of {name}: append fewer entries at once"
+            )));
         }
-        let (coding, stored) =
-            compressor.compress(*column, raw).map_err(|error| Damage::new(format!("compression failed: {error}")))?;
+        let (coding, stored) = match coded_from {
+            Some(_) => (Coding::Range, bytes.clone()),
+            None => compressor
+                .compress(*column, bytes)
+                .map_err(|error| Damage::new(format!("compression failed: {error}")))?,
+        };
         directory.push(DirectoryRow {
             column: *column,
             coding,
-            raw_bytes: raw.len() as u32,
+            raw_bytes: raw_bytes as u32,
             stored_bytes: stored.len() as u32,
             checksum: crc32fast::hash(&stored),
         });
@@ -360,9 +377,10 @@ impl StoredBlock<'_> {
         Ok(())
     }
 
-    /// The entries.
-    pub(crate) fn entries(&self) -> Result<Vec<Entry>, Fault> {
-        entries::decode(self.header.first(), self.header.entries as usize, |column| self.column(column))
+    /// The entries; `tables` are those of the segment.
+    pub(crate) fn entries(&self, tables: &SegmentTables) -> Result<Vec<Entry>, Fault> {
+        let tables = || tables.load(self.file);
+        entries::decode(self.header.first(), self.header.entries as usize, tables, |column| self.column(column))
     }
 
     /// The entries' cursors; reads nothing else.
@@ -370,17 +388,27 @@ impl StoredBlock<'_> {
         entries::decode_cursors(self.header.entries as usize, |column| self.column(column))
     }
 
+    /// What the records are; reads no column of their copies' content.
+    pub(crate) fn outlines(&self) -> Result<Vec<Outline>, Fault> {
+        entries::decode_outlines(self.header.first(), self.header.entries as usize, |column| self.column(column))
+    }
+
     /// A column's bytes; none if it is absent.
-    fn column(&self, column: Column) -> Result<Vec<u8>, Fault> {
+    fn column(&self, column: Column) -> Result<ColumnBytes, Fault> {
         let mut offset = self.offset + self.header.header_bytes;
         for row in &self.header.directory {
             if row.column == column {
-                let raw = decompress(row.coding, self.stored(row, offset)?, row.raw_bytes as usize);
-                return raw.map_err(|Damage(what)| Damage(format!("column {}: {what}", column.name())).into());
+                let (stored, raw_bytes) = (self.stored(row, offset)?, row.raw_bytes as usize);
+                if row.coding == Coding::Range {
+                    return Ok(ColumnBytes { coded_from: Some(raw_bytes), bytes: stored });
+                }
+                let bytes = decompress(row.coding, stored, raw_bytes)
+                    .map_err(|Damage(what)| Damage(format!("column {}: {what}", column.name())))?;
+                return Ok(ColumnBytes { coded_from: None, bytes });
             }
             offset += u64::from(row.stored_bytes);
         }
-        Ok(Vec::new())
+        Ok(ColumnBytes::default())
     }
 
     fn stored(&self, row: &DirectoryRow, offset: u64) -> Result<Vec<u8>, Fault> {

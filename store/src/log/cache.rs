@@ -37,6 +37,7 @@ impl BlockCache {
     /// `bytes`: what the entries take in memory, roughly.
     pub(crate) fn insert(&mut self, first: SequenceNumber, entries: Entries, bytes: u64) {
         self.blocks.retain(|block| block.first != first);
+        let bytes = bytes.min(MAX_BYTES + 1); // A sum of what damaged headers say must not overflow.
         self.blocks.push_back(CachedBlock { first, entries, bytes });
         while self.blocks.len() > MAX_BLOCKS || self.blocks.len() > 1 && self.bytes() > MAX_BYTES {
             self.blocks.pop_front();

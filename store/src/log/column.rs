@@ -100,6 +100,8 @@ impl Column {
 pub(crate) enum Coding {
     Plain = 0,
     Zstd = 1,
+    /// Range-coded: see [`crate::log::codec`].
+    Range = 2,
 }
 
 impl Coding {
@@ -107,6 +109,7 @@ impl Coding {
         match code {
             0 => Some(Self::Plain),
             1 => Some(Self::Zstd),
+            2 => Some(Self::Range),
             _ => None,
         }
     }
@@ -114,15 +117,47 @@ impl Coding {
 
 /// The columns of one block before compression.
 #[derive(Debug, Default)]
-pub(crate) struct Columns([Vec<u8>; Column::ALL.len()]);
+pub(crate) struct Columns([ColumnBytes; Column::ALL.len()]);
+
+/// A column's bytes: as they are, or range-coded.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ColumnBytes {
+    /// Length before coding, if `bytes` are range-coded.
+    pub(crate) coded_from: Option<usize>,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl ColumnBytes {
+    /// The bytes of a column that is not range-coded.
+    pub(crate) fn plain(self) -> Result<Vec<u8>, Damage> {
+        match self.coded_from {
+            None => Ok(self.bytes),
+            Some(_) => Err(Damage::new("a range-coded column among others that are not")),
+        }
+    }
+
+    /// The bytes of a range-coded column that stands for `length` bytes; an absent one too.
+    pub(crate) fn coded(self, length: u64) -> Result<Vec<u8>, Damage> {
+        match self.coded_from {
+            Some(from) if from as u64 == length => Ok(self.bytes),
+            None if self.bytes.is_empty() => Ok(self.bytes),
+            found => Err(Damage::new(format!("a range-coded column of {found:?} bytes instead of {length}"))),
+        }
+    }
+}
 
 impl Columns {
-    pub(crate) fn get(&self, column: Column) -> &[u8] {
+    pub(crate) fn get(&self, column: Column) -> &ColumnBytes {
         &self.0[column as usize - 1]
     }
 
     pub(crate) fn get_mut(&mut self, column: Column) -> &mut Vec<u8> {
-        &mut self.0[column as usize - 1]
+        &mut self.0[column as usize - 1].bytes
+    }
+
+    /// Sets a column that is range-coded already; it stands for `length` bytes.
+    pub(crate) fn set_coded(&mut self, column: Column, bytes: Vec<u8>, length: u64) {
+        self.0[column as usize - 1] = ColumnBytes { coded_from: Some(length as usize), bytes };
     }
 }
 
@@ -159,6 +194,7 @@ impl Compressor {
 pub(crate) fn decompress(coding: Coding, stored: Vec<u8>, raw_length: usize) -> Result<Vec<u8>, Damage> {
     let raw = match coding {
         Coding::Plain => stored,
+        Coding::Range => return Err(Damage::new("range-coded bytes where there are none")),
         Coding::Zstd => zstd::bulk::decompress(&stored, raw_length)
             .map_err(|error| Damage::new(format!("it does not decompress: {error}")))?,
     };

@@ -1,11 +1,18 @@
 //! Everything the log asks of a file system, behind two small traits, so that tests can inject faults.
 
+#[cfg(target_os = "linux")]
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Room that is to be left on a file system that cannot keep it for a file: for what it writes besides content.
+const SPARE_BYTES: u64 = 1 << 20;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +56,13 @@ pub trait DiskFile: Debug + Send + Sync {
     fn sync(&self) -> io::Result<()>;
     /// Cuts the file.
     fn truncate(&self, length: u64) -> io::Result<()>;
+    /// Makes sure that writes below `end` find room, and leaves content and length as they are. Room that is not used is
+    /// given back by [`DiskFile::release`]. A file system that cannot keep room for a file says whether there is some.
+    fn reserve(&self, end: u64) -> io::Result<()>;
+    /// Gives back the room behind the end of the file.
+    fn release(&self) -> io::Result<()>;
+    /// When it was written last.
+    fn modified(&self) -> io::Result<SystemTime>;
     /// Takes an advisory lock without waiting; `false` if another open file holds a conflicting one.
     /// Held until the file is closed.
     fn try_lock(&self, lock: Lock) -> io::Result<bool>;
@@ -113,7 +127,7 @@ impl Disk for StdDisk {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         // The parent of a relative name like `log` is the empty path.
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-        match File::open(dir)?.sync_all() {
+        match sync_names(dir) {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()), // It has no such operation.
             synced => synced,
         }
@@ -144,6 +158,26 @@ impl DiskFile for StdFile {
         self.0.set_len(length)
     }
 
+    fn reserve(&self, end: u64) -> io::Result<()> {
+        let length = self.0.metadata()?.len();
+        if end <= length {
+            return Ok(());
+        }
+        match allocate(&self.0, length, end - length) {
+            Err(Errno::NOTSUP | Errno::NOSYS | Errno::INVAL) => has_room(&self.0, end - length),
+            allocated => Ok(allocated?),
+        }
+    }
+
+    fn release(&self) -> io::Result<()> {
+        // Cutting a file where it ends frees what was reserved behind it.
+        self.0.set_len(self.0.metadata()?.len())
+    }
+
+    fn modified(&self) -> io::Result<SystemTime> {
+        self.0.metadata()?.modified()
+    }
+
     fn try_lock(&self, lock: Lock) -> io::Result<bool> {
         let outcome = match lock {
             Lock::Shared => self.0.try_lock_shared(),
@@ -155,6 +189,32 @@ impl DiskFile for StdFile {
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+fn allocate(file: &File, offset: u64, bytes: u64) -> Result<(), Errno> {
+    rustix::io::retry_on_intr(|| rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, bytes))
+}
+
+/// Elsewhere room cannot be reserved behind the end of a file.
+#[cfg(not(target_os = "linux"))]
+fn allocate(_: &File, _: u64, _: u64) -> Result<(), Errno> {
+    Err(Errno::NOTSUP)
+}
+
+/// Whether `bytes` more fit on the file system, as things are now.
+fn has_room(file: &File, bytes: u64) -> io::Result<()> {
+    let statistics = rustix::fs::fstatvfs(file)?;
+    let free_bytes = statistics.f_bavail.saturating_mul(statistics.f_frsize);
+    match free_bytes >= bytes.saturating_add(SPARE_BYTES) {
+        true => Ok(()),
+        false => Err(io::ErrorKind::StorageFull.into()),
+    }
+}
+
+/// Syncs a folder; [`io::ErrorKind::InvalidInput`] if it cannot be synced.
+fn sync_names(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
 }
 
 /// Writes all of `bytes` at `offset`.
@@ -186,4 +246,15 @@ pub(crate) fn read_exact_at(file: &dyn DiskFile, offset: u64, length: usize) -> 
         }
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    /// A device that cannot be synced says so; nothing else could.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_sync_of_names_reaches_the_kernel() {
+        let refused = super::sync_names("/dev/null".as_ref()).map_err(|error| error.kind());
+        assert_eq!(refused, Err(std::io::ErrorKind::InvalidInput));
+    }
 }

@@ -1,6 +1,7 @@
 //! Columns of the entries: what each is, its cursor, and its record's key.
 
-use crate::log::column::{Column, Columns};
+use crate::log::codec::{Compaction, Tables};
+use crate::log::column::{Column, ColumnBytes, Columns};
 use crate::log::error::Damage;
 use crate::log::labels::{self, CopyColumns, Shape, storage_order};
 use crate::log::wire::{Wire, put_rows, put_varint, take_rows};
@@ -12,8 +13,12 @@ const KIND_RECORD: u8 = 0;
 const KIND_SKIP: u8 = 1;
 const KIND_END: u8 = 2;
 
-/// Writes entries, which are well-formed (see [`crate::log::validate`]), as columns.
-pub(crate) fn encode(entries: &[Entry]) -> Columns {
+/// Writes entries, which are well-formed (see [`crate::log::validate`]), as columns; labels with compact precision if there is a
+/// `compaction`.
+///
+/// # Errors
+/// When a label cannot be held with compact precision.
+pub(crate) fn encode(entries: &[Entry], compaction: Option<&mut Compaction>) -> Result<Columns, Damage> {
     let mut columns = Columns::default();
     let mut strings = Dictionary::default();
     let cursors: Vec<_> = entries.iter().map(|entry| cursor_row(&entry.cursor, &mut strings)).collect();
@@ -42,31 +47,38 @@ pub(crate) fn encode(entries: &[Entry]) -> Columns {
     let rows: Vec<_> = shapes.iter().map(|shape| shape.row()).collect();
     put_rows(&rows, columns.get_mut(Column::Copies));
     let stored: Vec<_> = storage_order(&shapes).into_iter().map(|index| copies[index]).collect();
-    labels::encode(&stored, &mut columns);
+    labels::encode_tokens(&stored, &mut columns);
+    match compaction {
+        None => labels::encode(&stored, &mut columns),
+        Some(compaction) => labels::encode_compactly(&stored, compaction, &mut columns)?,
+    }
     strings.write(columns.get_mut(Column::Strings));
-    columns
+    Ok(columns)
 }
 
-/// Reads the `count` entries from `first` on. `column` gives a column's bytes, none for one that is absent.
+/// Reads the `count` entries from `first` on. `column` gives a column's bytes, none for one that is absent; `tables` those of the
+/// segment, if they are needed.
 pub(crate) fn decode<E: From<Damage>>(
     first: SequenceNumber,
     count: usize,
-    mut column: impl FnMut(Column) -> Result<Vec<u8>, E>,
+    tables: impl FnOnce() -> Result<Arc<Tables>, E>,
+    mut column: impl FnMut(Column) -> Result<ColumnBytes, E>,
 ) -> Result<Vec<Entry>, E> {
-    let strings = Strings::read(&column(Column::Strings)?)?;
-    let kinds = column(Column::Kinds)?;
+    let mut plain = |name: Column| Ok::<_, E>(column(name)?.plain()?);
+    let strings = Strings::read(&plain(Column::Strings)?)?;
+    let kinds = plain(Column::Kinds)?;
     if kinds.len() != count {
         return Err(Damage::new(format!("{} kinds of {count} entries", kinds.len())).into());
     }
-    let cursors = read_cursors(&strings, &column(Column::Cursors)?, count)?;
+    let cursors = read_cursors(&strings, &plain(Column::Cursors)?, count)?;
     let kind_count = |kind| kinds.iter().filter(|stored| **stored == kind).count();
     let mut payloads = Payloads {
-        records: read_records(&strings, &column(Column::Records)?, kind_count(KIND_RECORD))?.into_iter(),
-        skips: read_skips(&strings, &column(Column::Skips)?, kind_count(KIND_SKIP))?.into_iter(),
+        records: read_records(&strings, &plain(Column::Records)?, kind_count(KIND_RECORD))?.into_iter(),
+        skips: read_skips(&strings, &plain(Column::Skips)?, kind_count(KIND_SKIP))?.into_iter(),
         copies: Vec::new().into_iter(),
     };
     let copies = payloads.records.as_slice().iter().map(|(_, copies)| *copies).sum();
-    payloads.copies = read_copies(&column(Column::Copies)?, copies, &mut column)?.into_iter();
+    payloads.copies = read_copies(&plain(Column::Copies)?, copies, tables, &mut column)?.into_iter();
     let mut entries = Vec::with_capacity(count);
     for ((sequence, kind), cursor) in (first.0..).zip(kinds).zip(cursors) {
         let payload = payloads.next(kind)?;
@@ -78,10 +90,45 @@ pub(crate) fn decode<E: From<Damage>>(
 /// Reads the `count` cursors of a block alone.
 pub(crate) fn decode_cursors<E: From<Damage>>(
     count: usize,
-    mut column: impl FnMut(Column) -> Result<Vec<u8>, E>,
+    mut column: impl FnMut(Column) -> Result<ColumnBytes, E>,
 ) -> Result<Vec<SourceCursor>, E> {
-    let strings = Strings::read(&column(Column::Strings)?)?;
-    Ok(read_cursors(&strings, &column(Column::Cursors)?, count)?)
+    let strings = Strings::read(&column(Column::Strings)?.plain()?)?;
+    Ok(read_cursors(&strings, &column(Column::Cursors)?.plain()?, count)?)
+}
+
+/// A record without the content of its copies.
+#[derive(Debug)]
+pub(crate) struct Outline {
+    pub(crate) sequence: SequenceNumber,
+    /// The record, without copies.
+    pub(crate) record: Record,
+    /// Teacher and lengths of each copy.
+    pub(crate) copies: Vec<Shape>,
+}
+
+/// Reads the outlines of the records among the `count` entries from `first` on.
+pub(crate) fn decode_outlines<E: From<Damage>>(
+    first: SequenceNumber,
+    count: usize,
+    mut column: impl FnMut(Column) -> Result<ColumnBytes, E>,
+) -> Result<Vec<Outline>, E> {
+    let mut plain = |name: Column| Ok::<_, E>(column(name)?.plain()?);
+    let strings = Strings::read(&plain(Column::Strings)?)?;
+    let kinds = plain(Column::Kinds)?;
+    if kinds.len() != count {
+        return Err(Damage::new(format!("{} kinds of {count} entries", kinds.len())).into());
+    }
+    let of_records = (first.0..).zip(kinds).filter(|(_, kind)| *kind == KIND_RECORD);
+    let sequences: Vec<_> = of_records.map(|(sequence, _)| SequenceNumber(sequence)).collect();
+    let records = read_records(&strings, &plain(Column::Records)?, sequences.len())?;
+    let copies = records.iter().map(|(_, copies)| *copies).sum();
+    let mut shapes = read_shapes(&plain(Column::Copies)?, copies)?.into_iter();
+    let outlines = sequences.into_iter().zip(records).map(|(sequence, (record, copies))| Outline {
+        sequence,
+        record,
+        copies: shapes.by_ref().take(copies).collect(),
+    });
+    Ok(outlines.collect())
 }
 
 struct Payloads {
@@ -172,7 +219,9 @@ fn read_records(strings: &Strings, bytes: &[u8], count: usize) -> Result<Vec<(Re
     let mut ends = SpanEnds::default();
     let record = |row: [u64; 8]| {
         let first = row[3].wrapping_add(ends.get(row[0], row[1]));
-        let end = first.wrapping_add(row[4]);
+        let end = first
+            .checked_add(row[4])
+            .ok_or_else(|| Damage::new(format!("a span of {} bytes from {first} on", row[4])))?;
         ends.replace(row[0], row[1], end);
         let record = Record {
             source: strings.get(row[0])?,
@@ -212,18 +261,33 @@ fn read_skips(strings: &Strings, bytes: &[u8], count: usize) -> Result<Vec<Skip>
     rows.into_iter().map(|row| Ok(Skip { reason: strings.get(row[0])?, document: strings.get(row[1])? })).collect()
 }
 
+/// Teacher and lengths of the copies of all records, one record after another.
+fn read_shapes(table: &[u8], count: usize) -> Result<Vec<Shape>, Damage> {
+    let mut wire = Wire::new(table);
+    let rows = take_rows::<4>(&mut wire, count)?;
+    wire.finish()?;
+    rows.into_iter().map(Shape::from_row).collect()
+}
+
 /// The copies of all records, one record after another.
 fn read_copies<E: From<Damage>>(
     table: &[u8],
     count: usize,
-    column: impl FnMut(Column) -> Result<Vec<u8>, E>,
+    tables: impl FnOnce() -> Result<Arc<Tables>, E>,
+    mut column: impl FnMut(Column) -> Result<ColumnBytes, E>,
 ) -> Result<Vec<crate::MaskedCopy>, E> {
-    let mut wire = Wire::new(table);
-    let rows = take_rows::<4>(&mut wire, count)?;
-    wire.finish()?;
-    let shapes = rows.into_iter().map(Shape::from_row).collect::<Result<Vec<_>, _>>()?;
+    let shapes = read_shapes(table, count)?;
     let order = storage_order(&shapes);
-    let stored = CopyColumns::load(column)?.decode(order.iter().map(|index| shapes[*index]))?;
+    let in_order: Vec<_> = order.iter().map(|index| shapes[*index]).collect();
+    let tokens = labels::decode_tokens(&column(Column::TokenIds)?.plain()?, &in_order)?;
+    // With compact precision the positions are range-coded, as is all that follows.
+    let stored = match column(Column::MaskedPositions)? {
+        positions @ ColumnBytes { coded_from: Some(_), .. } => {
+            let columns = labels::load_compact(positions, &in_order, &mut column)?;
+            labels::decode_compact(columns, &in_order, tokens, &*tables()?)?
+        }
+        positions => CopyColumns::load(positions, column)?.decode(&in_order, tokens)?,
+    };
     let mut copies: Vec<_> = order.into_iter().zip(stored).collect();
     copies.sort_unstable_by_key(|(index, _)| *index);
     Ok(copies.into_iter().map(|(_, copy)| copy).collect())
@@ -295,16 +359,21 @@ mod tests {
     proptest! {
         /// What passes a checksum but was never written by us must not take the process down.
         #[test]
-        fn any_columns_are_read_or_refused(count in 0_usize..40, bytes: [Vec<u8>; 14]) {
-            let column = |column: Column| Ok::<_, Damage>(bytes[column as usize - 1].clone());
-            let _ = decode(SequenceNumber(0), count, column);
+        fn any_columns_are_read_or_refused(count in 0_usize..40, bytes: [Vec<u8>; 14], coded_from: Option<u8>) {
+            let column = |column: Column| {
+                let coded_from = coded_from.filter(|_| column > Column::TokenIds).map(usize::from);
+                Ok::<_, Damage>(ColumnBytes { coded_from, bytes: bytes[column as usize - 1].clone() })
+            };
+            let _ = decode(SequenceNumber(0), count, || Ok(Arc::default()), column);
             let _ = decode_cursors(count, column);
+            let _ = decode_outlines(SequenceNumber(0), count, column);
         }
 
         #[test]
-        fn damaged_columns_are_read_or_refused(damage: Vec<(u8, u16, u8)>, cut in 0_u16..3) {
+        fn damaged_columns_are_read_or_refused(damage: Vec<(u8, u16, u8)>, cut in 0_u16..3, compact: bool) {
             let entries: Vec<_> = (0..6).map(entry).collect();
-            let mut columns = encode(&entries);
+            let mut compaction = compact.then(Compaction::default);
+            let mut columns = encode(&entries, compaction.as_mut()).unwrap();
             for (column, at, value) in damage {
                 let bytes = columns.get_mut(Column::ALL[usize::from(column) % Column::ALL.len()]);
                 let length = bytes.len().max(1);
@@ -314,8 +383,8 @@ mod tests {
             }
             let copies = columns.get_mut(Column::TopIds);
             copies.truncate(copies.len() - usize::from(cut));
-            let column = |column: Column| Ok::<_, Damage>(columns.get(column).to_vec());
-            let _ = decode(SequenceNumber(0), entries.len(), column);
+            let column = |column: Column| Ok::<_, Damage>(columns.get(column).clone());
+            let _ = decode(SequenceNumber(0), entries.len(), || Ok(Arc::default()), column);
         }
     }
 

@@ -19,6 +19,17 @@ pub enum StoreError {
         /// To which file or folder.
         path: PathBuf,
     },
+    /// There is no room for what was to be appended. Nothing was written: the log is unchanged, and goes on when there is room.
+    #[error(
+        "no room for {bytes} bytes more in {}: nothing was written, and nothing is lost; free some space and it goes on",
+        path.display()
+    )]
+    NoRoom {
+        /// The segment that would have grown.
+        path: PathBuf,
+        /// How much is missing at most.
+        bytes: u64,
+    },
     /// The operating system refused.
     #[error("{doing} {}: {source}", path.display())]
     Io {
@@ -109,6 +120,48 @@ pub enum StoreError {
         /// How far the log may be read.
         durable: DurablePosition,
     },
+    /// A reader asked for what retention removed.
+    #[error(
+        "entry {sequence} is no longer in the log, which begins at {begin}: retention removed it; \
+         raise store.retain_bytes or store.retain_hours if it is needed"
+    )]
+    Removed {
+        /// What was asked for.
+        sequence: SequenceNumber,
+        /// The first entry that is there.
+        begin: SequenceNumber,
+    },
+    /// A new log cannot be written where it was wanted.
+    #[error("cannot write a new log: {}: {what}", dir.display())]
+    OutputUnusable {
+        /// The folder.
+        dir: PathBuf,
+        /// What is wrong with it, and what to do.
+        what: String,
+    },
+    /// What was to be copied is not in the log.
+    #[error("nothing can be copied from the log in {}: {what}", dir.display())]
+    Selection {
+        /// Folder of the log.
+        dir: PathBuf,
+        /// What was asked for, and what is there.
+        what: String,
+    },
+    /// Two logs that do not fit together.
+    #[error(
+        "the logs in {} and {} cannot be merged: {}",
+        first.display(),
+        second.display(),
+        lines.join("; ")
+    )]
+    Unmergeable {
+        /// Folder of one.
+        first: PathBuf,
+        /// Folder of the other.
+        second: PathBuf,
+        /// What differs, a line each.
+        lines: Vec<String>,
+    },
     /// The log's metrics could not be registered.
     #[error("registering the log's metrics: {what}")]
     Metrics {
@@ -127,19 +180,30 @@ impl StoreError {
     /// Whether the disk is full.
     #[must_use]
     pub fn is_no_space(&self) -> bool {
-        matches!(self, Self::NoSpace { .. })
+        matches!(self, Self::NoSpace { .. } | Self::NoRoom { .. })
+    }
+
+    /// Whether there was no room, and therefore nothing was written: the log goes on when there is.
+    #[must_use]
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::NoRoom { .. })
     }
 
     pub(crate) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { doing, path: path.to_owned() },
-            _ => Self::Io { doing, path: path.to_owned(), source: Arc::new(source) },
+        match is_full(&source) {
+            true => Self::NoSpace { doing, path: path.to_owned() },
+            false => Self::Io { doing, path: path.to_owned(), source: Arc::new(source) },
         }
     }
 
     pub(crate) fn corrupt(segment: &Path, offset: u64, what: impl Into<String>) -> Self {
         Self::Corrupt { segment: segment.to_owned(), offset, what: what.into() }
     }
+}
+
+/// Whether it is the disk, or the quota, that is full.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Bytes that are not what the format says.

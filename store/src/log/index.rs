@@ -1,6 +1,7 @@
 //! What a process knows of a log without reading it: segments and blocks, a few dozen bytes each.
 
 use crate::log::block::{BlockHeader, Link};
+use crate::log::codec::{LastTables, SegmentTables};
 use crate::log::segment::SegmentHeader;
 use crate::{SequenceNumber, SourceCursor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,9 +11,12 @@ use std::sync::Arc;
 /// Segments and blocks, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
+    /// What the first segment follows: nothing, or segments that retention removed.
+    begin: Link,
     segments: Vec<Segment>,
     blocks: Vec<Block>,
     languages: Vec<Arc<str>>,
+    last_tables: LastTables,
 }
 
 /// A segment.
@@ -29,6 +33,13 @@ pub(crate) struct Segment {
     pub(crate) seal: Seal,
     /// Index of its first block.
     first_block: usize,
+}
+
+impl Segment {
+    /// Its bytes on disk, as far as they are known.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.end_offset + if let Seal::Footer { bytes } = self.seal { bytes } else { 0 }
+    }
 }
 
 /// Whether a segment is complete.
@@ -70,6 +81,8 @@ pub(crate) struct BlockPlace {
     pub(crate) first: SequenceNumber,
     /// One past its last entry.
     pub(crate) end: SequenceNumber,
+    /// Those of its segment.
+    pub(crate) tables: SegmentTables,
 }
 
 impl Index {
@@ -78,9 +91,30 @@ impl Index {
         self.link().next
     }
 
+    /// Where the log begins: 0, or the first entry that retention left.
+    pub(crate) fn begin(&self) -> Link {
+        self.begin
+    }
+
     /// What the next block must follow.
     pub(crate) fn link(&self) -> Link {
-        self.segments.last().map_or_else(Link::default, |segment| segment.link)
+        self.segments.last().map_or(self.begin, |segment| segment.link)
+    }
+
+    /// Bytes of all segments.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.segments.iter().map(Segment::bytes).sum()
+    }
+
+    /// Forgets the segments before `begin`, where a segment begins or the log ends.
+    pub(crate) fn remove_below(&mut self, begin: Link) {
+        let gone = self.segments.partition_point(|segment| segment.header.first_sequence < begin.next);
+        let gone_blocks = self.segments.get(gone).map_or(self.blocks.len(), |segment| segment.first_block);
+        self.segments.drain(..gone);
+        self.blocks.drain(..gone_blocks);
+        self.segments.iter_mut().for_each(|segment| segment.first_block -= gone_blocks);
+        self.blocks.iter_mut().for_each(|block| block.segment -= gone as u32);
+        self.begin = begin;
     }
 
     pub(crate) fn segments(&self) -> &[Segment] {
@@ -189,6 +223,14 @@ impl Index {
         below.map(|block| self.place(block)).collect()
     }
 
+    /// Places of the blocks of segment `segment` that hold a held-out record.
+    pub(crate) fn held_out_blocks_of(&self, segment: usize) -> Vec<BlockPlace> {
+        let Some(first) = self.segments.get(segment).map(|segment| segment.first_block) else { return Vec::new() };
+        let end = self.segments.get(segment + 1).map_or(self.blocks.len(), |next| next.first_block);
+        let holds = |block: &&Block| block.summary.iter().any(|row| row.1);
+        self.blocks[first..end].iter().filter(holds).map(|block| self.place(block)).collect()
+    }
+
     /// The cursors at the beginning of the segment that holds the last entry below `up_to`, and the blocks behind
     /// which the state at `up_to` is found. Entries at or above `up_to` may be among them.
     pub(crate) fn cursor_base(&self, up_to: SequenceNumber) -> (BTreeMap<Arc<str>, SourceCursor>, Vec<BlockPlace>) {
@@ -204,8 +246,15 @@ impl Index {
     }
 
     fn place(&self, block: &Block) -> BlockPlace {
-        let path = Arc::clone(&self.segments[block.segment as usize].path);
-        BlockPlace { path, offset: block.offset, first: block.first, end: block.end() }
+        let segment = &self.segments[block.segment as usize];
+        let tables = self.last_tables.of_segment(segment.header.checksum, segment.header.tables.clone());
+        BlockPlace {
+            path: Arc::clone(&segment.path),
+            offset: block.offset,
+            first: block.first,
+            end: block.end(),
+            tables,
+        }
     }
 
     fn language(&self, name: &str) -> Option<u16> {

@@ -1,10 +1,11 @@
-//! Columns of the copies: tokens, masks and labels (exact precision).
+//! Columns of the copies: tokens, masks and labels.
 //!
-//! Copies of one teacher lie side by side, because vocabularies differ. A gold token that is in the top-k is
+//! Copies of one teacher lie side by side, because vocabularies differ. Compact precision is [`codec`]'s. With exact precision a gold token that is in the top-k is
 //! stored as its rank, and its logit not at all. Logits fall from rank to rank, so the distance between the bit patterns of
 //! neighbours is a small number, and exact.
 
-use crate::log::column::{Column, Columns};
+use crate::log::codec::{self, Coded, Compaction, Streams, Tables};
+use crate::log::column::{Column, ColumnBytes, Columns, MAX_COLUMN_BYTES};
 use crate::log::error::Damage;
 use crate::log::wire::{Wire, put_planes, put_varint, take_planes};
 use crate::{Label, MaskedCopy};
@@ -58,14 +59,82 @@ pub(crate) fn storage_order(shapes: &[Shape]) -> Vec<usize> {
     order
 }
 
-/// Writes the copies, which are in storage order and well-formed.
+/// Writes the tokens of copies, which are in storage order and well-formed.
+pub(crate) fn encode_tokens(copies: &[&MaskedCopy], columns: &mut Columns) {
+    let tokens = columns.get_mut(Column::TokenIds);
+    copies.iter().flat_map(|copy| &copy.token_ids).for_each(|id| put_varint(u64::from(*id), tokens));
+}
+
+/// Reads the tokens of copies of these shapes.
+pub(crate) fn decode_tokens(bytes: &[u8], shapes: &[Shape]) -> Result<Vec<Vec<u32>>, Damage> {
+    let mut wire = Wire::new(bytes);
+    let tokens = shapes.iter().map(|shape| wire.varints_u32(shape.tokens)).collect::<Result<_, _>>()?;
+    wire.finish()?;
+    Ok(tokens)
+}
+
+/// Writes masks and labels with compact precision.
+pub(crate) fn encode_compactly(
+    copies: &[&MaskedCopy],
+    compaction: &mut Compaction,
+    columns: &mut Columns,
+) -> Result<(), Damage> {
+    let Coded { columns: coded, positions, values } = codec::encode(copies, compaction)?;
+    let Streams { masked_positions, gold_ranks, gold_ids, top_ids, top_logits, log_sum_exp, gold_logits } = coded;
+    for (column, bytes, numbers) in [
+        (Column::MaskedPositions, masked_positions, positions),
+        (Column::GoldRanks, gold_ranks, positions),
+        (Column::GoldIds, gold_ids, positions),
+        (Column::TopIds, top_ids, values),
+        (Column::TopLogits, top_logits, values),
+        (Column::LogSumExp, log_sum_exp, positions),
+        (Column::GoldLogits, gold_logits, positions),
+    ] {
+        columns.set_coded(column, bytes, 4 * numbers);
+    }
+    Ok(())
+}
+
+/// The range-coded columns of copies of these shapes.
+pub(crate) fn load_compact<E: From<Damage>>(
+    positions: ColumnBytes,
+    shapes: &[Shape],
+    column: &mut impl FnMut(Column) -> Result<ColumnBytes, E>,
+) -> Result<Streams<Vec<u8>>, E> {
+    let sum = |of: &dyn Fn(&Shape) -> u64| shapes.iter().map(of).fold(0_u64, u64::saturating_add).saturating_mul(4);
+    let masked = sum(&|shape| shape.masked as u64);
+    let values = sum(&|shape| (shape.masked as u64).saturating_mul(shape.top_k.unwrap_or(0) as u64));
+    if masked.max(values) > MAX_COLUMN_BYTES as u64 {
+        return Err(Damage::new(format!("{masked} bytes of positions, {values} of top-k")).into());
+    }
+    let mut load = |name: Column, length: u64| Ok::<_, E>(column(name)?.coded(length)?);
+    Ok(Streams {
+        masked_positions: positions.coded(masked)?,
+        gold_ranks: load(Column::GoldRanks, masked)?,
+        gold_ids: load(Column::GoldIds, masked)?,
+        top_ids: load(Column::TopIds, values)?,
+        top_logits: load(Column::TopLogits, values)?,
+        log_sum_exp: load(Column::LogSumExp, masked)?,
+        gold_logits: load(Column::GoldLogits, masked)?,
+    })
+}
+
+/// The copies of these shapes and tokens.
+pub(crate) fn decode_compact(
+    columns: Streams<Vec<u8>>,
+    shapes: &[Shape],
+    tokens: Vec<Vec<u32>>,
+    tables: &Tables,
+) -> Result<Vec<MaskedCopy>, Damage> {
+    codec::decode(columns, shapes, tokens, tables)
+}
+
+/// Writes masks and labels with exact precision.
 pub(crate) fn encode(copies: &[&MaskedCopy], columns: &mut Columns) {
     let mut logits = Vec::new();
     let mut log_sum_exp = Vec::new();
     let mut gold_logits = Vec::new();
     for copy in copies {
-        let tokens = columns.get_mut(Column::TokenIds);
-        copy.token_ids.iter().for_each(|id| put_varint(u64::from(*id), tokens));
         let positions = columns.get_mut(Column::MaskedPositions);
         let mut previous = 0;
         for position in &copy.masked_positions {
@@ -120,9 +189,8 @@ fn put_gold(label: &Label, gold_ids: &[u32], columns: &mut Columns, logits: &mut
     }
 }
 
-/// The stored columns of all copies of a block.
+/// The stored columns of all copies of a block, with exact precision.
 pub(crate) struct CopyColumns {
-    token_ids: Vec<u8>,
     masked_positions: Vec<u8>,
     gold_ranks: Vec<u8>,
     gold_ids: Vec<u8>,
@@ -133,10 +201,13 @@ pub(crate) struct CopyColumns {
 }
 
 impl CopyColumns {
-    pub(crate) fn load<E: From<Damage>>(mut column: impl FnMut(Column) -> Result<Vec<u8>, E>) -> Result<Self, E> {
+    pub(crate) fn load<E: From<Damage>>(
+        positions: ColumnBytes,
+        mut column: impl FnMut(Column) -> Result<ColumnBytes, E>,
+    ) -> Result<Self, E> {
+        let mut column = |name: Column| Ok::<_, E>(column(name)?.plain()?);
         Ok(Self {
-            token_ids: column(Column::TokenIds)?,
-            masked_positions: column(Column::MaskedPositions)?,
+            masked_positions: positions.plain()?,
             gold_ranks: column(Column::GoldRanks)?,
             gold_ids: column(Column::GoldIds)?,
             top_ids: column(Column::TopIds)?,
@@ -146,10 +217,9 @@ impl CopyColumns {
         })
     }
 
-    /// The copies of these shapes, which are in storage order.
-    pub(crate) fn decode(&self, shapes: impl Iterator<Item = Shape>) -> Result<Vec<MaskedCopy>, Damage> {
+    /// The copies of these shapes and tokens, which are in storage order.
+    pub(crate) fn decode(&self, shapes: &[Shape], tokens: Vec<Vec<u32>>) -> Result<Vec<MaskedCopy>, Damage> {
         let mut decoder = Decoder {
-            token_ids: Wire::new(&self.token_ids),
             masked_positions: Wire::new(&self.masked_positions),
             gold_ranks: Wire::new(&self.gold_ranks),
             gold_ids: Wire::new(&self.gold_ids),
@@ -158,7 +228,8 @@ impl CopyColumns {
             log_sum_exp: Words(&self.log_sum_exp),
             gold_logits: Words(&self.gold_logits),
         };
-        let copies = shapes.map(|shape| decoder.copy(shape)).collect::<Result<_, _>>()?;
+        let copies = shapes.iter().zip(tokens);
+        let copies = copies.map(|(shape, tokens)| decoder.copy(*shape, tokens)).collect::<Result<_, _>>()?;
         decoder.finish()?;
         Ok(copies)
     }
@@ -181,7 +252,6 @@ impl<'a> Words<'a> {
 }
 
 struct Decoder<'a> {
-    token_ids: Wire<'a>,
     masked_positions: Wire<'a>,
     gold_ranks: Wire<'a>,
     gold_ids: Wire<'a>,
@@ -192,8 +262,7 @@ struct Decoder<'a> {
 }
 
 impl Decoder<'_> {
-    fn copy(&mut self, shape: Shape) -> Result<MaskedCopy, Damage> {
-        let token_ids = self.token_ids.varints_u32(shape.tokens)?;
+    fn copy(&mut self, shape: Shape, token_ids: Vec<u32>) -> Result<MaskedCopy, Damage> {
         let masked_positions = self.positions(shape)?;
         let (gold_ids, label) = match shape.top_k {
             None => (self.gold_ids.varints_u32(shape.masked)?, None),
@@ -257,7 +326,7 @@ impl Decoder<'_> {
     }
 
     fn finish(self) -> Result<(), Damage> {
-        let wires = [self.token_ids, self.masked_positions, self.gold_ranks, self.gold_ids, self.top_ids];
+        let wires = [self.masked_positions, self.gold_ranks, self.gold_ids, self.top_ids];
         wires.into_iter().try_for_each(Wire::finish)?;
         if [self.top_logits, self.log_sum_exp, self.gold_logits].iter().any(|words| !words.0.is_empty()) {
             return Err(Damage::new("more float32 values than positions"));

@@ -1,6 +1,7 @@
 //! Metrics of the log's writer.
 
 use crate::log::error::StoreError;
+use crate::log::index::Index;
 use prometheus::core::Collector;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry, exponential_buckets};
 
@@ -12,11 +13,23 @@ pub(crate) struct LogMetrics {
     pub(crate) fsync_seconds: Histogram,
     pub(crate) appended_sequence: IntGauge,
     pub(crate) durable_sequence: IntGauge,
+    pub(crate) begin_sequence: IntGauge,
+    pub(crate) size_bytes: IntGauge,
+    pub(crate) segments: IntGauge,
+    pub(crate) removed_segments: IntCounter,
+    pub(crate) waiting_for_room: IntGauge,
 }
 
 impl LogMetrics {
     pub(crate) fn register(registry: &Registry) -> Result<Self, StoreError> {
         Self::try_register(registry).map_err(|error| StoreError::Metrics { what: error.to_string() })
+    }
+
+    /// Takes note of what the log holds.
+    pub(crate) fn observe(&self, index: &Index) {
+        self.size_bytes.set(index.bytes().cast_signed());
+        self.segments.set(index.segments().len() as i64);
+        self.begin_sequence.set(index.begin().next.0.cast_signed());
     }
 
     fn try_register(registry: &Registry) -> prometheus::Result<Self> {
@@ -42,14 +55,33 @@ impl LogMetrics {
                 "mergedistill_log_durable_sequence",
                 "Entries below this sequence number are on stable storage.",
             )?,
+            begin_sequence: IntGauge::new(
+                "mergedistill_log_begin_sequence",
+                "Sequence number of the first entry that retention left.",
+            )?,
+            size_bytes: IntGauge::new("mergedistill_log_size_bytes", "Bytes of all segments of the log.")?,
+            segments: IntGauge::new("mergedistill_log_segments", "Segments of the log.")?,
+            removed_segments: IntCounter::new(
+                "mergedistill_log_removed_segments_total",
+                "Segments that retention removed.",
+            )?,
+            waiting_for_room: IntGauge::new(
+                "mergedistill_log_waiting_for_room",
+                "1 while nothing can be appended because the disk is full.",
+            )?,
         };
-        let collectors: [Box<dyn Collector>; 6] = [
+        let collectors: [Box<dyn Collector>; 11] = [
             Box::new(metrics.appended_entries.clone()),
             Box::new(metrics.bytes.clone()),
             Box::new(metrics.torn_bytes.clone()),
             Box::new(metrics.fsync_seconds.clone()),
             Box::new(metrics.appended_sequence.clone()),
             Box::new(metrics.durable_sequence.clone()),
+            Box::new(metrics.begin_sequence.clone()),
+            Box::new(metrics.size_bytes.clone()),
+            Box::new(metrics.segments.clone()),
+            Box::new(metrics.removed_segments.clone()),
+            Box::new(metrics.waiting_for_room.clone()),
         ];
         collectors.into_iter().try_for_each(|collector| registry.register(collector))?;
         Ok(metrics)

@@ -3,6 +3,7 @@
 use crate::SequenceNumber;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// Settings of a [`crate::LogWriter`].
@@ -40,12 +41,27 @@ pub enum Precision {
     /// Every float32, bit for bit.
     #[default]
     Exact,
+    /// Log-probabilities and log-sum-exps within 1/32, in about a fifth of the bytes.
+    Compact,
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "exact" => Ok(Self::Exact),
+            "compact" => Ok(Self::Compact),
+            _ => Err(format!("`{name}` is no precision: exact or compact")),
+        }
+    }
 }
 
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exact => f.write_str("exact"),
+            Self::Compact => f.write_str("compact"),
         }
     }
 }

@@ -3,13 +3,14 @@
 use crate::log::block::{BlockHeader, StoredBlock};
 use crate::log::cache::{BlockCache, Entries};
 use crate::log::disk::{Access, Disk, StdDisk};
+use crate::log::entries::Outline;
 use crate::log::error::{Damage, Fault, StoreError};
 use crate::log::hint::{Positions, Presence, look};
 use crate::log::index::{BlockPlace, Index};
 use crate::log::recovery::require;
 use crate::log::shared::{Shared, State};
 use crate::log::survey::{Tail, extend};
-use crate::{DurablePosition, Entry, Identity, Payload, SequenceNumber, SourceCursor};
+use crate::{DurablePosition, Entry, Identity, Payload, Precision, SequenceNumber, SourceCursor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -82,6 +83,14 @@ impl LogReader {
         &self.inner.identity
     }
 
+    /// How labels are stored; where segments differ, the less exact way.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        let state = self.inner.shared.lock();
+        let mut precisions = state.index.segments().iter().map(|segment| segment.header.precision);
+        precisions.find(|precision| *precision != Precision::Exact).unwrap_or_default()
+    }
+
     /// How far the log may be read. A failure to look keeps the position; [`LogReader::refresh`] tells it.
     #[must_use]
     pub fn durable(&self) -> DurablePosition {
@@ -122,23 +131,41 @@ impl LogReader {
         }
     }
 
+    /// The first entry that is in the log: 0, or the first that retention left.
+    #[must_use]
+    pub fn begin(&self) -> SequenceNumber {
+        self.inner.shared.lock().index.begin().next
+    }
+
     /// Fails if the log does not hold every entry below `required`, which a checkpoint or the journal refers to.
     pub fn require(&self, required: DurablePosition) -> Result<(), StoreError> {
         require(&self.inner.dir, &self.inner.shared.lock().index, required.end())
     }
 
     /// One entry.
+    ///
+    /// # Errors
+    /// [`StoreError::Removed`] if retention removed it, [`StoreError::NotDurable`] if it is not there yet.
     pub fn entry(&self, sequence: SequenceNumber) -> Result<Arc<Entry>, StoreError> {
         let durable = self.durable();
-        let place = self.inner.shared.lock().index.block_of(sequence).filter(|_| durable.covers(sequence));
+        let (begin, place) = {
+            let state = self.inner.shared.lock();
+            (state.index.begin().next, state.index.block_of(sequence).filter(|_| durable.covers(sequence)))
+        };
+        if sequence < begin {
+            return Err(StoreError::Removed { sequence, begin });
+        }
         let place = place.ok_or(StoreError::NotDurable { sequence, durable })?;
-        let entries = self.block(&place)?;
+        let entries = self.block(&place).map_err(|error| match error {
+            StoreError::Removed { begin, .. } => StoreError::Removed { sequence, begin },
+            error => error,
+        })?;
         let entry = usize::try_from(sequence.0 - place.first.0).ok().and_then(|at| entries.get(at));
         entry.cloned().ok_or_else(|| StoreError::corrupt(&place.path, place.offset, "the block is too short"))
     }
 
-    /// The first record of `language`, held out or not, at or after `from` and below `up_to`. Blocks without one are skipped
-    /// unread.
+    /// The first record of `language`, held out or not, at or after `from` and below `up_to`, of those that retention left.
+    /// Blocks without one are skipped unread.
     pub fn next_record(
         &self,
         language: &str,
@@ -155,7 +182,11 @@ impl LogReader {
         loop {
             let place = self.inner.shared.lock().index.next_with_records(language, held_out, from, up_to);
             let Some(place) = place else { return Ok(None) };
-            let entries = self.block(&place)?;
+            let entries = match self.block(&place) {
+                // Since it was found. It is no longer in the index.
+                Err(StoreError::Removed { .. }) => continue,
+                entries => entries?,
+            };
             let skipped = from.0.saturating_sub(place.first.0) as usize;
             let visible = entries.iter().skip(skipped).take_while(|entry| entry.sequence < up_to);
             if let Some(entry) = visible.into_iter().find(|entry| wanted(entry)) {
@@ -180,10 +211,25 @@ impl LogReader {
     }
 
     /// State of every source that has an entry below `up_to`, after the last of them.
+    ///
+    /// # Errors
+    /// [`StoreError::Removed`] if retention removed what comes before and after `up_to`.
     pub fn cursors(&self, up_to: DurablePosition) -> Result<BTreeMap<Arc<str>, SourceCursor>, StoreError> {
         let up_to = up_to.min(self.durable()).end();
-        let base = self.inner.shared.lock().index.cursor_base(up_to);
-        apply_cursors(self.inner.disk.as_ref(), base, up_to)
+        loop {
+            let (begin, base) = {
+                let state = self.inner.shared.lock();
+                (state.index.begin().next, state.index.cursor_base(up_to))
+            };
+            if up_to < begin {
+                return Err(StoreError::Removed { sequence: up_to, begin });
+            }
+            match apply_cursors(self.inner.disk.as_ref(), base, up_to) {
+                // Blocks of the first segments may have been removed since.
+                Err(_) if self.look_for_begin() > begin => {}
+                cursors => return cursors,
+            }
+        }
     }
 
     /// Stored bytes of the blocks that hold entries in `from..to`.
@@ -206,17 +252,30 @@ impl LogReader {
         self.inner.follower.as_ref().map(|follower| follower.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The failure of reading what was found in the index: that it was removed since, if it was.
+    pub(crate) fn explain(&self, sequence: SequenceNumber, error: StoreError) -> StoreError {
+        let begin = self.look_for_begin();
+        if sequence < begin { StoreError::Removed { sequence, begin } } else { error }
+    }
+
+    /// Where the log begins now.
+    fn look_for_begin(&self) -> SequenceNumber {
+        let _ = self.refresh(); // A failure is logged; what is asked for then is what was known before.
+        self.begin()
+    }
+
     fn block(&self, place: &BlockPlace) -> Result<Entries, StoreError> {
         if let Some(entries) = self.cache().get(place.first) {
             return Ok(entries);
         }
-        let (header, entries) = read_block(self.disk(), place)?;
+        let read = read_block(self.disk(), place);
+        let (header, entries) = read.map_err(|error| self.explain(place.first, error))?;
         let entries: Entries = Arc::new(entries.into_iter().map(Arc::new).collect());
         let totals = header.totals;
-        let bytes = 400 * u64::from(header.entries)
-            + 200 * u64::from(totals.copies)
-            + 4 * totals.corpus_tokens
-            + 3 * header.directory.iter().map(|row| u64::from(row.raw_bytes)).sum::<u64>();
+        let bytes = (400 * u64::from(header.entries))
+            .saturating_add(200 * u64::from(totals.copies))
+            .saturating_add(totals.corpus_tokens.saturating_mul(4)) // A damaged header may say anything.
+            .saturating_add(3 * header.directory.iter().map(|row| u64::from(row.raw_bytes)).sum::<u64>());
         self.cache().insert(place.first, Arc::clone(&entries), bytes);
         Ok(entries)
     }
@@ -232,13 +291,15 @@ fn follow(disk: &dyn Disk, dir: &Path, state: &mut State) -> Result<Follower, St
     // First the writer's word, then the files: what it called durable is there to be found.
     let presence = look(disk, dir)?;
     let tail = extend(disk, dir, &mut state.index)?;
+    // A writer that came meanwhile may have appended what is not durable yet.
+    let presence = if presence == Presence::Stopped { look(disk, dir)? } else { presence };
     let end = state.index.end();
-    let live = match presence {
-        Presence::Live(positions) => Some(positions.unwrap_or(Positions { appended: end, durable: end })),
-        Presence::Stopped => None,
-    };
     // A segment is begun when everything before it is durable, which may be news to a writer's earlier word.
     let begun = state.index.segments().last().map_or(end, |last| last.header.first_sequence);
+    let live = match presence {
+        Presence::Live(positions) => Some(positions.unwrap_or(Positions { appended: end, durable: begun })),
+        Presence::Stopped => None,
+    };
     let durable = live.map_or(end, |positions| positions.durable.clamp(begun, end));
     state.durable = state.durable.max(DurablePosition::from_log(durable.0));
     Ok(Follower { looked, tail, live })
@@ -246,12 +307,12 @@ fn follow(disk: &dyn Disk, dir: &Path, state: &mut State) -> Result<Follower, St
 
 /// Reads and decodes a block.
 pub(crate) fn read_block(disk: &dyn Disk, place: &BlockPlace) -> Result<(BlockHeader, Vec<Entry>), StoreError> {
-    with_block(disk, place, |block| block.entries())
+    with_block(disk, place, |block| block.entries(&place.tables))
 }
 
-/// Reads a block's header.
-pub(crate) fn read_block_header(disk: &dyn Disk, place: &BlockPlace) -> Result<BlockHeader, StoreError> {
-    with_block(disk, place, |_| Ok(())).map(|(header, ())| header)
+/// Reads a block's header, and what its records are without the content of their copies.
+pub(crate) fn read_outlines(disk: &dyn Disk, place: &BlockPlace) -> Result<(BlockHeader, Vec<Outline>), StoreError> {
+    with_block(disk, place, |block| block.outlines())
 }
 
 fn with_block<T>(

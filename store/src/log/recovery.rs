@@ -4,6 +4,7 @@ use crate::log::block::BlockHeader;
 use crate::log::disk::{Access, Disk, DiskFile, read_exact_at, write_all_at};
 use crate::log::error::StoreError;
 use crate::log::index::{Index, Seal, Segment};
+use crate::log::retention;
 use crate::log::segment::UNFINISHED_EXTENSION;
 use crate::log::survey::{Tail, extend};
 use crate::{DurablePosition, Identity, SequenceNumber};
@@ -30,6 +31,8 @@ pub struct Recovery {
     pub torn: Option<Torn>,
     /// Segments whose footer is damaged; their blocks were scanned instead.
     pub footers_lost: usize,
+    /// Segments whose removal by retention had been interrupted; they are removed now.
+    pub removed_segments: usize,
 }
 
 /// A torn tail: the remains of a write that did not finish. Nothing in it had been durable.
@@ -83,6 +86,7 @@ pub(crate) fn recover(
         torn.kept = kept;
     }
     remove_unfinished(disk, dir)?;
+    let removed_segments = retention::finish(disk, dir, index.begin())?;
     make_durable(disk, dir, &index)?;
     let recovery = Recovery {
         durable: DurablePosition::from_log(index.end().0),
@@ -90,6 +94,7 @@ pub(crate) fn recover(
         torn_bytes: torn.as_ref().map_or(0, |torn| torn.bytes),
         torn,
         footers_lost: index.segments().iter().filter(|segment| segment.seal == Seal::Lost).count(),
+        removed_segments,
     };
     Ok((index, recovery))
 }
@@ -127,6 +132,7 @@ fn cut(disk: &dyn Disk, dir: &Path, path: &Path, offset: u64, bytes: u64) -> Res
 /// Moves a segment without a header aside.
 fn set_aside(disk: &dyn Disk, dir: &Path, path: &Path) -> Result<PathBuf, StoreError> {
     let kept = free_name(disk, dir, path, 0)?;
+    sync_dir(disk, dir)?; // The folder's name, before the segment loses its own.
     disk.rename(path, &kept).map_err(|error| StoreError::io("putting aside", path, error))?;
     sync_aside(disk, dir)?;
     Ok(kept)
@@ -152,10 +158,11 @@ fn sync_aside(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
     sync_dir(disk, dir)
 }
 
-/// A segment whose header was never finished has no name of its own yet, and no content.
+/// A file whose writing was never finished has no name of its own yet, and no content.
 fn remove_unfinished(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
     let names = disk.list(dir).map_err(|error| StoreError::io("listing", dir, error))?;
-    for name in names.iter().filter(|name| name.ends_with(UNFINISHED_EXTENSION)) {
+    let is_unfinished = |name: &&String| name.ends_with(UNFINISHED_EXTENSION) || *name == retention::UNFINISHED_NAME;
+    for name in names.iter().filter(is_unfinished) {
         let path = dir.join(name);
         match disk.remove(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

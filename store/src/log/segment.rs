@@ -1,6 +1,7 @@
 //! A segment file: its name, header and footer.
 
 use crate::log::block::{BlockHeader, Link};
+use crate::log::codec::Tables;
 use crate::log::column::{Coding, Compressor, decompress};
 use crate::log::disk::{DiskFile, read_exact_at};
 use crate::log::error::{Damage, Fault, StoreError};
@@ -8,13 +9,17 @@ use crate::log::options::Precision;
 use crate::log::wire::Wire;
 use crate::{Identity, SequenceNumber, SourceCursor};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::Path;
 
 /// First bytes of a segment.
 const SEGMENT_MAGIC: [u8; 8] = *b"MDlogseg";
 
 /// Format version that is written, and the newest that is read.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
+
+/// The format version before tables.
+const WITHOUT_TABLES: u32 = 1;
 
 /// Bytes of a header around its body: magic, version, length; checksum.
 const HEADER_FRAME_BYTES: usize = 20;
@@ -63,6 +68,12 @@ pub(crate) struct SegmentHeader {
     pub(crate) identity: Identity,
     /// Every source's state before the first entry.
     pub(crate) cursors: Vec<SourceCursor>,
+    /// Where the tables are in the file.
+    #[serde(skip)]
+    pub(crate) tables: Range<u64>,
+    /// Checksum of the header.
+    #[serde(skip)]
+    pub(crate) checksum: u32,
 }
 
 /// The end of a segment's predecessor.
@@ -88,13 +99,19 @@ impl SegmentHeader {
         Link { next: self.first_sequence, checksum: self.previous.map_or(0, |previous| previous.checksum) }
     }
 
-    pub(crate) fn encode(&self) -> serde_json::Result<Vec<u8>> {
-        let body = serde_json::to_vec(self)?;
+    /// The header's bytes, with the tables of compact precision behind its fields.
+    pub(crate) fn encode(&mut self, tables: &Tables) -> std::io::Result<Vec<u8>> {
+        let fields = serde_json::to_vec(self)?;
+        let tables = if self.precision == Precision::Compact { tables.encode()? } else { Vec::new() };
         let mut out = SEGMENT_MAGIC.to_vec();
         out.extend(VERSION.to_le_bytes());
-        out.extend((body.len() as u32).to_le_bytes());
-        out.extend(body);
-        out.extend(crc32fast::hash(&out).to_le_bytes());
+        out.extend(((4 + fields.len() + tables.len()) as u32).to_le_bytes());
+        out.extend((fields.len() as u32).to_le_bytes());
+        out.extend(fields);
+        self.tables = out.len() as u64..(out.len() + tables.len()) as u64;
+        out.extend(tables);
+        self.checksum = crc32fast::hash(&out);
+        out.extend(self.checksum.to_le_bytes());
         Ok(out)
     }
 
@@ -120,15 +137,20 @@ impl SegmentHeader {
             return Err(HeaderFault::Torn(Damage::new("the header is cut short")));
         }
         let bytes = read_exact_at(file, 0, length as usize).map_err(|error| torn(error.into()))?;
-        let body = check_frame(&bytes).map_err(HeaderFault::Torn)?;
+        let (body, checksum) = check_frame(&bytes).map_err(HeaderFault::Torn)?;
         if version > VERSION {
             let newer = StoreError::NewerVersion { segment: path.to_owned(), version, supported: VERSION };
             return Err(HeaderFault::Other(newer));
         }
-        if version < VERSION {
-            return Err(foreign("the format version is 0"));
-        }
-        let header: Self = serde_json::from_slice(body).map_err(|error| foreign(&format!("the header: {error}")))?;
+        let (fields, tables) = match version {
+            0 => return Err(foreign("the format version is 0")),
+            WITHOUT_TABLES => (body, &[][..]),
+            _ => split_body(body).ok_or_else(|| foreign("the header's fields are longer than the header"))?,
+        };
+        let mut header: Self =
+            serde_json::from_slice(fields).map_err(|error| foreign(&format!("the header: {error}")))?;
+        header.tables = length - 4 - tables.len() as u64..length - 4;
+        header.checksum = checksum;
         if header.first_sequence != first || !header.follows_itself() {
             return Err(foreign("the header belongs to another place in a log"));
         }
@@ -143,13 +165,21 @@ impl SegmentHeader {
     }
 }
 
-/// The body inside a header's frame, if the checksum fits. The frame is the same in every format version.
-fn check_frame(bytes: &[u8]) -> Result<&[u8], Damage> {
+/// A body's fields and tables.
+fn split_body(body: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = body.split_first_chunk()?;
+    rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+}
+
+/// The body inside a header's frame, and the checksum, if it fits. The frame is the same in every format version.
+fn check_frame(bytes: &[u8]) -> Result<(&[u8], u32), Damage> {
     let (framed, stored) = bytes.split_last_chunk().ok_or_else(|| Damage::new("the header is cut short"))?;
-    if crc32fast::hash(framed) != u32::from_le_bytes(*stored) {
+    let checksum = u32::from_le_bytes(*stored);
+    if crc32fast::hash(framed) != checksum {
         return Err(Damage::new("the checksum of the segment header does not match"));
     }
-    framed.get(16..).ok_or_else(|| Damage::new("the header is cut short"))
+    let body = framed.get(16..).ok_or_else(|| Damage::new("the header is cut short"))?;
+    Ok((body, checksum))
 }
 
 /// The end of a sealed segment: its blocks' headers once more, so that opening it costs one read.

@@ -2,10 +2,11 @@
 //! [`crate::log`] says what each finding means; the writer's recovery acts on it.
 
 use crate::SequenceNumber;
-use crate::log::block::{BLOCK_MAGIC, BlockHeader, StoredBlock};
+use crate::log::block::{BLOCK_MAGIC, BlockHeader, Link, StoredBlock};
 use crate::log::disk::{Access, Disk, DiskFile, read_exact_at};
 use crate::log::error::{Damage, Fault, StoreError};
 use crate::log::index::{Index, Seal, Segment};
+use crate::log::retention::read_begin;
 use crate::log::segment::{FOOTER_MAGIC, Footer, HeaderFault, Predecessor, SegmentHeader, file_name, parse_file_name};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,10 +30,30 @@ pub(crate) enum Tail {
     TornHeader { path: PathBuf, bytes: u64 },
 }
 
-/// Adds to `index` what is in the folder and not yet in the index. Called again and again it follows a live log.
+/// Adds to `index` what is in the folder and not yet in the index, and drops what retention has removed. Called again and
+/// again it follows a live log.
 pub(crate) fn extend(disk: &dyn Disk, dir: &Path, index: &mut Index) -> Result<Tail, StoreError> {
+    loop {
+        let begin = read_begin(disk, dir)?;
+        let tail = extend_from(disk, dir, index, begin);
+        // Files may have been removed while they were looked at; where the log begins was said before.
+        if read_begin(disk, dir)? == begin {
+            return tail;
+        }
+    }
+}
+
+fn extend_from(disk: &dyn Disk, dir: &Path, index: &mut Index, begin: Link) -> Result<Tail, StoreError> {
     index.pop_empty_segment(); // The writer may have replaced it by one with another header.
-    let files = list_segments(disk, dir)?;
+    if index.begin() != begin {
+        index.remove_below(begin);
+    }
+    let mut files = list_segments(disk, dir)?;
+    files.retain(|first| *first >= begin.next); // The others are about to be removed.
+    if begin.next.0 > 0 && files.first() != Some(&begin.next) {
+        let path = dir.join(file_name(begin.next));
+        return Err(StoreError::corrupt(&path, 0, "the log begins with this segment, which is missing"));
+    }
     let known = index.segments();
     if let Some(gone) = known.iter().enumerate().find(|(at, segment)| files.get(*at) != Some(&first_of(segment))) {
         return Err(StoreError::corrupt(&gone.1.path, 0, "the segment has disappeared"));
@@ -84,6 +105,9 @@ fn enter(index: &mut Index, path: &Path, header: SegmentHeader, bytes: u64) -> R
     if header.previous != expected {
         let what = match expected {
             None => format!("the log begins at {}: the segments before it are missing", header.first_sequence),
+            Some(_) if index.segments().is_empty() => {
+                "it continues another segment than the one that retention removed before it".to_owned()
+            }
             Some(_) => "it continues another segment than the one before it".to_owned(),
         };
         return Err(StoreError::corrupt(path, 0, what));
@@ -103,7 +127,9 @@ fn torn_header(
     let first = index.end();
     let in_place = path.file_name().is_some_and(|name| *name == *file_name(first));
     let follows = evidence(file, 0, None).map_err(|fault| fault.at(&path, 0))?;
-    if next.is_some() || !in_place || follows.is_some() {
+    // A segment that the log begins with after a removal was whole before the removal.
+    let was_whole = index.segments().is_empty() && first.0 > 0;
+    if next.is_some() || !in_place || follows.is_some() || was_whole {
         return Err(StoreError::corrupt(&path, 0, what));
     }
     let bytes = file.length().map_err(|error| StoreError::io("reading", &path, error))?;
@@ -255,7 +281,11 @@ fn torn(file: &dyn DiskFile, path: &Path, offset: u64) -> Result<Tail, StoreErro
 
 /// Looks at and behind `offset` for something that proves that entry `expected` had been durable: a block written when
 /// it was (any block, if `expected` is `None`), or a footer. Gives its place.
-fn evidence(file: &dyn DiskFile, offset: u64, expected: Option<SequenceNumber>) -> Result<Option<u64>, Fault> {
+pub(crate) fn evidence(
+    file: &dyn DiskFile,
+    offset: u64,
+    expected: Option<SequenceNumber>,
+) -> Result<Option<u64>, Fault> {
     let length = file.length()?;
     let mut start = offset;
     while start < length {

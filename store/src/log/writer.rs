@@ -1,6 +1,7 @@
 //! The one that appends.
 
 use crate::log::block::{BlockHeader, EncodedBlock, Link};
+use crate::log::codec::{Compaction, LastTables, Tables};
 use crate::log::column::Compressor;
 use crate::log::disk::{Access, Disk, DiskFile, StdDisk, write_all_at};
 use crate::log::error::{Damage, StoreError};
@@ -10,10 +11,12 @@ use crate::log::metrics::LogMetrics;
 use crate::log::options::LogOptions;
 use crate::log::reader::{LogReader, read_cursors};
 use crate::log::recovery::{Recovery, recover, sync_dir, sync_file};
+use crate::log::retention::{Need, Pass, Retention, RetentionPass};
+use crate::log::room::{Room, give_back};
 use crate::log::segment::{Footer, Predecessor, SegmentHeader, UNFINISHED_EXTENSION, file_name};
 use crate::log::shared::Shared;
 use crate::log::validate::validate;
-use crate::{DurablePosition, Entry, Identity, SequenceNumber, SourceCursor};
+use crate::{DurablePosition, Entry, Identity, Precision, SequenceNumber, SourceCursor};
 use prometheus::Registry;
 use std::collections::BTreeMap;
 use std::io;
@@ -23,6 +26,9 @@ use std::time::{Duration, Instant};
 
 /// A sync is due, whatever the interval, once so much would be lost without it.
 const UNSYNCED_BYTES: u64 = 64 << 20;
+
+/// With compact precision the first segment is sealed before it grows beyond this.
+const FIRST_BYTES: u64 = 128 << 10;
 
 /// Appends blocks to a log. There is one per log, in one process.
 ///
@@ -56,6 +62,11 @@ struct OpenSegment {
     link: Link,
     /// Whether there is no block in it.
     empty: bool,
+    room: Room,
+    /// With compact precision.
+    compaction: Option<Compaction>,
+    /// It is sealed before it grows beyond this.
+    bytes_max: u64,
 }
 
 impl LogWriter {
@@ -117,14 +128,16 @@ impl LogWriter {
     /// [`LogWriter::sync`]. An empty block is no block.
     ///
     /// # Errors
-    /// [`StoreError::InvalidEntry`] leaves the log as it was; every other error stops the writer for good.
+    /// [`StoreError::InvalidEntry`] leaves the log as it was, and so does [`StoreError::NoRoom`]: the same block may be appended
+    /// when there is room. Every other error stops the writer for good.
     pub fn append(&mut self, block: &[Entry]) -> Result<(), StoreError> {
         self.usable()?;
         validate(block, self.next(), self.identity.teachers.len())?;
-        let Some(first) = block.first() else { return Ok(()) };
-        let encoded = EncodedBlock::new(block, &mut self.compressor)
-            .map_err(|Damage(what)| StoreError::InvalidEntry { sequence: first.sequence, what })?;
-        let written = self.write(encoded);
+        if block.is_empty() {
+            return Ok(());
+        }
+        let encoded = self.encode(block)?;
+        let written = self.write(encoded, block);
         self.remember(written)?;
         for entry in block {
             self.cursors.insert(Arc::clone(&entry.cursor.source), entry.cursor.clone());
@@ -151,6 +164,38 @@ impl LogWriter {
         })
     }
 
+    /// Removes the oldest sealed segments, as far as `retention` says and nobody needs them (`None`: nobody needs anything). Their
+    /// held-out records are kept.
+    ///
+    /// # Errors
+    /// A full disk ([`StoreError::is_no_space`]) leaves what is there to the next pass; every other error stops the writer
+    /// for good.
+    pub fn retain(&mut self, retention: &Retention, need: Option<&Need>) -> Result<RetentionPass, StoreError> {
+        self.usable()?;
+        let pass = Pass {
+            disk: &self.disk,
+            dir: &self.dir,
+            identity: &self.identity,
+            top_k: self.options.top_k,
+            shared: &self.shared,
+        };
+        let outcome = match pass.run(retention, need) {
+            Err(error) if error.is_no_space() => return Err(error),
+            outcome => self.remember(outcome)?,
+        };
+        self.metrics.removed_segments.inc_by(outcome.removed_segments as u64);
+        self.publish();
+        Ok(outcome)
+    }
+
+    /// Stops without sealing: makes everything durable and gives reserved room back. The next writer goes on in the same
+    /// segment.
+    pub(crate) fn leave(mut self) -> Result<(), StoreError> {
+        self.sync()?;
+        give_back(self.segment.file.as_ref(), &self.segment.path);
+        Ok(())
+    }
+
     /// A clean stop: makes everything durable and gives the last segment its footer. The next writer begins a new segment.
     pub fn seal(mut self) -> Result<(), StoreError> {
         self.usable()?;
@@ -162,6 +207,12 @@ impl LogWriter {
     #[must_use]
     pub fn reader(&self) -> LogReader {
         self.reader.clone()
+    }
+
+    /// Number of segments, the one that grows included: it changes when one is sealed.
+    #[must_use]
+    pub fn segments(&self) -> usize {
+        self.shared.lock().index.segments().len()
     }
 
     /// The sequence number that the next entry must have.
@@ -182,14 +233,33 @@ impl LogWriter {
 
     /// Keeps the first failure.
     fn remember<T>(&mut self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
-        outcome.inspect_err(|cause| self.poison = Some(cause.clone()))
+        outcome.inspect_err(|cause| {
+            if !matches!(cause, StoreError::NoRoom { .. } | StoreError::InvalidEntry { .. }) {
+                self.poison = Some(cause.clone());
+            }
+        })
     }
 
-    fn write(&mut self, encoded: EncodedBlock) -> Result<(), StoreError> {
-        if !self.segment.empty && self.segment.offset + encoded.bytes() > self.options.segment_bytes {
-            self.roll()?;
+    fn encode(&mut self, block: &[Entry]) -> Result<EncodedBlock, StoreError> {
+        let invalid = |Damage(what)| StoreError::InvalidEntry { sequence: self.segment.link.next, what };
+        EncodedBlock::new(block, self.segment.compaction.as_mut(), &mut self.compressor).map_err(invalid)
+    }
+
+    /// Makes sure of room, and only then writes: a disk that is full is no failed write.
+    fn write(&mut self, mut encoded: EncodedBlock, block: &[Entry]) -> Result<(), StoreError> {
+        let sizes = (encoded.bytes(), encoded.header_bytes());
+        let bytes_max = self.segment.bytes_max.min(self.options.segment_bytes);
+        let rolls = !self.segment.empty && self.segment.offset + encoded.bytes() > bytes_max;
+        let mut made = if rolls { self.roll(sizes) } else { self.make_room(sizes) };
+        if rolls && made.is_ok() && self.segment.compaction.is_some() {
+            // The new segment has other tables.
+            encoded = self.encode(block)?;
+            made = self.make_room((encoded.bytes(), encoded.header_bytes()));
         }
+        self.metrics.waiting_for_room.set(made.as_ref().is_err_and(StoreError::is_no_room).into());
+        made?;
         let segment = &mut self.segment;
+        segment.room.used(encoded.header_bytes());
         let (header, bytes) = encoded.place(segment.link, self.reader.durable().end());
         write_all_at(segment.file.as_ref(), &bytes, segment.offset)
             .map_err(|error| StoreError::io("appending to", &segment.path, error))?;
@@ -220,20 +290,34 @@ impl LogWriter {
         Ok(())
     }
 
+    fn make_room(&mut self, sizes: (u64, u64)) -> Result<(), StoreError> {
+        let OpenSegment { file, path, offset, room, .. } = &mut self.segment;
+        room.make(file.as_ref(), path, *offset, sizes, self.options.segment_bytes)
+    }
+
     /// Tells the metrics and other processes where the log is.
     fn publish(&self) {
         let durable = self.reader.durable().end();
+        self.metrics.observe(&self.shared.lock().index);
         self.metrics.appended_sequence.set(self.next().0.cast_signed());
         self.metrics.durable_sequence.set(durable.0.cast_signed());
         self.hint.publish(Positions { appended: self.next(), durable });
     }
 
-    /// Seals the segment and begins the next one.
-    fn roll(&mut self) -> Result<(), StoreError> {
+    /// Seals the segment and begins the next one, with room for a block.
+    fn roll(&mut self, block_sizes: (u64, u64)) -> Result<(), StoreError> {
+        let path = self.dir.join(file_name(self.next()));
+        let before = self.shared.lock().index.segments().last().map_or(0, |last| last.header_bytes);
+        // Its tables have at most a byte for each token of each teacher.
+        let header_bytes =
+            before + self.identity.teachers.iter().map(|teacher| u64::from(teacher.vocabulary_size)).sum::<u64>();
+        let room = Room::for_next(self.disk.as_ref(), (&path, &unfinished_path(&path)), header_bytes, block_sizes)?;
         self.finish_segment()?;
         let mut state = self.shared.lock();
         let header = next_header(&state.index, &self.cursors, &self.identity, &self.options);
-        self.segment = create_segment(self.disk.as_ref(), &self.dir, &mut state.index, header)?;
+        let tables = self.segment.compaction.as_mut().map(|compaction| compaction.census.tables(&compaction.tables));
+        self.segment = create_segment(self.disk.as_ref(), &self.dir, &mut state.index, header, tables)?;
+        self.segment.room = room;
         Ok(())
     }
 
@@ -278,6 +362,8 @@ fn next_header(
     SegmentHeader {
         first_sequence: link.next,
         previous: last_sequence.map(|last_sequence| Predecessor { last_sequence, checksum: link.checksum }),
+        tables: 0..0,
+        checksum: 0,
         precision: options.precision,
         top_k: options.top_k,
         identity: identity.clone(),
@@ -295,6 +381,7 @@ fn first_segment(
     compressor: &mut Compressor,
 ) -> Result<OpenSegment, StoreError> {
     let empty = index.last_segment_is_empty();
+    let tables = last_tables(disk, index)?;
     if let Some(last) = index.segments().last().filter(|last| last.seal == Seal::Open) {
         let path = last.path.to_path_buf();
         let file = disk.open(&path, Access::Write).map_err(|error| StoreError::io("opening", &path, error))?;
@@ -302,7 +389,19 @@ fn first_segment(
             (&old.identity, old.top_k, old.precision) == (&header.identity, header.top_k, header.precision)
         };
         if same(&last.header) {
-            return Ok(OpenSegment { file, path, offset: last.end_offset, link: last.link, empty });
+            let compaction = compaction(&header, tables);
+            let bytes_max = if compaction.is_some() { bytes_max(index, 2) } else { u64::MAX };
+            let room = Room::of_last_segment(file.as_ref(), index)?;
+            return Ok(OpenSegment {
+                file,
+                path,
+                offset: last.end_offset,
+                link: last.link,
+                empty,
+                room,
+                compaction,
+                bytes_max,
+            });
         }
         if empty {
             index.pop_empty_segment();
@@ -310,7 +409,29 @@ fn first_segment(
             seal_segment(file.as_ref(), index, compressor)?;
         }
     }
-    create_segment(disk, dir, index, header)
+    create_segment(disk, dir, index, header, Some(tables))
+}
+
+/// What compact precision needs.
+fn compaction(header: &SegmentHeader, tables: Tables) -> Option<Compaction> {
+    (header.precision == Precision::Compact).then(|| Compaction { tables, ..Compaction::default() })
+}
+
+/// The tables of the last segment.
+fn last_tables(disk: &dyn Disk, index: &Index) -> Result<Tables, StoreError> {
+    let Some(last) = index.segments().last() else { return Ok(Tables::default()) };
+    let file = disk.open(&last.path, Access::Read).map_err(|error| StoreError::io("opening", &last.path, error))?;
+    let tables = LastTables::default().of_segment(last.header.checksum, last.header.tables.clone());
+    let tables = tables.load(file.as_ref()).map_err(|fault| fault.at(&last.path, 0))?;
+    Ok(Arc::unwrap_or_clone(tables))
+}
+
+/// The tables of a segment are made of what the one before it holds. So the first ones are short: a segment may be sixteen times as long as
+/// the one before, which is the `back`-th from the end.
+fn bytes_max(index: &Index, back: usize) -> u64 {
+    let segments = index.segments();
+    let before = segments.len().checked_sub(back).and_then(|at| segments.get(at)).map_or(0, |before| before.end_offset);
+    before.saturating_mul(16).max(FIRST_BYTES)
 }
 
 /// Creates a segment under a temporary name, so that one with its own name always has a whole header; its name is durable
@@ -319,21 +440,30 @@ fn create_segment(
     disk: &dyn Disk,
     dir: &Path,
     index: &mut Index,
-    header: SegmentHeader,
+    mut header: SegmentHeader,
+    tables: Option<Tables>,
 ) -> Result<OpenSegment, StoreError> {
     let path = dir.join(file_name(header.first_sequence));
-    let unfinished = path.with_extension(UNFINISHED_EXTENSION.trim_start_matches('.'));
-    let bytes = header.encode().map_err(|error| StoreError::io("describing", &path, error.into()))?;
+    let unfinished = unfinished_path(&path);
+    let tables = tables.unwrap_or_default();
+    let bytes = header.encode(&tables).map_err(|error| StoreError::io("describing", &path, error))?;
+    let compaction = compaction(&header, tables);
     let creating = |error| StoreError::io("creating", &path, error);
-    let file = disk.open(&unfinished, Access::Replace).map_err(creating)?;
+    // It may be there already, empty, with room reserved.
+    let file = disk.open(&unfinished, Access::Keep).map_err(creating)?;
     write_all_at(file.as_ref(), &bytes, 0).map_err(creating)?;
     sync_file(file.as_ref(), &unfinished)?;
     disk.rename(&unfinished, &path).map_err(creating)?;
     sync_dir(disk, dir)?;
     let link = header.link();
     let offset = bytes.len() as u64;
+    let bytes_max = if compaction.is_some() { bytes_max(index, 1) } else { u64::MAX };
     index.push_segment(&path, header, offset);
-    Ok(OpenSegment { file, path, offset, link, empty: true })
+    Ok(OpenSegment { file, path, offset, link, empty: true, room: Room::default(), compaction, bytes_max })
+}
+
+fn unfinished_path(path: &Path) -> PathBuf {
+    path.with_extension(UNFINISHED_EXTENSION.trim_start_matches('.'))
 }
 
 /// Writes the footer of the last segment, whose blocks are durable; gives its length.
@@ -351,6 +481,7 @@ fn seal_segment(file: &dyn DiskFile, index: &mut Index, compressor: &mut Compres
     let footer = Footer::encode(&headers, blocks.len() as u32, segment.link, compressor).map_err(sealing)?;
     write_all_at(file, &footer, segment.end_offset).map_err(sealing)?;
     sync_file(file, &segment.path)?;
+    give_back(file, &segment.path);
     let bytes = footer.len() as u64;
     if let Some(segment) = index.last_segment_mut() {
         segment.seal = Seal::Footer { bytes };

@@ -1,10 +1,15 @@
 //! Readers while the log is being written.
 
 use crate::memory_disk::MemoryDisk;
-use crate::sample::{block, check_content, durable, identity, open, options, read, verify};
+use crate::sample::{DIR, append_blocks, block, check_content, durable, identity, open, options, read, verify};
 use prometheus::Registry;
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
+use store::log::disk::{Access, Disk, DiskFile};
 use store::{LogOptions, LogReader, LogWriter, SequenceNumber};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -71,6 +76,75 @@ fn durable_is_respected_from_outside() {
     assert_eq!(verify(&disk).unwrap().entries, 4);
     drop(log);
     assert_eq!(check_content(&read(&disk).unwrap()), 9);
+}
+
+/// A writer whose word cannot be read is not believed to have made anything durable.
+#[test]
+fn durable_is_respected_when_the_positions_are_damaged() {
+    let disk = MemoryDisk::default();
+    let (mut log, _) = open(&disk, &options(1)).unwrap();
+    append_blocks(&mut log, &[4, 7]);
+    log.append(&block(7..9)).unwrap(); // In a segment of its own.
+    let position = disk.open(&Path::new(DIR).join("POSITION"), Access::Write).unwrap();
+    position.write_at(b"damage", 6).unwrap();
+    assert_eq!(check_content(&read(&disk).unwrap()), 7);
+    log.sync().unwrap();
+    assert_eq!(check_content(&read(&disk).unwrap()), 9);
+}
+
+/// Something happens between a reader's look at the writer and its look at the segments.
+struct Meanwhile(MemoryDisk, Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Disk for Meanwhile {
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        self.0.create_dir_all(dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let happening = self.1.lock().unwrap().take();
+        happening.into_iter().for_each(|happening| happening());
+        self.0.list(dir)
+    }
+
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
+        self.0.open(path, access)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.0.remove(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.0.sync_dir(dir)
+    }
+}
+
+/// A writer that begins while a reader looks is not taken for one that has ended.
+#[test]
+fn durable_is_respected_when_a_writer_comes_while_a_reader_looks() {
+    let disk = MemoryDisk::default();
+    append_blocks(&mut open(&disk, &options(1 << 20)).unwrap().0, &[4]);
+    let writer = Arc::new(Mutex::new(None));
+    let (place, shared) = (Arc::clone(&writer), disk.clone());
+    let begins: Box<dyn FnOnce() + Send> = Box::new(move || {
+        let (mut log, _) = open(&shared, &options(1 << 20)).unwrap();
+        log.append(&block(4..9)).unwrap();
+        *place.lock().unwrap() = Some(log);
+    });
+    let meanwhile = Meanwhile(disk, Mutex::new(Some(begins)));
+    let reader = LogReader::open_on(Arc::new(meanwhile), Path::new(DIR)).unwrap();
+    assert!(writer.lock().unwrap().is_some());
+    assert_eq!(check_content(&reader), 4);
 }
 
 #[test]

@@ -1,9 +1,14 @@
 //! A disk in memory that keeps only what was synced, and fails on demand.
+//!
+//! After a crash any choice of the unsynced changes is there: pieces of writes, lengths and names, each for itself and in
+//! whatever order. That is more than most file systems do to a program, and what POSIX lets them do.
 
+use crate::changes::{Change, NameChange};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::SystemTime;
 use store::log::disk::{Access, Disk, DiskFile, Lock};
 
 /// Cloning shares the disk.
@@ -17,25 +22,45 @@ struct State {
     names: BTreeMap<PathBuf, Option<usize>>,
     /// What is left after a crash.
     durable_names: BTreeMap<PathBuf, Option<usize>>,
+    /// Since the folders that hold them were synced.
+    pending_names: Vec<NameChange>,
     /// Operations that changed something, or tried to.
     operations: u64,
     fault: Option<(u64, Fault)>,
+    /// Operations that change nothing.
+    looks: u64,
+    failing_look: Option<(u64, io::ErrorKind)>,
+    /// Whether a read gives a part of what was asked for.
+    short_reads: bool,
+    /// Bytes of all files together that have room; `None`: any.
+    capacity: Option<u64>,
     crashed: bool,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Node {
     content: Vec<u8>,
     durable: Vec<u8>,
     /// Since the last sync.
     pending: Vec<Change>,
     exclusive: Weak<()>,
+    modified: SystemTime,
+    /// Up to here there is room for it.
+    reserved: u64,
 }
 
-#[derive(Clone, Debug)]
-enum Change {
-    Write(u64, Vec<u8>),
-    Truncate(u64),
+impl Node {
+    /// Bytes that it takes of the disk.
+    fn room(&self) -> u64 {
+        self.reserved.max(self.content.len() as u64)
+    }
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        let (content, durable, pending) = Default::default();
+        Self { content, durable, pending, exclusive: Weak::new(), modified: SystemTime::now(), reserved: 0 }
+    }
 }
 
 /// What happens to one operation.
@@ -43,6 +68,8 @@ enum Change {
 pub(crate) enum Fault {
     /// It fails; a write gets half of its bytes in.
     Error(io::ErrorKind),
+    /// It fails; a sync makes every second piece durable, and no later one the others.
+    HalfSync,
     /// A write takes half of its bytes and says so.
     ShortWrite,
     /// The machine stops during it; every later operation fails too.
@@ -55,9 +82,44 @@ impl MemoryDisk {
         self.lock().fault = Some((operation, fault));
     }
 
+    /// Whether that operation is still to come.
+    pub(crate) fn fault_pending(&self) -> bool {
+        self.lock().fault.is_some()
+    }
+
     /// Number of operations so far.
     pub(crate) fn operations(&self) -> u64 {
         self.lock().operations
+    }
+
+    /// Lets a look (opening for reading or writing, listing, reading, asking for a length or a lock) fail: number `look` of
+    /// those from now on.
+    pub(crate) fn fail_look(&self, look: u64, kind: io::ErrorKind) {
+        let mut state = self.lock();
+        (state.looks, state.failing_look) = (0, Some((look, kind)));
+    }
+
+    /// Whether a failing look is still to come.
+    pub(crate) fn look_pending(&self) -> bool {
+        self.lock().failing_look.is_some()
+    }
+
+    /// From now on a read gives a part of what was asked for.
+    pub(crate) fn shorten_reads(&self) {
+        self.lock().short_reads = true;
+    }
+
+    /// Leaves room for so many bytes more; `None`: any number.
+    pub(crate) fn leave_room(&self, bytes: Option<u64>) {
+        let mut state = self.lock();
+        state.capacity = bytes.map(|bytes| state.used() + bytes);
+    }
+
+    /// Says when a file was written last.
+    pub(crate) fn set_modified(&self, path: &Path, time: SystemTime) {
+        let mut state = self.lock();
+        let file = state.names[path].unwrap();
+        state.files[file].modified = time;
     }
 
     pub(crate) fn crashed(&self) -> bool {
@@ -67,14 +129,24 @@ impl MemoryDisk {
     /// The disk after a crash: what was synced, and those unsynced changes that `survives` picks, in order.
     pub(crate) fn after_crash(&self, mut survives: impl FnMut() -> bool) -> Self {
         let state = self.lock();
-        let names = if survives() { &state.names } else { &state.durable_names };
-        let present = |path: &Path| path.ancestors().skip(1).all(|above| is_root(above) || names.contains_key(above));
-        let names: BTreeMap<_, _> = names.clone().into_iter().filter(|(path, _)| present(path)).collect();
+        let mut names = state.durable_names.clone();
+        for change in &state.pending_names {
+            // A file system knows no names in folders that it does not know.
+            if survives() && change.target().parent().is_none_or(|above| is_root(above) || names.contains_key(above)) {
+                change.apply(&mut names);
+            }
+        }
+        let known = names.clone();
+        names.retain(|path, _| path.ancestors().skip(1).all(|above| is_root(above) || known.contains_key(above)));
         let mut files = state.files.clone();
         for node in &mut files {
             let mut content = node.durable.clone();
-            node.pending.iter().filter(|_| survives()).for_each(|change| change.apply(&mut content));
-            *node = Node { content: content.clone(), durable: content, ..Node::default() };
+            let pieces = node.pending.iter().flat_map(Change::pieces);
+            pieces.filter(|_| survives()).for_each(|change| change.apply(&mut content));
+            if content.len() < node.content.len() && survives() {
+                content.resize(node.content.len(), 0); // The length is there, the bytes are not.
+            }
+            *node = Node { content: content.clone(), durable: content, modified: node.modified, ..Node::default() };
         }
         Self(Arc::new(Mutex::new(State { files, durable_names: names.clone(), names, ..State::default() })))
     }
@@ -87,6 +159,8 @@ impl MemoryDisk {
             durable: node.content.clone(),
             pending: Vec::new(),
             exclusive: Weak::new(),
+            modified: node.modified,
+            reserved: 0,
         };
         Self(Arc::new(Mutex::new(State {
             files: state.files.iter().map(settle).collect(),
@@ -127,21 +201,6 @@ fn is_root(path: &Path) -> bool {
     path.as_os_str().is_empty() || path == Path::new("/")
 }
 
-impl Change {
-    fn apply(&self, content: &mut Vec<u8>) {
-        match self {
-            Self::Write(offset, bytes) => {
-                let end = *offset as usize + bytes.len();
-                if content.len() < end {
-                    content.resize(end, 0);
-                }
-                content[*offset as usize..end].copy_from_slice(bytes);
-            }
-            Self::Truncate(length) => content.resize(*length as usize, 0),
-        }
-    }
-}
-
 impl State {
     /// Counts an operation and says what happens to it.
     fn step(&mut self) -> io::Result<Option<Fault>> {
@@ -164,13 +223,41 @@ impl State {
     fn atomic(&mut self) -> io::Result<()> {
         match self.step()? {
             Some(Fault::Error(kind)) => Err(kind.into()),
+            Some(Fault::HalfSync) => Err(io::Error::other("the disk failed")),
             Some(Fault::Crash) => Err(io::Error::other("the machine is off")),
             Some(Fault::ShortWrite) | None => Ok(()),
         }
     }
 
+    /// An operation that changes nothing.
+    fn look(&mut self) -> io::Result<()> {
+        if self.crashed {
+            return Err(io::Error::other("the machine is off"));
+        }
+        let look = self.looks;
+        self.looks += 1;
+        match self.failing_look {
+            Some((at, kind)) if at == look => {
+                self.failing_look = None;
+                Err(kind.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn rename(&mut self, change: NameChange) {
+        change.apply(&mut self.names);
+        self.pending_names.push(change);
+    }
+
+    /// Bytes of all files that have a name.
+    fn used(&self) -> u64 {
+        self.names.values().flatten().map(|file| self.files[*file].room()).sum()
+    }
+
     fn change(&mut self, file: usize, change: Change) {
         let node = &mut self.files[file];
+        node.modified = SystemTime::now();
         change.apply(&mut node.content);
         node.pending.push(change);
     }
@@ -180,22 +267,24 @@ impl Disk for MemoryDisk {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.atomic()?;
-        for above in dir.ancestors().filter(|above| !is_root(above)) {
-            state.names.entry(above.to_owned()).or_insert(None);
-        }
+        let mut missing: Vec<_> = dir.ancestors().filter(|above| !is_root(above)).collect();
+        missing.retain(|above| !state.names.contains_key(*above));
+        missing.iter().rev().for_each(|above| state.rename(NameChange::Appears((*above).to_owned(), None)));
         Ok(())
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.look()?;
         let files = state.names.iter().filter(|(path, file)| file.is_some() && path.parent() == Some(dir));
         Ok(files.map(|(path, _)| path.file_name().unwrap().to_str().unwrap().to_owned()).collect())
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.lock();
-        if matches!(access, Access::Replace | Access::Keep) {
-            state.atomic()?;
+        match access {
+            Access::Read | Access::Write => state.look()?,
+            Access::Replace | Access::Keep => state.atomic()?,
         }
         let known = state.names.get(path).copied().flatten();
         let file = match (known, access) {
@@ -212,7 +301,7 @@ impl Disk for MemoryDisk {
                 }
                 state.files.push(Node::default());
                 let file = state.files.len() - 1;
-                state.names.insert(path.to_owned(), Some(file));
+                state.rename(NameChange::Appears(path.to_owned(), Some(file)));
                 file
             }
         };
@@ -222,24 +311,29 @@ impl Disk for MemoryDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.atomic()?;
-        let file = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        state.names.insert(to.to_owned(), file);
+        let file = *state.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+        state.rename(NameChange::Renamed(from.to_owned(), to.to_owned(), file));
         Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.atomic()?;
-        state.names.remove(path).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
+        if !state.names.contains_key(path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        state.rename(NameChange::Vanishes(path.to_owned()));
+        Ok(())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.atomic()?;
-        let inside = |path: &Path| path.parent() == Some(dir);
-        state.durable_names.retain(|path, _| !inside(path));
-        let names: Vec<_> = state.names.iter().filter(|(path, _)| inside(path)).map(|(p, f)| (p.clone(), *f)).collect();
-        state.durable_names.extend(names);
+        for change in std::mem::take(&mut state.pending_names) {
+            let (durable, pending) = change.split(dir);
+            durable.into_iter().for_each(|change| change.apply(&mut state.durable_names));
+            state.pending_names.extend(pending);
+        }
         Ok(())
     }
 }
@@ -254,14 +348,17 @@ struct MemoryFile {
 
 impl DiskFile for MemoryFile {
     fn length(&self) -> io::Result<u64> {
-        Ok(self.disk.lock().files[self.file].content.len() as u64)
+        let mut state = self.disk.lock();
+        state.look()?;
+        Ok(state.files[self.file].content.len() as u64)
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let state = self.disk.lock();
-        let content = &state.files[self.file].content;
-        let rest = content.get(offset as usize..).unwrap_or_default();
-        let read = rest.len().min(buffer.len());
+        let mut state = self.disk.lock();
+        state.look()?;
+        let rest = state.files[self.file].content.get(offset as usize..).unwrap_or_default();
+        let asked = if state.short_reads { buffer.len().div_ceil(2) } else { buffer.len() };
+        let read = rest.len().min(asked);
         buffer[..read].copy_from_slice(&rest[..read]);
         Ok(read)
     }
@@ -269,10 +366,18 @@ impl DiskFile for MemoryFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let mut state = self.disk.lock();
         let fault = state.step()?;
+        let grows = (offset + bytes.len() as u64).saturating_sub(state.files[self.file].room());
+        let fault = match state.capacity {
+            Some(capacity) if grows > 0 && state.used() + grows > capacity => {
+                fault.or(Some(Fault::Error(io::ErrorKind::StorageFull)))
+            }
+            _ => fault,
+        };
         let taken = if fault.is_some() { bytes.len() / 2 } else { bytes.len() };
         state.change(self.file, Change::Write(offset, bytes[..taken].to_vec()));
         match fault {
             Some(Fault::Error(kind)) => Err(kind.into()),
+            Some(Fault::HalfSync) => Err(io::Error::other("the disk failed")),
             Some(Fault::Crash) => Err(io::Error::other("the machine is off")),
             Some(Fault::ShortWrite) | None => Ok(taken),
         }
@@ -280,19 +385,24 @@ impl DiskFile for MemoryFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.lock();
-        let done = state.atomic();
-        let crashed = state.crashed;
+        let fault = state.step()?;
         let node = &mut state.files[self.file];
-        match &done {
-            Ok(()) => {
-                let pending = std::mem::take(&mut node.pending);
-                pending.iter().for_each(|change| change.apply(&mut node.durable));
-            }
-            // After a failed fsync the kernel calls the pages clean: no later one writes them.
-            Err(_) if !crashed => node.pending.clear(),
-            Err(_) => {}
+        if fault == Some(Fault::Crash) {
+            return Err(io::Error::other("the machine is off"));
         }
-        done
+        // After a failed fsync the kernel calls the pages clean: no later one writes them.
+        let pieces = std::mem::take(&mut node.pending).iter().flat_map(Change::pieces).collect::<Vec<_>>();
+        match fault {
+            Some(Fault::Error(kind)) => Err(kind.into()),
+            Some(Fault::HalfSync) => {
+                pieces.iter().skip(1).step_by(2).for_each(|change| change.apply(&mut node.durable));
+                Err(io::Error::other("the disk failed"))
+            }
+            Some(Fault::Crash | Fault::ShortWrite) | None => {
+                pieces.iter().for_each(|change| change.apply(&mut node.durable));
+                Ok(())
+            }
+        }
     }
 
     fn truncate(&self, length: u64) -> io::Result<()> {
@@ -302,8 +412,34 @@ impl DiskFile for MemoryFile {
         Ok(())
     }
 
+    fn reserve(&self, end: u64) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        state.atomic()?;
+        let missing = end.saturating_sub(state.files[self.file].room());
+        if missing > 0 && state.used() + missing > state.capacity.unwrap_or(u64::MAX) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let node = &mut state.files[self.file];
+        node.reserved = node.reserved.max(end);
+        Ok(())
+    }
+
+    fn release(&self) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        state.atomic()?;
+        state.files[self.file].reserved = 0;
+        Ok(())
+    }
+
+    fn modified(&self) -> io::Result<SystemTime> {
+        let mut state = self.disk.lock();
+        state.look()?;
+        Ok(state.files[self.file].modified)
+    }
+
     fn try_lock(&self, lock: Lock) -> io::Result<bool> {
         let mut state = self.disk.lock();
+        state.look()?;
         let node = &mut state.files[self.file];
         if node.exclusive.upgrade().is_some_and(|holder| !Arc::ptr_eq(&holder, &self.token)) {
             return Ok(false);

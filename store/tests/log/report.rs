@@ -1,11 +1,12 @@
 //! What `log stat`, `verify` and `dump` tell.
 
 use crate::memory_disk::MemoryDisk;
-use crate::sample::{DIR, block, durable, entry, identity, open, options, sealed, segments, verify};
+use crate::sample::{DIR, append_blocks, block, durable, entry, identity, open, options, sealed, segments, verify};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::sync::Arc;
-use store::{Entry, LogStat, Payload, Record, StoreError};
+use std::sync::{Arc, Mutex};
+use store::log::{Need, Pass, PrecisionRange, Retention, TeacherStat, stat_with, verify_with};
+use store::{Entry, LanguageStat, LogOptions, LogStat, Payload, Precision, Record, SequenceNumber, StoreError};
 
 fn stat(disk: &MemoryDisk) -> LogStat {
     store::log::stat_on(Arc::new(disk.clone()), Path::new(DIR)).unwrap()
@@ -47,6 +48,51 @@ fn stat_counts_what_is_there() {
 }
 
 #[test]
+fn stat_counts_teachers_and_languages() {
+    let stat = stat(&sealed(&[5, 9, 30]));
+    let entries = block(0..30);
+    for (name, index) in [("en", 0), ("de", 1), ("fi", 2)] {
+        let of_teacher = || records(&entries).flat_map(|record| &record.copies).filter(|copy| copy.teacher == index);
+        let expected = TeacherStat {
+            copies: of_teacher().count() as u64,
+            labelled: of_teacher().filter(|copy| copy.label.is_some()).count() as u64,
+            tokens: of_teacher().map(|copy| copy.token_ids.len() as u64).sum(),
+            masked_positions: of_teacher().map(|copy| copy.gold_ids.len() as u64).sum(),
+        };
+        assert_eq!(stat.teachers[name], expected, "{name}");
+        assert_eq!((expected.labelled == 0, expected.copies > 0), (name == "fi", true));
+    }
+    for name in ["en", "de"] {
+        let of_language = || records(&entries).filter(|record| &*record.language == name);
+        let copies = || of_language().flat_map(|record| &record.copies);
+        let held_out = of_language().filter(|record| record.held_out).count() as u64;
+        let expected = LanguageStat {
+            records: of_language().count() as u64 - held_out,
+            held_out,
+            copies: copies().count() as u64,
+            tokens: copies().map(|copy| copy.token_ids.len() as u64).sum(),
+            masked_positions: copies().map(|copy| copy.gold_ids.len() as u64).sum(),
+        };
+        assert_eq!(stat.languages[name], expected, "{name}");
+    }
+    assert_eq!((stat.teachers.len(), stat.languages.len(), stat.begin), (3, 2, SequenceNumber(0)));
+}
+
+#[test]
+fn stat_says_where_the_precision_changed() {
+    let disk = sealed(&[5, 9]);
+    let compact = LogOptions { precision: Precision::Compact, ..options(1) };
+    let (mut log, _) = open(&disk, &compact).unwrap();
+    append_blocks(&mut log, &[12, 20]);
+    log.seal().unwrap();
+    let range = |from, to, precision| {
+        let (from, to) = (SequenceNumber(from), SequenceNumber(to));
+        PrecisionRange { from, to, precision, top_k: 3 }
+    };
+    assert_eq!(stat(&disk).precisions, [range(0, 9, Precision::Exact), range(9, 20, Precision::Compact)]);
+}
+
+#[test]
 fn stat_has_the_promised_fields() {
     let json = serde_json::to_value(stat(&sealed(&[5]))).unwrap();
     let promised = [
@@ -78,6 +124,84 @@ fn verify_finds_a_record_that_is_there_twice() {
     let failure = verify(&disk).unwrap_err();
     assert!(matches!(failure, StoreError::Corrupt { .. }));
     assert!(failure.to_string().contains("entries 2 and 6 are the same record"), "{failure}");
+}
+
+/// The same is found with any number of threads, and however little memory the keys may take.
+#[test]
+fn verify_needs_neither_many_threads_nor_much_memory() {
+    let disk = MemoryDisk::default();
+    let (mut log, _) = open(&disk, &options(4000)).unwrap();
+    append_blocks(&mut log, &(1..=25).map(|number| 4 * number).collect::<Vec<_>>());
+    let whole = verify(&disk).unwrap();
+    let mut again = block(100..103);
+    again[1].payload = entry(2).payload;
+    let twice = disk.copy();
+    let (mut other, _) = open(&twice, &options(4000)).unwrap();
+    other.append(&again).unwrap();
+    other.seal().unwrap();
+    for (threads, key_bytes) in [(1, 1 << 20), (3, 1 << 20), (2, 300), (1, 8)] {
+        let seen = Mutex::new(Vec::new());
+        let watch = |progress: store::log::Progress| seen.lock().unwrap().push((progress.entries, progress.total));
+        let pass = Pass { threads: Some(threads), watch: &watch, key_bytes };
+        let check = |disk: &MemoryDisk| verify_with(Arc::new(disk.clone()), Path::new(DIR), &pass);
+        assert_eq!(check(&disk).unwrap(), whole);
+        let passes = seen.lock().unwrap().iter().map(|seen| seen.0).max().unwrap() / 100;
+        assert_eq!(seen.lock().unwrap().iter().map(|seen| seen.1).max().unwrap(), passes * 100);
+        assert_eq!(passes > 1, key_bytes < 1000, "{passes} passes");
+        let failure = check(&twice).unwrap_err().to_string();
+        assert!(failure.contains("entries 2 and 101 are the same record"), "{failure}");
+    }
+    assert_eq!((whole.entries, whole.blocks), (100, 25));
+    let stat = stat(&disk);
+    assert!(whole.bytes < stat.bytes && whole.bytes > stat.label_bytes + stat.token_bytes);
+}
+
+/// Of several damaged blocks the first is named, whichever thread finds it first.
+#[test]
+fn verify_names_the_first_damage() {
+    let disk = sealed(&[5, 9, 13, 30]);
+    for path in &segments(&disk)[1..] {
+        let mut bytes = disk.files(Path::new(DIR)).remove(path).unwrap();
+        let footer = bytes.windows(4).rposition(|window| window == b"MDft").unwrap();
+        bytes[footer - 9] ^= 4;
+        disk.put(path, bytes);
+    }
+    let Err(StoreError::Corrupt { segment, .. }) = verify(&disk) else { panic!("three blocks are damaged") };
+    assert_eq!(segment, segments(&disk)[1]);
+}
+
+/// Segments that retention removes while the log is read are no damage.
+#[test]
+fn what_retention_removes_meanwhile_is_left_out() {
+    let ends = [5, 9, 13, 17, 21, 30];
+    let disk = MemoryDisk::default();
+    let (mut log, _) = open(&disk, &options(1)).unwrap();
+    append_blocks(&mut log, &ends);
+    let log = Mutex::new(log);
+    let remove_below = |sequence| {
+        let need = Need::default();
+        need.set(SequenceNumber(sequence), "");
+        let retention = Retention { bytes: 1, age: None, held_out: Path::new("/state/holdout").to_owned() };
+        log.lock().unwrap().retain(&retention, Some(&need)).unwrap();
+    };
+    let after_the_first_block = |progress: store::log::Progress| {
+        if progress.entries == 5 {
+            remove_below(13);
+        }
+    };
+    let pass = Pass { threads: Some(1), watch: &after_the_first_block, ..Pass::default() };
+    let found = verify_with(Arc::new(disk.clone()), Path::new(DIR), &pass).unwrap();
+    assert_eq!((found.entries, found.segments, found.durable), (5 + 17, 4, durable(30)));
+
+    let after_the_next = |progress: store::log::Progress| {
+        if progress.entries == 4 {
+            remove_below(21);
+        }
+    };
+    let pass = Pass { threads: Some(1), watch: &after_the_next, ..Pass::default() };
+    let counted = stat_with(Arc::new(disk.clone()), Path::new(DIR), &pass).unwrap();
+    let left = block(21..30);
+    assert_eq!((counted.begin, counted.records), (SequenceNumber(21), records(&left).count() as u64));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crossbeam::channel::{Receiver, unbounded};
 use model::Tokenizer;
 use prometheus::Registry;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,6 +83,11 @@ impl Scene {
     }
 
     pub(crate) fn writer(&self) -> LogWriter {
+        self.writer_of(LogOptions::default().segment_bytes)
+    }
+
+    /// A writer of segments of this size.
+    pub(crate) fn writer_of(&self, segment_bytes: u64) -> LogWriter {
         let teachers = self.teachers.iter().map(|teacher| TeacherEntry {
             name: teacher.name.clone(),
             languages: teacher.languages.clone(),
@@ -91,7 +97,7 @@ impl Scene {
             weights_fingerprint: "none".to_owned(),
         });
         let identity = Identity { teachers: teachers.collect(), ..Identity::default() };
-        let options = LogOptions { top_k: TOP_K, ..LogOptions::default() };
+        let options = LogOptions { top_k: TOP_K, segment_bytes, ..LogOptions::default() };
         LogWriter::open(&self.log(), &identity, &options, &Registry::new()).unwrap().0
     }
 
@@ -261,4 +267,18 @@ pub(crate) fn copy_folder(from: &Path, to: &Path) {
             fs::copy(&path, &target).unwrap();
         }
     }
+}
+
+/// Makes a weight of a checkpoint no number.
+pub(crate) fn poison(checkpoint: &Path) {
+    let (model, manifest) = (checkpoint.join("model.safetensors"), checkpoint.join("manifest.json"));
+    let hash = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let mut bytes = fs::read(&model).unwrap();
+    let before = hash(&bytes);
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&model, &bytes).unwrap();
+    let text = fs::read_to_string(&manifest).unwrap();
+    assert!(text.contains(&before));
+    fs::write(&manifest, text.replace(&before, &hash(&bytes))).unwrap();
 }

@@ -4,6 +4,7 @@ mod both;
 mod examples;
 mod label;
 mod labelling;
+mod store;
 mod train;
 mod training;
 
@@ -12,12 +13,13 @@ use crate::failure::{ExitCode, Failure};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::time::Instant;
 
-/// Measures labelling, training or both, and prints the figures.
+/// Measures labelling, training, both, or the log, and prints the figures.
 pub fn bench(command: &BenchCommand) -> Result<(), Failure> {
     match command {
         BenchCommand::Label(args) => label::label(args),
         BenchCommand::Train(args) => train::train(args),
         BenchCommand::Both(args) => both::both(args),
+        BenchCommand::Store(args) => store::store(args),
     }
 }
 

@@ -1,0 +1,286 @@
+//! The columns of labels, one description for both directions.
+
+use super::coder::Coder;
+use super::ids::TopIds;
+use super::models::{Bit, Large, Number, Small};
+use super::quantise::{Fineness, LEVELS, ONE, probability};
+use super::tables::{IdModel, Tables};
+use crate::log::error::Damage;
+use crate::log::labels::Shape;
+
+/// A column each.
+#[derive(Debug, Default)]
+pub(crate) struct Streams<C> {
+    pub(crate) masked_positions: C,
+    pub(crate) gold_ranks: C,
+    pub(crate) gold_ids: C,
+    pub(crate) top_ids: C,
+    pub(crate) top_logits: C,
+    pub(crate) log_sum_exp: C,
+    pub(crate) gold_logits: C,
+}
+
+impl<C> Streams<C> {
+    pub(crate) fn try_map<D, E>(self, mut f: impl FnMut(C) -> Result<D, E>) -> Result<Streams<D>, E> {
+        Ok(Streams {
+            masked_positions: f(self.masked_positions)?,
+            gold_ranks: f(self.gold_ranks)?,
+            gold_ids: f(self.gold_ids)?,
+            top_ids: f(self.top_ids)?,
+            top_logits: f(self.top_logits)?,
+            log_sum_exp: f(self.log_sum_exp)?,
+            gold_logits: f(self.gold_logits)?,
+        })
+    }
+
+    pub(crate) fn map<D>(self, mut f: impl FnMut(C) -> D) -> Streams<D> {
+        match self.try_map(|column| Ok::<_, std::convert::Infallible>(f(column))) {
+            Ok(mapped) => mapped,
+            Err(impossible) => match impossible {},
+        }
+    }
+}
+
+/// A copy without its tokens, in whole numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Numbers {
+    /// `[masked]`
+    pub(crate) masked_positions: Vec<u32>,
+    /// `[masked, k]`
+    pub(crate) top_ids: Vec<u32>,
+    /// `[masked, k]`: cells of the log-probabilities.
+    pub(crate) cells: Vec<u32>,
+    /// `[masked, k]`: parts of the cells.
+    pub(crate) parts: Vec<u32>,
+    /// `[masked]`: log-sum-exp in steps.
+    pub(crate) log_sum_exp: Vec<i32>,
+    /// `[masked]`
+    pub(crate) gold_ids: Vec<u32>,
+    /// `[masked]`: cells below the last one of the top-k, for a gold token that is not among them.
+    pub(crate) gold_below: Vec<u32>,
+}
+
+/// What is the same for all copies of a teacher in a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Constants {
+    /// Ids are below it.
+    pub(crate) size: u32,
+    /// What most masked tokens were replaced by.
+    pub(crate) placeholder: u32,
+    /// The smallest log-sum-exp, in steps.
+    pub(crate) lowest: i32,
+    /// See [`Fineness`].
+    pub(crate) level: u8,
+}
+
+impl Constants {
+    /// Codes them, at the beginning of a teacher's copies.
+    pub(crate) fn code<C: Coder>(self, streams: &mut Streams<C>) -> Result<Self, Damage> {
+        let word = |coder: &mut C, word: u32| -> Result<u32, Damage> {
+            Ok(coder.bits(16, word & 0xffff)? | coder.bits(16, word >> 16)? << 16)
+        };
+        let constants = Self {
+            size: word(&mut streams.top_ids, self.size)?,
+            placeholder: word(&mut streams.masked_positions, self.placeholder)?,
+            lowest: word(&mut streams.log_sum_exp, self.lowest.cast_unsigned())?.cast_signed(),
+            level: streams.top_logits.bits(8, u32::from(self.level))? as u8,
+        };
+        match constants.level {
+            ..LEVELS => Ok(constants),
+            level => Err(Damage::new(format!("level {level} of {LEVELS}"))),
+        }
+    }
+}
+
+/// Ranks that have contexts of their own.
+const RANKS: usize = 8;
+/// Kinds of a largest probability.
+const SIZES: usize = 10;
+/// Kinds of what is left when some ranks are known.
+const RESTS: usize = 48;
+
+/// Models of one teacher's labels.
+pub(crate) struct Models {
+    constants: Constants,
+    /// Whether a token is masked: the placeholder, or another.
+    masked: [Bit; 2],
+    first: Number,
+    /// By the first cell.
+    second: Vec<Number>,
+    /// By what is left.
+    third: Vec<Number>,
+    /// By rank and what is left.
+    others: Vec<Small>,
+    large: Large,
+    /// By the largest probability.
+    log_sum_exp: Vec<Number>,
+    pub(crate) top_ids: TopIds,
+    /// Whether a masked token that one can see is the gold one.
+    kept: Bit,
+    /// By the largest probability.
+    gold_ranks: Vec<Number>,
+    gold_ids: IdModel,
+    gold_below: Number,
+}
+
+/// A number's size, roughly in its logarithm.
+fn size_of(number: u32) -> usize {
+    match number {
+        0 => 0,
+        1 => 1,
+        2 => 2,
+        3..=4 => 3,
+        5..=7 => 4,
+        8..=12 => 5,
+        13..=20 => 6,
+        21..=32 => 7,
+        33..=48 => 8,
+        _ => 9,
+    }
+}
+
+/// How many times the probability of the cell before is left, in half powers of two from 2^-6 on.
+fn rest(left: u64, before: u32) -> usize {
+    let times = ((left << 7) / probability(before).max(1)).max(2);
+    let power = times.ilog2();
+    ((2 * power as u64 - 2 + (times >> (power - 1) & 1)) as usize).min(RESTS - 1)
+}
+
+impl Models {
+    pub(crate) fn new(constants: Constants, tables: &Tables, teacher: u16) -> Result<Self, Damage> {
+        let ids = tables.model(teacher, constants.size)?;
+        Ok(Self {
+            constants,
+            masked: Default::default(),
+            first: Number::default(),
+            second: vec![Number::default(); SIZES],
+            third: vec![Number::default(); RESTS / 2],
+            others: vec![Small::default(); RANKS * RESTS],
+            large: Large::default(),
+            log_sum_exp: vec![Number::default(); SIZES],
+            top_ids: TopIds::new(ids.clone()),
+            kept: Bit::default(),
+            gold_ranks: vec![Number::default(); SIZES],
+            gold_ids: ids,
+            gold_below: Number::default(),
+        })
+    }
+
+    /// Codes a copy of this shape, whose tokens are known. A decoder ignores what `numbers` holds, and fills it.
+    pub(crate) fn copy<C: Coder>(
+        &mut self,
+        streams: &mut Streams<C>,
+        shape: Shape,
+        tokens: &[u32],
+        numbers: &mut Numbers,
+    ) -> Result<(), Damage> {
+        let top_k = shape.top_k.unwrap_or(0);
+        let cells =
+            shape.masked.checked_mul(top_k).ok_or_else(|| Damage::new(format!("{} top-{top_k}", shape.masked)))?;
+        numbers.masked_positions.resize(shape.masked, 0);
+        numbers.gold_ids.resize(shape.masked, 0);
+        self.positions(&mut streams.masked_positions, tokens, &mut numbers.masked_positions)?;
+        if shape.top_k.is_none() {
+            numbers.log_sum_exp.clear();
+            for id in &mut numbers.gold_ids {
+                *id = self.gold_ids.code(&mut streams.gold_ids, *id)?;
+            }
+            return Ok(());
+        }
+        for column in [&mut numbers.top_ids, &mut numbers.cells, &mut numbers.parts] {
+            column.resize(cells, 0);
+        }
+        numbers.log_sum_exp.resize(shape.masked, 0);
+        numbers.gold_below.resize(shape.masked, 0);
+        for position in 0..shape.masked {
+            let token = numbers.masked_positions[position] as usize;
+            let before = token.checked_sub(1).map_or(0, |before| tokens[before]);
+            self.position(streams, position, top_k, (before, tokens[token]), numbers)?;
+        }
+        Ok(())
+    }
+
+    /// Whether each token is masked, until all masked ones are found.
+    fn positions<C: Coder>(&mut self, coder: &mut C, tokens: &[u32], positions: &mut [u32]) -> Result<(), Damage> {
+        let mut token = 0;
+        for wanted in positions {
+            loop {
+                let Some(id) = tokens.get(token) else {
+                    return Err(Damage::new("fewer masked positions than there should be"));
+                };
+                let model = &mut self.masked[usize::from(*id == self.constants.placeholder)];
+                let found = model.code(coder, token == *wanted as usize)?;
+                token += 1;
+                if found {
+                    *wanted = token as u32 - 1;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn position<C: Coder>(
+        &mut self,
+        streams: &mut Streams<C>,
+        position: usize,
+        top_k: usize,
+        (before, visible): (u32, u32),
+        numbers: &mut Numbers,
+    ) -> Result<(), Damage> {
+        let top = position * top_k..(position + 1) * top_k;
+        let cells = &mut numbers.cells[top.clone()];
+        self.cells(&mut streams.top_logits, cells, &mut numbers.parts[top.clone()])?;
+        let certainty = size_of(cells.first().copied().unwrap_or(0));
+
+        let log_sum_exp = &mut numbers.log_sum_exp[position];
+        let above = log_sum_exp.wrapping_sub(self.constants.lowest).cast_unsigned();
+        let above = self.log_sum_exp[certainty].code(&mut streams.log_sum_exp, above)?;
+        *log_sum_exp = self.constants.lowest.wrapping_add(above.cast_signed());
+
+        let ids = &mut numbers.top_ids[top];
+        self.top_ids.code(&mut streams.top_ids, before, ids)?;
+        let gold = &mut numbers.gold_ids[position];
+        if visible != self.constants.placeholder && self.kept.code(&mut streams.gold_ranks, visible == *gold)? {
+            *gold = visible;
+        } else {
+            let rank = ids.iter().position(|id| id == gold).unwrap_or(top_k);
+            let rank = self.gold_ranks[certainty].code(&mut streams.gold_ranks, rank as u32)? as usize;
+            *gold = match ids.get(rank) {
+                Some(id) => *id,
+                None if rank == top_k => self.gold_ids.code(&mut streams.gold_ids, *gold)?,
+                None => return Err(Damage::new(format!("rank {rank} in a top-{top_k}"))),
+            };
+        }
+        if !ids.contains(gold) {
+            let below = &mut numbers.gold_below[position];
+            *below = self.gold_below.code(&mut streams.gold_logits, *below)?;
+        }
+        Ok(())
+    }
+
+    /// The cells of a position, and the parts of them.
+    fn cells<C: Coder>(&mut self, coder: &mut C, cells: &mut [u32], parts: &mut [u32]) -> Result<(), Damage> {
+        let (mut before, mut left) = (0_u32, ONE);
+        for (rank, cell) in cells.iter_mut().enumerate() {
+            let gap = cell.wrapping_sub(before);
+            let gap = match rank {
+                0 => self.first.code(coder, gap)?,
+                1 => self.second[size_of(before)].code(coder, gap)?,
+                2 => self.third[rest(left, before) / 2].code(coder, gap)?,
+                _ => {
+                    let model = &mut self.others[rank.min(RANKS - 1) * RESTS + rest(left, before)];
+                    model.code(coder, &mut self.large, gap)?
+                }
+            };
+            *cell = before.saturating_add(gap);
+            before = *cell;
+            left = left.saturating_sub(probability(before));
+        }
+        let fineness = Fineness::of(cells, self.constants.level);
+        for (cell, part) in cells.iter().zip(parts) {
+            *part = coder.below(fineness.parts(*cell), *part)?;
+        }
+        Ok(())
+    }
+}
