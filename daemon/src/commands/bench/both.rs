@@ -219,7 +219,6 @@ mod tests {
         let done = window(&mut [quick, slow], Duration::ZERO).unwrap();
         let counts: Vec<_> = done.iter().map(|done| (done.units, done.tokens)).collect();
         assert_eq!(counts, [(1, 7), (1, 10)]);
-        assert!(done[0].seconds <= done[1].seconds);
     }
 
     #[test]
