@@ -41,7 +41,7 @@ pub enum Precision {
     /// Every float32, bit for bit.
     #[default]
     Exact,
-    /// Log-probabilities and log-sum-exps within 1/32, in about a fifth of the bytes.
+    /// Log-probabilities and log-sum-exps within 1/32, in about two fifths of the bytes.
     Compact,
 }
 

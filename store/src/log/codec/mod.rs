@@ -1,4 +1,4 @@
-//! Compact precision: labels in about a tenth of the bytes that float32 and plain ids take.
+//! Compact precision: labels in about two fifths of the bytes that exact precision takes.
 //!
 //! Log-probabilities and log-sum-exps are rounded ([`quantise`], [`label`]), and what is then whole numbers is range-coded with models that
 //! adapt ([`coder`], [`models`], [`frequencies`]); token ids begin with the frequencies of the segments before ([`tables`]). What each
