@@ -54,7 +54,7 @@
 //!          cursors          the state of every source before the first entry, each with the fields of `SourceCursor`
 //!
 //! tables   none unless the precision is compact; else one zstd frame of, by teacher, the number of codes (varint) and the codes, a byte
-//!          each: what the top-k of earlier segments say of the frequency of token ids (below)
+//!          each: how often token ids of the top-k were coded by their frequency in earlier segments (below)
 //!
 //! footer   0  4  magic "MDft"
 //!          4  4  length S of the body
@@ -138,10 +138,12 @@
 //!    replaced by (8), the lowest log-sum-exp in steps (13), the level (12). Then, of each copy:
 //!  8 masked_positions  whether each token is masked, known whether it is the placeholder, until all masked ones are found
 //! 12 top_logits        cells: the log-probability of each of the top-k in steps of 255/4096 nats, the first one, then distances,
-//!                      known the rank and the distance before; then parts: where in its cell a value lies, in as many
+//!                      known the rank and how much probability is left; then parts: where in its cell a value lies, in as many
 //!                      parts as cells and level say
 //! 13 log_sum_exp       in the same steps, above the lowest, known the size of the first cell
-//! 11 top_ids           by frequency: the weights of the segment's tables, and 32 for each time that an id came in this block
+//! 11 top_ids           the first one among those that came behind the same token in this block, the others among those that came with
+//!                      the same first one; what is not there by frequency: the weights of the segment's tables, and 32 for each time
+//!                      that an id was coded so in this block
 //!  9 gold_ranks        where the masked token can be seen: whether it is the gold one; else, or if not, the rank, or k
 //! 10 gold_ids          of unlabelled copies, and where the rank is k: by frequency, as 11
 //! 14 gold_logits       of a gold token that is not among the top-k: cells below the last of them

@@ -1,4 +1,5 @@
-//! What a segment knows about token ids before its first block: how often each came in the segments before it.
+//! What a segment knows about token ids before its first block: how often each, in the segments before it, came where its list did not
+//! have it (see [`super::ids`]).
 
 use super::coder::Coder;
 use super::frequencies::Frequencies;
