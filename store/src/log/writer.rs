@@ -266,6 +266,7 @@ impl LogWriter {
         segment.offset += header.bytes();
         segment.link = header.link();
         segment.empty = false;
+        segment.compaction.iter_mut().for_each(Compaction::appended);
         self.shared.lock().index.push_block(&header);
         self.wrote(header.bytes());
         Ok(())
@@ -316,6 +317,7 @@ impl LogWriter {
         let mut state = self.shared.lock();
         let header = next_header(&state.index, &self.cursors, &self.identity, &self.options);
         let tables = self.segment.compaction.as_mut().map(|compaction| compaction.census.tables(&compaction.tables));
+        let tables = tables.unwrap_or_default();
         self.segment = create_segment(self.disk.as_ref(), &self.dir, &mut state.index, header, tables)?;
         self.segment.room = room;
         Ok(())
@@ -409,12 +411,12 @@ fn first_segment(
             seal_segment(file.as_ref(), index, compressor)?;
         }
     }
-    create_segment(disk, dir, index, header, Some(tables))
+    create_segment(disk, dir, index, header, tables)
 }
 
 /// What compact precision needs.
 fn compaction(header: &SegmentHeader, tables: Tables) -> Option<Compaction> {
-    (header.precision == Precision::Compact).then(|| Compaction { tables, ..Compaction::default() })
+    (header.precision == Precision::Compact).then(|| Compaction::new(tables))
 }
 
 /// The tables of the last segment.
@@ -441,11 +443,10 @@ fn create_segment(
     dir: &Path,
     index: &mut Index,
     mut header: SegmentHeader,
-    tables: Option<Tables>,
+    tables: Tables,
 ) -> Result<OpenSegment, StoreError> {
     let path = dir.join(file_name(header.first_sequence));
     let unfinished = unfinished_path(&path);
-    let tables = tables.unwrap_or_default();
     let bytes = header.encode(&tables).map_err(|error| StoreError::io("describing", &path, error))?;
     let compaction = compaction(&header, tables);
     let creating = |error| StoreError::io("creating", &path, error);

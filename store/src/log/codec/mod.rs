@@ -43,6 +43,19 @@ pub(crate) struct Coded {
 pub(crate) struct Compaction {
     pub(crate) tables: Tables,
     pub(crate) census: Census,
+    /// Of the block that was coded last: ids that were in no list, by teacher.
+    missed: Vec<(u16, Vec<u32>)>,
+}
+
+impl Compaction {
+    pub(crate) fn new(tables: Tables) -> Self {
+        Self { tables, ..Self::default() }
+    }
+
+    /// The block that was coded last is in the log: only then it counts, however often it was coded.
+    pub(crate) fn appended(&mut self) {
+        self.missed.drain(..).for_each(|(teacher, ids)| self.census.add(teacher, &ids));
+    }
 }
 
 /// Codes the labels of copies, which are in storage order and well-formed.
@@ -52,6 +65,7 @@ pub(crate) struct Compaction {
 pub(crate) fn encode(copies: &[&MaskedCopy], compaction: &mut Compaction) -> Result<Coded, Damage> {
     let mut streams: Streams<Encoder> = Streams::default();
     let mut coded = Coded::default();
+    compaction.missed.clear();
     for copies in copies.chunk_by(|a, b| a.teacher == b.teacher) {
         let (mut numbers, level) = quantise_all(copies)?;
         let constants = constants_of(copies, &numbers, level).code(&mut streams)?;
@@ -61,7 +75,7 @@ pub(crate) fn encode(copies: &[&MaskedCopy], compaction: &mut Compaction) -> Res
             coded.positions += numbers.masked_positions.len() as u64;
             coded.values += numbers.top_ids.len() as u64;
         }
-        compaction.census.add(copies[0].teacher, &models.top_ids.missed);
+        compaction.missed.push((copies[0].teacher, models.top_ids.missed));
     }
     coded.columns = streams.map(Encoder::finish);
     Ok(coded)
