@@ -53,8 +53,9 @@
 //!                           segment may have more teachers at the end
 //!          cursors          the state of every source before the first entry, each with the fields of `SourceCursor`
 //!
-//! tables   none unless the precision is compact; else one zstd frame of, by teacher, the number of codes (varint) and the codes, a byte
-//!          each: how often token ids of the top-k were coded by their frequency in earlier segments (below)
+//! tables   none unless the precision is compact; else one zstd frame of, by teacher, twice the number of codes (varint) and the codes, a
+//!          byte each, four for every doubling: how often token ids of the top-k were coded by their frequency in the segment
+//!          before (below), and how often token ids came in its text
 //!
 //! footer   0  4  magic "MDft"
 //!          4  4  length S of the body
@@ -115,7 +116,7 @@
 //!  6 copies            table, a row per copy: teacher, tokens, masked positions, 0 without a label or k + 1 with one
 //!
 //!    The columns below take copies by teacher, then in order of appearance:
-//!  7 token_ids         varints
+//!  7 token_ids         varints; absent with compact precision
 //!  8 masked_positions  varints: the first position of a copy, then distances
 //!  9 gold_ranks        labelled copies alone, a varint per position: r < k: the gold id is the r-th of the top-k, and so is its
 //!                      logit; k: it is not among them; k + 1 + r: it is the r-th, with another logit
@@ -125,25 +126,28 @@
 //!                      (modulo 2^32)
 //! 13 log_sum_exp       planes: bits
 //! 14 gold_logits       planes: bits, where the rank is k or more
+//! 15 token_ranks       with compact precision alone: varints, the place of each token id when those that the segment's tables know are
+//!                      sorted by their codes, the largest first, then by id; ids that they do not know stand for themselves
 //! ```
 //!
 //! ## Range-coded columns
 //!
 //! With compact precision columns 8 to 14 are range-coded, each by itself, as the queue of constriction 0.5 does it: 32-bit words of a
-//! 64-bit state, probabilities in 24 bits. Their length before compression counts four bytes a number. Models adapt, and begin anew with
+//! 64-bit state, probabilities in 28 bits. Their length before compression counts four bytes a number. Models adapt, and begin anew with
 //! each teacher of a block. The order of decoding, and every model's alphabet and context, is in `log/codec`:
 //!
 //! ```text
 //!    Of each teacher: the smallest size that all its ids are below (10 or 11), the placeholder: the token that most masked ones were
 //!    replaced by (8), the lowest log-sum-exp in steps (13), the level (12). Then, of each copy:
-//!  8 masked_positions  whether each token is masked, known whether it is the placeholder, until all masked ones are found
+//!  8 masked_positions  whether every placeholder is masked; if so, before each other masked token the number of those passed over that
+//!                      are no placeholders; if not, whether each token is masked, until all masked ones are found
 //! 12 top_logits        cells: the log-probability of each of the top-k in steps of 255/4096 nats, the first one, then distances,
 //!                      known the rank and how much probability is left; then parts: where in its cell a value lies, in as many
 //!                      parts as cells and level say
 //! 13 log_sum_exp       in the same steps, above the lowest, known the size of the first cell
 //! 11 top_ids           the first one among those that came behind the same token in this block, the others among those that came with
 //!                      the same first one; what is not there by frequency: the weights of the segment's tables, and 32 for each time
-//!                      that an id was coded so in this block
+//!                      that an id was coded so in this block, counted in turns
 //!  9 gold_ranks        where the masked token can be seen: whether it is the gold one; else, or if not, the rank, or k
 //! 10 gold_ids          of unlabelled copies, and where the rank is k: by frequency, as 11
 //! 14 gold_logits       of a gold token that is not among the top-k: cells below the last of them

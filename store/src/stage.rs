@@ -4,10 +4,16 @@ use prometheus::{Gauge, IntCounter, IntGauge, Opts, Registry};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// How soon a switch that hangs on another one notices that the other was turned.
+const PARENT_INTERVAL: Duration = Duration::from_millis(100);
+/// One that hangs on no other is told of every change: it looks again by itself only for form's sake.
+const OWN_INTERVAL: Duration = Duration::from_secs(3600);
+
 /// A switch shared between a stage and whoever supervises it. Cloning shares it.
 #[derive(Clone, Debug, Default)]
 pub struct StageControl {
     inner: Arc<Inner>,
+    parent: Option<Arc<StageControl>>,
 }
 
 #[derive(Debug, Default)]
@@ -23,6 +29,12 @@ struct State {
 }
 
 impl StageControl {
+    /// A switch of its own that also stops and pauses whenever this one does: for work that a stage does beside its main work.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self { inner: Arc::default(), parent: Some(Arc::new(self.clone())) }
+    }
+
     /// Asks the stage to end at its next safe point. Cannot be taken back.
     pub fn stop(&self) {
         self.lock().stopping = true;
@@ -38,34 +50,44 @@ impl StageControl {
     /// Whether the stage was asked to stop.
     #[must_use]
     pub fn stopping(&self) -> bool {
-        self.lock().stopping
+        self.lock().stopping || self.parent.as_deref().is_some_and(Self::stopping)
     }
 
     /// Whether the stage is paused.
     #[must_use]
     pub fn paused(&self) -> bool {
-        self.lock().paused
+        self.lock().paused || self.parent.as_deref().is_some_and(Self::paused)
     }
 
     /// Safe point: waits while the stage is paused. Returns `false` if it is to stop.
     #[must_use]
     pub fn proceed(&self) -> bool {
         let mut state = self.lock();
-        while state.paused && !state.stopping {
-            state = self.inner.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let parent = self.parent.as_deref();
+            if state.stopping || parent.is_some_and(Self::stopping) {
+                return false;
+            }
+            if !state.paused && !parent.is_some_and(Self::paused) {
+                return true;
+            }
+            let limit = if parent.is_some() { PARENT_INTERVAL } else { OWN_INTERVAL };
+            state = self.inner.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0;
         }
-        !state.stopping
     }
 
     /// Waits for a change of the switch, at most `limit`. Returns `false` if the stage is to stop.
     #[must_use]
     pub fn wait(&self, limit: Duration) -> bool {
-        let state = self.lock();
-        if state.stopping {
+        if self.stopping() {
             return false;
         }
-        let (state, _) = self.inner.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner);
-        !state.stopping
+        let limit = if self.parent.is_some() { limit.min(PARENT_INTERVAL) } else { limit };
+        let state = self.lock();
+        if !state.stopping {
+            drop(self.inner.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner));
+        }
+        !self.stopping()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -111,5 +133,30 @@ impl StageMetrics {
     /// Notes that the stage made progress now.
     pub fn progressed(&self) {
         self.last_progress.set(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_follows_its_parent_and_never_turns_it() {
+        let parent = StageControl::default();
+        let child = parent.child();
+        assert!(child.proceed() && !child.paused());
+        parent.set_paused(true);
+        assert!(child.paused() && !child.stopping());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| child.proceed());
+            parent.set_paused(false);
+            assert!(waiting.join().is_ok_and(|proceeds| proceeds));
+        });
+        let other = parent.child();
+        child.stop();
+        assert!(!child.proceed() && !child.wait(Duration::from_secs(3600)));
+        assert!(parent.proceed() && other.proceed(), "its parent and that one's other children go on");
+        parent.stop();
+        assert!(other.stopping() && !other.wait(Duration::from_secs(3600)));
     }
 }

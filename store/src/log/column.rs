@@ -1,6 +1,7 @@
 //! Columns of a block: what each holds, and how its bytes are compressed.
 
 use crate::log::error::Damage;
+use std::cell::RefCell;
 
 /// Most bytes a column may have before compression.
 pub(crate) const MAX_COLUMN_BYTES: usize = 256 << 20;
@@ -72,6 +73,8 @@ columns! {
     LogSumExp = 13, "log_sum_exp", Labels;
     /// Gold logits that are not among the top-k, as float32.
     GoldLogits = 14, "gold_logits", Labels;
+    /// Token ids of all copies, as ranks in the segment's tables.
+    TokenRanks = 15, "token_ranks", Tokens;
 }
 
 /// What a column's bytes are counted as.
@@ -190,12 +193,21 @@ impl Compressor {
     }
 }
 
+thread_local! {
+    /// zstd's tables take longer to make than a small column to decompress.
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
 /// Undoes [`Compressor::compress`]. Allocates at most `raw_length`.
 pub(crate) fn decompress(coding: Coding, stored: Vec<u8>, raw_length: usize) -> Result<Vec<u8>, Damage> {
     let raw = match coding {
         Coding::Plain => stored,
         Coding::Range => return Err(Damage::new("range-coded bytes where there are none")),
-        Coding::Zstd => zstd::bulk::decompress(&stored, raw_length)
+        Coding::Zstd => DECOMPRESSOR
+            .with_borrow_mut(|decompressor| match decompressor {
+                Some(decompressor) => decompressor.decompress(&stored, raw_length),
+                None => decompressor.insert(zstd::bulk::Decompressor::new()?).decompress(&stored, raw_length),
+            })
             .map_err(|error| Damage::new(format!("it does not decompress: {error}")))?,
     };
     if raw.len() != raw_length {

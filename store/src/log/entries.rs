@@ -47,7 +47,7 @@ pub(crate) fn encode(entries: &[Entry], compaction: Option<&mut Compaction>) -> 
     let rows: Vec<_> = shapes.iter().map(|shape| shape.row()).collect();
     put_rows(&rows, columns.get_mut(Column::Copies));
     let stored: Vec<_> = storage_order(&shapes).into_iter().map(|index| copies[index]).collect();
-    labels::encode_tokens(&stored, &mut columns);
+    labels::encode_tokens(&stored, compaction.as_ref().map(|compaction| &compaction.tables), &mut columns);
     match compaction {
         None => labels::encode(&stored, &mut columns),
         Some(compaction) => labels::encode_compactly(&stored, compaction, &mut columns)?,
@@ -279,14 +279,15 @@ fn read_copies<E: From<Damage>>(
     let shapes = read_shapes(table, count)?;
     let order = storage_order(&shapes);
     let in_order: Vec<_> = order.iter().map(|index| shapes[*index]).collect();
-    let tokens = labels::decode_tokens(&column(Column::TokenIds)?.plain()?, &in_order)?;
-    // With compact precision the positions are range-coded, as is all that follows.
-    let stored = match column(Column::MaskedPositions)? {
-        positions @ ColumnBytes { coded_from: Some(_), .. } => {
-            let columns = labels::load_compact(positions, &in_order, &mut column)?;
-            labels::decode_compact(columns, &in_order, tokens, &*tables()?)?
-        }
-        positions => CopyColumns::load(positions, column)?.decode(&in_order, tokens)?,
+    // With compact precision tokens are ranks, and positions and labels are entropy-coded.
+    let ranks = column(Column::TokenRanks)?.plain()?;
+    let stored = if ranks.is_empty() {
+        let tokens = labels::decode_tokens(&column(Column::TokenIds)?.plain()?, None, &in_order)?;
+        CopyColumns::load(column)?.decode(&in_order, tokens)?
+    } else {
+        let tables = tables()?;
+        let tokens = labels::decode_tokens(&ranks, Some(&tables), &in_order)?;
+        labels::decode_compact(labels::load_compact(&in_order, column)?, &in_order, tokens, &tables)?
     };
     let mut copies: Vec<_> = order.into_iter().zip(stored).collect();
     copies.sort_unstable_by_key(|(index, _)| *index);
@@ -359,9 +360,9 @@ mod tests {
     proptest! {
         /// What passes a checksum but was never written by us must not take the process down.
         #[test]
-        fn any_columns_are_read_or_refused(count in 0_usize..40, bytes: [Vec<u8>; 14], coded_from: Option<u8>) {
+        fn any_columns_are_read_or_refused(count in 0_usize..40, bytes: [Vec<u8>; 15], coded_from: Option<u8>) {
             let column = |column: Column| {
-                let coded_from = coded_from.filter(|_| column > Column::TokenIds).map(usize::from);
+                let coded_from = coded_from.filter(|_| column > Column::TokenIds && column != Column::TokenRanks).map(usize::from);
                 Ok::<_, Damage>(ColumnBytes { coded_from, bytes: bytes[column as usize - 1].clone() })
             };
             let _ = decode(SequenceNumber(0), count, || Ok(Arc::default()), column);

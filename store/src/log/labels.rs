@@ -59,16 +59,30 @@ pub(crate) fn storage_order(shapes: &[Shape]) -> Vec<usize> {
     order
 }
 
-/// Writes the tokens of copies, which are in storage order and well-formed.
-pub(crate) fn encode_tokens(copies: &[&MaskedCopy], columns: &mut Columns) {
-    let tokens = columns.get_mut(Column::TokenIds);
-    copies.iter().flat_map(|copy| &copy.token_ids).for_each(|id| put_varint(u64::from(*id), tokens));
+/// Writes the tokens of copies, which are in storage order and well-formed; as ranks, if there are tables.
+pub(crate) fn encode_tokens(copies: &[&MaskedCopy], tables: Option<&Tables>, columns: &mut Columns) {
+    let column = if tables.is_some() { Column::TokenRanks } else { Column::TokenIds };
+    let column = columns.get_mut(column);
+    for copy in copies {
+        match tables.map(|tables| tables.ranks(copy.teacher)) {
+            None => copy.token_ids.iter().for_each(|id| put_varint(u64::from(*id), column)),
+            Some(ranks) => copy.token_ids.iter().for_each(|id| put_varint(u64::from(ranks.of(*id)), column)),
+        }
+    }
 }
 
-/// Reads the tokens of copies of these shapes.
-pub(crate) fn decode_tokens(bytes: &[u8], shapes: &[Shape]) -> Result<Vec<Vec<u32>>, Damage> {
+/// Reads the tokens of copies of these shapes, which are ranks if there are tables.
+pub(crate) fn decode_tokens(bytes: &[u8], tables: Option<&Tables>, shapes: &[Shape]) -> Result<Vec<Vec<u32>>, Damage> {
     let mut wire = Wire::new(bytes);
-    let tokens = shapes.iter().map(|shape| wire.varints_u32(shape.tokens)).collect::<Result<_, _>>()?;
+    let tokens = shapes.iter().map(|shape| {
+        let mut tokens = wire.varints_u32(shape.tokens)?;
+        if let Some(tables) = tables {
+            let ranks = tables.ranks(shape.teacher);
+            tokens.iter_mut().for_each(|token| *token = ranks.id(*token));
+        }
+        Ok(tokens)
+    });
+    let tokens = tokens.collect::<Result<_, _>>()?;
     wire.finish()?;
     Ok(tokens)
 }
@@ -97,9 +111,8 @@ pub(crate) fn encode_compactly(
 
 /// The range-coded columns of copies of these shapes.
 pub(crate) fn load_compact<E: From<Damage>>(
-    positions: ColumnBytes,
     shapes: &[Shape],
-    column: &mut impl FnMut(Column) -> Result<ColumnBytes, E>,
+    mut column: impl FnMut(Column) -> Result<ColumnBytes, E>,
 ) -> Result<Streams<Vec<u8>>, E> {
     let sum = |of: &dyn Fn(&Shape) -> u64| shapes.iter().map(of).fold(0_u64, u64::saturating_add).saturating_mul(4);
     let masked = sum(&|shape| shape.masked as u64);
@@ -109,7 +122,7 @@ pub(crate) fn load_compact<E: From<Damage>>(
     }
     let mut load = |name: Column, length: u64| Ok::<_, E>(column(name)?.coded(length)?);
     Ok(Streams {
-        masked_positions: positions.coded(masked)?,
+        masked_positions: load(Column::MaskedPositions, masked)?,
         gold_ranks: load(Column::GoldRanks, masked)?,
         gold_ids: load(Column::GoldIds, masked)?,
         top_ids: load(Column::TopIds, values)?,
@@ -201,13 +214,10 @@ pub(crate) struct CopyColumns {
 }
 
 impl CopyColumns {
-    pub(crate) fn load<E: From<Damage>>(
-        positions: ColumnBytes,
-        mut column: impl FnMut(Column) -> Result<ColumnBytes, E>,
-    ) -> Result<Self, E> {
+    pub(crate) fn load<E: From<Damage>>(mut column: impl FnMut(Column) -> Result<ColumnBytes, E>) -> Result<Self, E> {
         let mut column = |name: Column| Ok::<_, E>(column(name)?.plain()?);
         Ok(Self {
-            masked_positions: positions.plain()?,
+            masked_positions: column(Column::MaskedPositions)?,
             gold_ranks: column(Column::GoldRanks)?,
             gold_ids: column(Column::GoldIds)?,
             top_ids: column(Column::TopIds)?,

@@ -32,7 +32,7 @@ use prometheus::Registry;
 use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 /// Name of the file that says where the log begins.
@@ -73,7 +73,11 @@ impl Retention {
 /// Whoever reads old entries sets it to where the log begins ([`LogReader::begin`]) *before* it asks the log where it
 /// begins: from then on nothing is removed, until it is set to another place.
 #[derive(Clone, Debug, Default)]
-pub struct Need(Arc<Mutex<Needed>>);
+pub struct Need {
+    own: Arc<Mutex<Needed>>,
+    /// Others whose needs count as well, as long as they live.
+    others: Arc<Mutex<Vec<Weak<Mutex<Needed>>>>>,
+}
 
 /// What is needed of a log, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,14 +102,29 @@ impl Need {
         }
     }
 
+    /// What `other` needs must stay too, until the last clone of `other` is gone. What others joined to it does not count.
+    pub fn join(&self, other: &Self) {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others.retain(|other| other.strong_count() > 0);
+        others.push(Arc::downgrade(&other.own));
+    }
+
     /// What must stay now.
     #[must_use]
     pub fn get(&self) -> Needed {
-        self.lock().clone()
+        let mut needed = self.lock().clone();
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        for other in others.iter().filter_map(Weak::upgrade) {
+            let other = other.lock().unwrap_or_else(PoisonError::into_inner);
+            if other.from < needed.from {
+                needed = other.clone();
+            }
+        }
+        needed
     }
 
     fn lock(&self) -> MutexGuard<'_, Needed> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

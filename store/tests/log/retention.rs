@@ -170,6 +170,24 @@ fn a_need_is_extended_and_set() {
 }
 
 #[test]
+fn a_need_counts_those_who_joined_it_while_they_live() {
+    let need = need(20);
+    let other = Need::default();
+    need.join(&other);
+    assert_eq!(need.clone().get().from, SequenceNumber(0), "at first the other needs everything");
+    other.set(SequenceNumber(10), "another");
+    assert_eq!((need.get().from, &*need.get().why), (SequenceNumber(10), "another"));
+    need.set(SequenceNumber(5), "one");
+    assert_eq!((need.get().from, other.get().from), (SequenceNumber(5), SequenceNumber(10)));
+    need.set(SequenceNumber(30), "one");
+    let clone = other.clone();
+    drop(other);
+    assert_eq!(need.get().from, SequenceNumber(10), "a clone is left");
+    drop(clone);
+    assert_eq!(need.get().from, SequenceNumber(30));
+}
+
+#[test]
 fn readers_keep_working_while_segments_go() {
     let (disk, mut log) = growing();
     let (inside, outside) = (log.reader(), read(&disk).unwrap());

@@ -12,7 +12,7 @@ use std::borrow::Borrow;
 use std::num::NonZeroU32;
 
 /// Probabilities are multiples of 2^-PRECISION.
-pub(crate) const PRECISION: usize = 24;
+pub(crate) const PRECISION: usize = 28;
 /// What the intervals of a model's symbols add up to.
 pub(crate) const TOTAL: u32 = 1 << PRECISION;
 
@@ -35,15 +35,18 @@ pub(crate) trait Model {
 
 /// Writes or reads symbols.
 pub(crate) trait Coder {
+    /// Whether it writes them.
+    const ENCODES: bool;
+
     /// Codes one symbol: an encoder writes `symbol` and returns it, a decoder returns what it reads instead.
     fn code<M: Model>(&mut self, model: &M, symbol: u32) -> Result<u32, Damage>;
 
-    /// Codes the low `bits` ≤ 24 bits of `value`, all values as likely.
+    /// Codes the low `bits` ≤ 28 bits of `value`, all values as likely.
     fn bits(&mut self, bits: u32, value: u32) -> Result<u32, Damage> {
-        self.below(1 << bits, value)
+        if bits == 0 { Ok(0) } else { self.code(&Bits(bits), value) }
     }
 
-    /// Codes a number below `bound` ≤ 2^24, all as likely.
+    /// Codes a number below `bound` ≤ 2^28, all as likely.
     fn below(&mut self, bound: u32, value: u32) -> Result<u32, Damage> {
         if bound < 2 { Ok(0) } else { self.code(&Uniform(bound), value) }
     }
@@ -87,6 +90,9 @@ impl Decoder {
 }
 
 impl Coder for Encoder {
+    const ENCODES: bool = true;
+
+    #[inline]
     fn code<M: Model>(&mut self, model: &M, symbol: u32) -> Result<u32, Damage> {
         self.0
             .encode_symbol(symbol, Adapter(model))
@@ -96,6 +102,9 @@ impl Coder for Encoder {
 }
 
 impl Coder for Decoder {
+    const ENCODES: bool = false;
+
+    #[inline]
     fn code<M: Model>(&mut self, model: &M, _: u32) -> Result<u32, Damage> {
         self.0.decode_symbol(Adapter(model)).map_err(|_| Damage::new("what no encoder writes"))
     }
@@ -123,6 +132,24 @@ impl<M: Model> DecoderModel<PRECISION> for Adapter<'_, M> {
     fn quantile_function(&self, quantile: u32) -> (u32, u32, NonZeroU32) {
         let (symbol, Interval { start, width }) = self.0.find(quantile);
         (symbol, start, NonZeroU32::new(width).unwrap_or(NonZeroU32::MIN))
+    }
+}
+
+/// Numbers of so many bits, all as likely.
+struct Bits(u32);
+
+impl Model for Bits {
+    #[inline]
+    fn interval(&self, symbol: u32) -> Option<Interval> {
+        let shift = PRECISION as u32 - self.0;
+        (symbol >> self.0 == 0).then_some(Interval { start: symbol << shift, width: 1 << shift })
+    }
+
+    #[inline]
+    fn find(&self, quantile: u32) -> (u32, Interval) {
+        let shift = PRECISION as u32 - self.0;
+        let symbol = quantile >> shift;
+        (symbol, Interval { start: symbol << shift, width: 1 << shift })
     }
 }
 

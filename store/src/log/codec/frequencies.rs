@@ -1,124 +1,180 @@
 //! An adaptive model of token ids.
 
-use super::coder::{Coder, Interval, Model, PRECISION, TOTAL};
+use super::coder::{Coder, Interval, Model, TOTAL};
 use crate::log::error::Damage;
 
-/// Largest sum of weights: far enough below [`TOTAL`] for every id to get a part of it.
-const WEIGHT_MAX: u32 = TOTAL >> 1;
+/// Largest sum of weights: far enough below [`TOTAL`] for what dividing by it leaves over to be little.
+const WEIGHT_MAX: u32 = TOTAL >> 5;
 /// What an id that went by adds to its weight.
 const STEP: u32 = 32;
+/// What was learnt counts from the next time on that sums are made: after so many ids at first, then after twice as many, up to a
+/// limit.
+const TURN: (usize, usize) = (16, 256);
+/// Ids that are summed up together.
+const GROUP: usize = 16;
+/// Places from which the search for a group begins.
+const HINTS: u32 = 1024;
 
-/// The weight of every id below a vocabulary's size, in a Fenwick tree: a sum, a search and a change each take as many steps
-/// as the size has bits (P. Fenwick, "A new data structure for cumulative frequency tables", 1994).
+/// The weight of every id below a vocabulary's size.
 #[derive(Clone, Debug)]
 pub(crate) struct Frequencies {
-    /// `tree[i]`: the sum of the weights from i + 1 − lowbit(i + 1) to i.
-    tree: Vec<u32>,
-    total: u32,
+    /// A whole number of groups; 0 beyond the size.
+    weights: Vec<u32>,
+    size: usize,
+    /// The weight of each group.
+    groups: Vec<u32>,
+    /// The sum of the weights before each group, and of all.
+    before: Vec<u32>,
+    /// What each weight has of [`TOTAL`].
+    unit: u32,
+    /// `hints[s >> shift]`: the first group that ends behind the s, rounded down, that one looks for.
+    hints: Vec<u32>,
+    shift: u32,
+    /// Ids that came since sums were made, and how many there may be.
+    learnt: Vec<u32>,
+    turn: usize,
 }
 
 impl Frequencies {
-    /// From each id's weight, at least 1 and together at most [`Self::ROOM`].
-    pub(crate) fn new(mut weights: Vec<u32>) -> Self {
-        let total = weights.iter().sum();
-        for index in 0..weights.len() {
-            let above = index | (index + 1);
-            if above < weights.len() {
-                weights[above] += weights[index];
-            }
-        }
-        Self { tree: weights, total }
-    }
-
     /// What weights may add up to in the beginning.
     pub(crate) const ROOM: u32 = WEIGHT_MAX / 2;
 
+    /// From each id's weight, at least 1 and together at most [`Self::ROOM`] and as much as there are ids; there is at least one.
+    pub(crate) fn new(mut weights: Vec<u32>) -> Self {
+        let size = weights.len();
+        weights.resize(size.next_multiple_of(GROUP), 0);
+        let before = vec![0; weights.len() / GROUP + 1];
+        let (groups, hints, learnt) = (sums(&weights), Vec::new(), Vec::with_capacity(TURN.1));
+        let mut frequencies = Self { weights, size, groups, before, unit: 1, hints, shift: 0, learnt, turn: TURN.0 };
+        frequencies.sum();
+        frequencies
+    }
+
     /// Codes an id below the vocabulary's size, and learns from it.
+    #[inline]
     pub(crate) fn code(&mut self, coder: &mut impl Coder, id: u32) -> Result<u32, Damage> {
         let id = coder.code(self, id)?;
-        self.add(id);
+        self.learnt.push(id);
+        if self.learnt.len() == self.turn {
+            self.turn = (2 * self.turn).min(TURN.1);
+            self.learn();
+        }
         Ok(id)
     }
 
-    fn add(&mut self, id: u32) {
-        if self.total > WEIGHT_MAX - STEP {
-            self.halve();
+    fn learn(&mut self) {
+        for id in self.learnt.drain(..) {
+            self.weights[id as usize] += STEP;
+            self.groups[id as usize / GROUP] += STEP;
         }
-        let mut index = id as usize;
-        while index < self.tree.len() {
-            self.tree[index] += STEP;
-            index |= index + 1;
+        if self.groups.iter().sum::<u32>() > WEIGHT_MAX {
+            self.weights.iter_mut().for_each(|weight| *weight = weight.div_ceil(2));
+            self.groups = sums(&self.weights);
         }
-        self.total += STEP;
+        self.sum();
     }
 
-    fn halve(&mut self) {
-        let mut weights = std::mem::take(&mut self.tree);
-        for index in (0..weights.len()).rev() {
-            let above = index | (index + 1);
-            if above < weights.len() {
-                weights[above] -= weights[index];
+    fn sum(&mut self) {
+        let mut sum = 0_u32;
+        for (before, group) in self.before[1..].iter_mut().zip(&self.groups) {
+            sum += group;
+            *before = sum;
+        }
+        self.unit = TOTAL / sum.max(1);
+        self.shift = (sum / HINTS + 1).next_power_of_two().ilog2();
+        self.hints.resize((sum as usize).div_ceil(1 << self.shift), 0);
+        let mut from = 0;
+        for (group, end) in (0..).zip(&self.before[1..]) {
+            let end = (*end as usize).div_ceil(1 << self.shift);
+            if from < end {
+                self.hints[from..end].fill(group);
+                from = end;
             }
         }
-        weights.iter_mut().for_each(|weight| *weight = (*weight).div_ceil(2));
-        *self = Self::new(weights);
     }
 
-    /// The sum of the weights of the ids below `id`.
-    fn below(&self, id: usize) -> u32 {
-        let (mut sum, mut end) = (0, id);
-        while end > 0 {
-            sum += self.tree[end - 1];
-            end &= end - 1;
-        }
-        sum
+    fn of_group(&self, group: usize) -> &[u32; GROUP] {
+        &self.weights.as_chunks().0[group]
     }
 
-    /// The sum of weights as a part of [`TOTAL`].
-    fn edge(&self, sum: u32) -> u32 {
-        ((u64::from(sum) << PRECISION) / u64::from(self.total.max(1))) as u32
-    }
-
-    /// The weight of one id: what its node of the tree holds, less the nodes below.
-    fn weight(&self, id: usize) -> u32 {
-        let (mut weight, mut end, first) = (self.tree[id], id, id & (id + 1));
-        while end > first {
-            weight -= self.tree[end - 1];
-            end &= end - 1;
-        }
-        weight
-    }
-
-    fn between(&self, from: u32, to: u32) -> Interval {
-        let start = self.edge(from);
-        Interval { start, width: self.edge(to) - start }
+    fn between(&self, start: u32, weight: u32) -> Interval {
+        Interval { start: start * self.unit, width: weight * self.unit }
     }
 }
 
+/// What is left over of [`TOTAL`] belongs to nobody.
 impl Model for Frequencies {
     fn interval(&self, id: u32) -> Option<Interval> {
         let id = id as usize;
-        (id < self.tree.len()).then(|| {
-            let below = self.below(id);
-            self.between(below, below + self.weight(id))
+        (id < self.size).then(|| {
+            let (group, place) = (id / GROUP, id % GROUP);
+            let weights = self.of_group(group);
+            self.between(self.before[group] + weights[..place].iter().sum::<u32>(), weights[place])
         })
     }
 
     fn find(&self, quantile: u32) -> (u32, Interval) {
-        // The largest sum whose edge is at or before the quantile: floor(s · TOTAL / n) ≤ q ⟺ s < (q + 1) · n / TOTAL.
-        let wanted = (((u64::from(quantile) + 1) * u64::from(self.total.max(1)) - 1) >> PRECISION) as u32;
-        let (mut id, mut sum) = (0, 0);
-        let mut step = (self.tree.len() + 1).next_power_of_two() / 2;
-        while step > 0 {
-            if let Some(part) = self.tree.get(id + step - 1)
-                && sum + part <= wanted
-            {
-                id += step;
-                sum += part;
-            }
-            step /= 2;
+        // No encoder writes what is beyond the last sum.
+        let all = self.before[self.groups.len()];
+        let wanted = (quantile / self.unit).min(all.saturating_sub(1));
+        let mut group = self.hints[(wanted >> self.shift) as usize] as usize;
+        while self.before[group + 1] <= wanted {
+            group += 1;
         }
-        // There is an id, and what is wanted is below the sum of all.
-        (id as u32, self.between(sum, sum + self.weight(id)))
+        let mut up_to = [0; GROUP];
+        let mut sum = self.before[group];
+        for (up_to, weight) in up_to.iter_mut().zip(self.of_group(group)) {
+            sum += weight;
+            *up_to = sum;
+        }
+        let passed: u32 = up_to.iter().map(|up_to| u32::from(*up_to <= wanted)).sum();
+        let place = passed as usize % GROUP;
+        let start = place.checked_sub(1).map_or(self.before[group], |before| up_to[before]);
+        ((group * GROUP + place) as u32, self.between(start, up_to[place] - start))
+    }
+}
+
+/// The sums of groups.
+fn sums(weights: &[u32]) -> Vec<u32> {
+    weights.chunks(GROUP).map(|group| group.iter().sum()).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::coder::{Decoder, Encoder};
+    use super::*;
+
+    #[test]
+    fn every_quantile_finds_the_id_whose_interval_holds_it() {
+        for size in [1_usize, 15, 257, 5_000, 40_000] {
+            let mut frequencies = Frequencies::new((0..size as u32).map(|id| 1 + id * 7_919 % 40).collect());
+            for turn in 0..3 {
+                for id in (0..size as u32).step_by(1 + size / 900) {
+                    let interval = frequencies.interval(id).unwrap();
+                    assert!(interval.width > 0);
+                    for quantile in [interval.start, interval.start + interval.width - 1] {
+                        assert_eq!(frequencies.find(quantile), (id, interval), "{size} {id}");
+                    }
+                }
+                frequencies.learnt = vec![(turn * 7_907) % size as u32; 3_000];
+                frequencies.learn();
+            }
+            assert_eq!(frequencies.interval(size as u32), None);
+            assert_eq!(frequencies.find(TOTAL - 1).0, size as u32 - 1);
+        }
+    }
+
+    #[test]
+    fn weights_stay_within_their_bounds_and_both_sides_agree() {
+        let ids = || (0..600_000_u32).map(|turn| turn % 2 + turn % 17 / 16 * 30);
+        let (mut frequencies, mut encoder) = (Frequencies::new(vec![1; 40]), Encoder::default());
+        for id in ids() {
+            frequencies.code(&mut encoder, id).unwrap();
+        }
+        assert!(*frequencies.before.last().unwrap() <= WEIGHT_MAX);
+        assert_eq!(frequencies.weights[39], 1);
+        let (mut frequencies, mut decoder) = (Frequencies::new(vec![1; 40]), Decoder::new(&encoder.finish()).unwrap());
+        assert!(ids().all(|id| frequencies.code(&mut decoder, 0).unwrap() == id));
     }
 }

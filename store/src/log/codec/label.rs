@@ -67,6 +67,7 @@ pub(crate) fn numbers_of(copy: &MaskedCopy) -> Result<(Numbers, Distribution), D
     numbers.top_ids.clone_from(&label.top_ids);
     numbers.cells = distribution.log_probabilities.iter().map(|value| number_of(*value)).collect();
     numbers.parts = vec![0; numbers.cells.len()];
+    numbers.cuts = numbers.parts.clone();
     for position in 0..label.positions() {
         let log_sum_exp = label.log_sum_exp[position];
         let steps = (f64::from(log_sum_exp) / f64::from(STEP)).round();
@@ -96,9 +97,9 @@ pub(crate) fn refine(distribution: &Distribution, level: u8, numbers: &mut Numbe
         // From the last rank to the first, each taking over the mass that those before it were given too much or too little.
         for at in top.rev() {
             let (value, probability) = (distribution.log_probabilities[at], distribution.probabilities[at]);
-            let (part, stored) =
-                nearest(value, excess / probability, numbers.cells[at], fineness.parts(numbers.cells[at]));
-            numbers.parts[at] = part;
+            let cuts = fineness.parts(numbers.cells[at]);
+            let (part, stored) = nearest(value, excess / probability, numbers.cells[at], cuts);
+            (numbers.cuts[at], numbers.parts[at]) = (cuts, part);
             divergence += probability * (value - stored);
             excess += probability * (stored - value).exp_m1();
         }
@@ -127,18 +128,23 @@ pub(crate) fn is_on_grid(log_sum_exp: f32) -> bool {
 }
 
 /// The label that the numbers of `masked` positions stand for.
-pub(crate) fn label_of(numbers: &Numbers, top_k: usize, level: u8) -> Label {
+pub(crate) fn label_of(numbers: &Numbers, top_k: usize) -> Label {
     let positions = numbers.log_sum_exp.len();
-    let mut label = Label { top_k, top_ids: numbers.top_ids.clone(), ..Label::default() };
-    label.top_logits.reserve(positions * top_k);
+    let mut label = Label {
+        top_k,
+        top_ids: numbers.top_ids.clone(),
+        top_logits: Vec::with_capacity(positions * top_k),
+        log_sum_exp: Vec::with_capacity(positions),
+        gold_logits: Vec::with_capacity(positions),
+    };
     for (position, steps) in numbers.log_sum_exp.iter().enumerate() {
         let top = position * top_k..(position + 1) * top_k;
         let cells = &numbers.cells[top.clone()];
-        let fineness = Fineness::of(cells, level);
         let log_sum_exp = (f64::from(*steps) * f64::from(STEP)) as f32;
-        let logit = |cell: u32, part: u32, parts: u32| (f64::from(log_sum_exp) + middle(cell, part, parts)) as f32;
-        let parts = &numbers.parts[top.clone()];
-        label.top_logits.extend(cells.iter().zip(parts).map(|(cell, part)| logit(*cell, *part, fineness.parts(*cell))));
+        let logit = |cell: u32, part: u32, cuts: u32| (f64::from(log_sum_exp) + middle(cell, part, cuts)) as f32;
+        for at in top.clone() {
+            label.top_logits.push(logit(numbers.cells[at], numbers.parts[at], numbers.cuts[at]));
+        }
         label.log_sum_exp.push(log_sum_exp);
         let rank = numbers.top_ids[top.clone()].iter().position(|id| *id == numbers.gold_ids[position]);
         let gold = match rank {

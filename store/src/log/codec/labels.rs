@@ -2,8 +2,9 @@
 
 use super::coder::Coder;
 use super::ids::TopIds;
-use super::models::{Bit, Large, Number, Small};
-use super::quantise::{Fineness, LEVELS, ONE, probability};
+use super::models::{Bit, Large, Small, Spread};
+use super::positions::Positions;
+use super::quantise::{Fineness, LEVELS, ONE, probability, times};
 use super::tables::{IdModel, Tables};
 use crate::log::error::Damage;
 use crate::log::labels::Shape;
@@ -50,7 +51,9 @@ pub(crate) struct Numbers {
     pub(crate) top_ids: Vec<u32>,
     /// `[masked, k]`: cells of the log-probabilities.
     pub(crate) cells: Vec<u32>,
-    /// `[masked, k]`: parts of the cells.
+    /// `[masked, k]`: into how many parts the cells are cut.
+    pub(crate) cuts: Vec<u32>,
+    /// `[masked, k]`: which part it is.
     pub(crate) parts: Vec<u32>,
     /// `[masked]`: log-sum-exp in steps.
     pub(crate) log_sum_exp: Vec<i32>,
@@ -102,25 +105,18 @@ const RESTS: usize = 48;
 /// Models of one teacher's labels.
 pub(crate) struct Models {
     constants: Constants,
-    /// Whether a token is masked: the placeholder, or another.
-    masked: [Bit; 2],
-    first: Number,
-    /// By the first cell.
-    second: Vec<Number>,
-    /// By what is left.
-    third: Vec<Number>,
-    /// By rank and what is left.
-    others: Vec<Small>,
+    positions: Positions,
+    cells: Cells,
     large: Large,
     /// By the largest probability.
-    log_sum_exp: Vec<Number>,
+    log_sum_exp: Vec<Small>,
     pub(crate) top_ids: TopIds,
     /// Whether a masked token that one can see is the gold one.
     kept: Bit,
     /// By the largest probability.
-    gold_ranks: Vec<Number>,
+    gold_ranks: Vec<Small>,
     gold_ids: IdModel,
-    gold_below: Number,
+    gold_below: Spread,
 }
 
 /// A number's size, roughly in its logarithm.
@@ -139,30 +135,20 @@ fn size_of(number: u32) -> usize {
     }
 }
 
-/// How many times the probability of the cell before is left, in half powers of two from 2^-6 on.
-fn rest(left: u64, before: u32) -> usize {
-    let times = ((left << 7) / probability(before).max(1)).max(2);
-    let power = times.ilog2();
-    ((2 * power as u64 - 2 + (times >> (power - 1) & 1)) as usize).min(RESTS - 1)
-}
-
 impl Models {
     pub(crate) fn new(constants: Constants, tables: &Tables, teacher: u16) -> Result<Self, Damage> {
         let ids = tables.model(teacher, constants.size)?;
         Ok(Self {
             constants,
-            masked: Default::default(),
-            first: Number::default(),
-            second: vec![Number::default(); SIZES],
-            third: vec![Number::default(); RESTS / 2],
-            others: vec![Small::default(); RANKS * RESTS],
+            positions: Positions::default(),
+            cells: Cells::default(),
             large: Large::default(),
-            log_sum_exp: vec![Number::default(); SIZES],
+            log_sum_exp: vec![Small::default(); SIZES],
             top_ids: TopIds::new(ids.clone()),
             kept: Bit::default(),
-            gold_ranks: vec![Number::default(); SIZES],
+            gold_ranks: vec![Small::default(); SIZES],
             gold_ids: ids,
-            gold_below: Number::default(),
+            gold_below: Spread::default(),
         })
     }
 
@@ -179,7 +165,8 @@ impl Models {
             shape.masked.checked_mul(top_k).ok_or_else(|| Damage::new(format!("{} top-{top_k}", shape.masked)))?;
         numbers.masked_positions.resize(shape.masked, 0);
         numbers.gold_ids.resize(shape.masked, 0);
-        self.positions(&mut streams.masked_positions, tokens, &mut numbers.masked_positions)?;
+        let coder = &mut streams.masked_positions;
+        self.positions.code(coder, self.constants.placeholder, tokens, &mut numbers.masked_positions)?;
         if shape.top_k.is_none() {
             numbers.log_sum_exp.clear();
             for id in &mut numbers.gold_ids {
@@ -187,7 +174,7 @@ impl Models {
             }
             return Ok(());
         }
-        for column in [&mut numbers.top_ids, &mut numbers.cells, &mut numbers.parts] {
+        for column in [&mut numbers.top_ids, &mut numbers.cells, &mut numbers.cuts, &mut numbers.parts] {
             column.resize(cells, 0);
         }
         numbers.log_sum_exp.resize(shape.masked, 0);
@@ -196,26 +183,6 @@ impl Models {
             let token = numbers.masked_positions[position] as usize;
             let before = token.checked_sub(1).map_or(0, |before| tokens[before]);
             self.position(streams, position, top_k, (before, tokens[token]), numbers)?;
-        }
-        Ok(())
-    }
-
-    /// Whether each token is masked, until all masked ones are found.
-    fn positions<C: Coder>(&mut self, coder: &mut C, tokens: &[u32], positions: &mut [u32]) -> Result<(), Damage> {
-        let mut token = 0;
-        for wanted in positions {
-            loop {
-                let Some(id) = tokens.get(token) else {
-                    return Err(Damage::new("fewer masked positions than there should be"));
-                };
-                let model = &mut self.masked[usize::from(*id == self.constants.placeholder)];
-                let found = model.code(coder, token == *wanted as usize)?;
-                token += 1;
-                if found {
-                    *wanted = token as u32 - 1;
-                    break;
-                }
-            }
         }
         Ok(())
     }
@@ -229,23 +196,37 @@ impl Models {
         numbers: &mut Numbers,
     ) -> Result<(), Damage> {
         let top = position * top_k..(position + 1) * top_k;
-        let cells = &mut numbers.cells[top.clone()];
-        self.cells(&mut streams.top_logits, cells, &mut numbers.parts[top.clone()])?;
+        let (cells, ids) = (&mut numbers.cells[top.clone()], &mut numbers.top_ids[top.clone()]);
+        // By turns, because they do not depend on each other: one does not have to wait for the other.
+        let mut left = Left::default();
+        let mut place = None;
+        for (rank, (cell, id)) in cells.iter_mut().zip(ids.iter_mut()).enumerate() {
+            self.cells.code(&mut streams.top_logits, rank, &mut left, cell)?;
+            self.top_ids.code(&mut streams.top_ids, rank, before, &mut place, id)?;
+        }
+        self.top_ids.learn(place);
+        let fineness = Fineness::of(cells, self.constants.level);
+        let parts = numbers.cuts[top.clone()].iter_mut().zip(&mut numbers.parts[top]);
+        for (cell, (cut, part)) in cells.iter().zip(parts) {
+            *cut = fineness.parts(*cell);
+            *part = streams.top_logits.below(*cut, *part)?;
+        }
         let certainty = size_of(cells.first().copied().unwrap_or(0));
 
         let log_sum_exp = &mut numbers.log_sum_exp[position];
         let above = log_sum_exp.wrapping_sub(self.constants.lowest).cast_unsigned();
-        let above = self.log_sum_exp[certainty].code(&mut streams.log_sum_exp, above)?;
+        let coder = &mut streams.log_sum_exp;
+        let eights = self.log_sum_exp[certainty].code(coder, &mut self.large, above >> 3)?;
+        let above = eights << 3 | coder.bits(3, above & 7)?;
         *log_sum_exp = self.constants.lowest.wrapping_add(above.cast_signed());
 
-        let ids = &mut numbers.top_ids[top];
-        self.top_ids.code(&mut streams.top_ids, before, ids)?;
         let gold = &mut numbers.gold_ids[position];
         if visible != self.constants.placeholder && self.kept.code(&mut streams.gold_ranks, visible == *gold)? {
             *gold = visible;
         } else {
-            let rank = ids.iter().position(|id| id == gold).unwrap_or(top_k);
-            let rank = self.gold_ranks[certainty].code(&mut streams.gold_ranks, rank as u32)? as usize;
+            let rank = if C::ENCODES { ids.iter().position(|id| id == gold).unwrap_or(top_k) } else { 0 };
+            let model = &mut self.gold_ranks[certainty];
+            let rank = model.code(&mut streams.gold_ranks, &mut self.large, rank as u32)? as usize;
             *gold = match ids.get(rank) {
                 Some(id) => *id,
                 None if rank == top_k => self.gold_ids.code(&mut streams.gold_ids, *gold)?,
@@ -258,29 +239,61 @@ impl Models {
         }
         Ok(())
     }
+}
 
-    /// The cells of a position, and the parts of them.
-    fn cells<C: Coder>(&mut self, coder: &mut C, cells: &mut [u32], parts: &mut [u32]) -> Result<(), Damage> {
-        let (mut before, mut left) = (0_u32, ONE);
-        for (rank, cell) in cells.iter_mut().enumerate() {
-            let gap = cell.wrapping_sub(before);
-            let gap = match rank {
-                0 => self.first.code(coder, gap)?,
-                1 => self.second[size_of(before)].code(coder, gap)?,
-                2 => self.third[rest(left, before) / 2].code(coder, gap)?,
-                _ => {
-                    let model = &mut self.others[rank.min(RANKS - 1) * RESTS + rest(left, before)];
-                    model.code(coder, &mut self.large, gap)?
-                }
-            };
-            *cell = before.saturating_add(gap);
-            before = *cell;
-            left = left.saturating_sub(probability(before));
+/// Models of the cells of a position.
+struct Cells {
+    first: Spread,
+    /// By the first cell.
+    second: Vec<Spread>,
+    /// By what is left.
+    third: Vec<Spread>,
+    /// By rank and what is left.
+    others: Vec<Small>,
+    large: Large,
+}
+
+/// What the cells of a position have left so far.
+struct Left {
+    before: u32,
+    probability: u64,
+}
+
+impl Default for Left {
+    fn default() -> Self {
+        Self { before: 0, probability: ONE }
+    }
+}
+
+impl Default for Cells {
+    fn default() -> Self {
+        Self {
+            first: Spread::default(),
+            second: vec![Spread::default(); SIZES],
+            third: vec![Spread::default(); RESTS / 2],
+            others: vec![Small::default(); RANKS * RESTS],
+            large: Large::default(),
         }
-        let fineness = Fineness::of(cells, self.constants.level);
-        for (cell, part) in cells.iter().zip(parts) {
-            *part = coder.below(fineness.parts(*cell), *part)?;
-        }
+    }
+}
+
+impl Cells {
+    /// Codes the cell of a rank.
+    #[inline(always)]
+    fn code<C: Coder>(&mut self, coder: &mut C, rank: usize, left: &mut Left, cell: &mut u32) -> Result<(), Damage> {
+        let gap = cell.wrapping_sub(left.before);
+        let times = || times(left.probability, left.before).min(RESTS - 1);
+        let gap = match rank {
+            0 => self.first.code(coder, gap)?,
+            1 => self.second[size_of(left.before)].code(coder, gap)?,
+            2 => self.third[times() / 2].code(coder, gap)?,
+            _ => {
+                let model = &mut self.others[rank.min(RANKS - 1) * RESTS + times()];
+                model.code(coder, &mut self.large, gap)?
+            }
+        };
+        *cell = left.before.saturating_add(gap);
+        *left = Left { before: *cell, probability: left.probability.saturating_sub(probability(*cell)) };
         Ok(())
     }
 }

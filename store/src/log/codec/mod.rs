@@ -9,7 +9,9 @@ mod frequencies;
 mod ids;
 mod label;
 mod labels;
+mod lists;
 mod models;
+mod positions;
 mod quantise;
 mod segment_tables;
 mod tables;
@@ -43,8 +45,8 @@ pub(crate) struct Coded {
 pub(crate) struct Compaction {
     pub(crate) tables: Tables,
     pub(crate) census: Census,
-    /// Of the block that was coded last: ids that were in no list, by teacher.
-    missed: Vec<(u16, Vec<u32>)>,
+    /// Of the block that was coded last, by teacher: ids that were in no list, and tokens.
+    last: Vec<(u16, Vec<u32>, Vec<u32>)>,
 }
 
 impl Compaction {
@@ -54,7 +56,7 @@ impl Compaction {
 
     /// The block that was coded last is in the log: only then it counts, however often it was coded.
     pub(crate) fn appended(&mut self) {
-        self.missed.drain(..).for_each(|(teacher, ids)| self.census.add(teacher, &ids));
+        self.last.drain(..).for_each(|(teacher, missed, tokens)| self.census.add(teacher, &missed, &tokens));
     }
 }
 
@@ -65,7 +67,7 @@ impl Compaction {
 pub(crate) fn encode(copies: &[&MaskedCopy], compaction: &mut Compaction) -> Result<Coded, Damage> {
     let mut streams: Streams<Encoder> = Streams::default();
     let mut coded = Coded::default();
-    compaction.missed.clear();
+    compaction.last.clear();
     for copies in copies.chunk_by(|a, b| a.teacher == b.teacher) {
         let (mut numbers, level) = quantise_all(copies)?;
         let constants = constants_of(copies, &numbers, level).code(&mut streams)?;
@@ -75,7 +77,8 @@ pub(crate) fn encode(copies: &[&MaskedCopy], compaction: &mut Compaction) -> Res
             coded.positions += numbers.masked_positions.len() as u64;
             coded.values += numbers.top_ids.len() as u64;
         }
-        compaction.missed.push((copies[0].teacher, models.top_ids.missed));
+        let tokens = copies.iter().flat_map(|copy| &copy.token_ids).copied().collect();
+        compaction.last.push((copies[0].teacher, models.top_ids.missed, tokens));
     }
     coded.columns = streams.map(Encoder::finish);
     Ok(coded)
@@ -97,7 +100,7 @@ pub(crate) fn decode(
         let mut numbers = Numbers::default();
         for (shape, token_ids) in shapes.iter().zip(&mut tokens) {
             models.copy(&mut streams, *shape, &token_ids, &mut numbers)?;
-            let label = shape.top_k.map(|top_k| label::label_of(&numbers, top_k, constants.level));
+            let label = shape.top_k.map(|top_k| label::label_of(&numbers, top_k));
             copies.push(MaskedCopy {
                 teacher: shape.teacher,
                 token_ids,
@@ -125,7 +128,7 @@ fn quantise_all(copies: &[&MaskedCopy]) -> Result<(Vec<Numbers>, u8), Damage> {
         if divergence <= label::DIVERGENCE_MAX * positions as f64 {
             for (copy, numbers) in copies.iter().zip(&numbers) {
                 if let Some(label) = &copy.label {
-                    label::check(label, &label::label_of(numbers, label.top_k, level))?;
+                    label::check(label, &label::label_of(numbers, label.top_k))?;
                 }
             }
             return Ok((numbers, level));
@@ -143,7 +146,7 @@ fn level_of(copies: &[&MaskedCopy], distributions: &[Distribution], numbers: &mu
     (0..quantise::LEVELS).find(|level| {
         copies.iter().zip(distributions).zip(&mut *numbers).all(|((copy, distribution), numbers)| {
             label::refine(distribution, *level, numbers);
-            copy.label.as_ref().is_none_or(|label| *label == label::label_of(numbers, label.top_k, *level))
+            copy.label.as_ref().is_none_or(|label| *label == label::label_of(numbers, label.top_k))
         })
     })
 }

@@ -66,81 +66,103 @@ impl Model for Bit {
 
 /// Symbols of a [`Nibble`].
 const SYMBOLS: usize = 16;
+/// Its probabilities are multiples of 2^-15: the sixteen of them then fit half a cache line.
+const NIBBLE_PRECISION: u32 = 15;
 /// Share that every symbol keeps, so that none becomes impossible.
-const FLOOR: u32 = TOTAL >> 13;
+const FLOOR: i16 = 4;
 /// What is divided by probability.
-const SHARED: u32 = TOTAL - SYMBOLS as u32 * FLOOR;
+const SHARED: i16 = ((1 << NIBBLE_PRECISION) - SYMBOLS as i32 * FLOOR as i32) as i16;
 
 /// A number below 16.
 #[derive(Clone, Debug)]
 pub(crate) struct Nibble {
     /// Of [`SHARED`]: what the symbols up to and including each have.
-    up_to: [u32; SYMBOLS],
+    up_to: [i16; SYMBOLS],
     seen: u16,
 }
 
 impl Default for Nibble {
     fn default() -> Self {
-        Self { up_to: std::array::from_fn(|symbol| SHARED / SYMBOLS as u32 * (symbol as u32 + 1)), seen: 0 }
+        Self { up_to: std::array::from_fn(|symbol| SHARED / SYMBOLS as i16 * (symbol as i16 + 1)), seen: 0 }
     }
 }
 
 impl Nibble {
+    #[inline]
     pub(crate) fn code(&mut self, coder: &mut impl Coder, symbol: u32) -> Result<u32, Damage> {
         let symbol = coder.code(self, symbol)?;
         let rate = rate(self.seen);
         for (at, up_to) in (0..).zip(&mut self.up_to) {
-            let towards = if at >= symbol { SHARED } else { 0 };
-            // Signed, so that there is one way to round; both are below 2^24.
-            let step = (towards.cast_signed() - up_to.cast_signed()) >> rate;
-            *up_to = up_to.wrapping_add_signed(step);
+            let towards = if at >= symbol as i16 { SHARED } else { 0 };
+            // Signed, so that there is one way to round.
+            *up_to += (towards - *up_to) >> rate;
         }
         self.up_to[SYMBOLS - 1] = SHARED;
         self.seen = self.seen.saturating_add(1);
         Ok(symbol)
     }
 
-    /// Where the interval of `symbol` ends.
-    fn end(&self, symbol: usize) -> u32 {
-        self.up_to[symbol] + (symbol as u32 + 1) * FLOOR
+    /// The last value of each symbol's interval.
+    fn lasts(&self) -> [i16; SYMBOLS] {
+        std::array::from_fn(|symbol| self.up_to[symbol] + ((symbol as i16 + 1) * FLOOR - 1))
     }
 
-    fn start(&self, symbol: usize) -> u32 {
-        symbol.checked_sub(1).map_or(0, |before| self.end(before))
+    fn between(lasts: &[i16; SYMBOLS], symbol: usize) -> Interval {
+        let end = |last: i16| (u32::from(last.cast_unsigned()) + 1) << (PRECISION as u32 - NIBBLE_PRECISION);
+        let start = symbol.checked_sub(1).map_or(0, |before| end(lasts[before]));
+        Interval { start, width: end(lasts[symbol]) - start }
     }
 }
 
 impl Model for Nibble {
+    #[inline]
     fn interval(&self, symbol: u32) -> Option<Interval> {
         let at = symbol as usize;
-        (at < SYMBOLS).then(|| Interval { start: self.start(at), width: self.end(at) - self.start(at) })
+        (at < SYMBOLS).then(|| Self::between(&self.lasts(), at))
     }
 
+    #[inline]
     fn find(&self, quantile: u32) -> (u32, Interval) {
-        let passed: u32 = (0..SYMBOLS - 1).map(|symbol| u32::from(self.end(symbol) <= quantile)).sum();
-        let at = passed as usize;
-        (passed, Interval { start: self.start(at), width: self.end(at) - self.start(at) })
+        let lasts = self.lasts();
+        let quantile = (quantile >> (PRECISION as u32 - NIBBLE_PRECISION)) as i16;
+        let passed: i16 = lasts.iter().map(|last| i16::from(*last < quantile)).sum();
+        let symbol = passed as usize % SYMBOLS;
+        (symbol as u32, Self::between(&lasts, symbol))
     }
 }
 
-/// A number of which small ones, or those near each other, come often: below 240 in two nibbles, the second one knowing the
-/// first; larger ones behind an escape.
+/// A number whose size matters more than its last bits: one of fifteen ranges and, all as likely, a place in it; larger ones behind an
+/// escape.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Number {
-    high: Nibble,
-    low: [Nibble; SYMBOLS],
+pub(crate) struct Spread {
+    range: Nibble,
     large: Large,
 }
 
-impl Number {
+/// Where the ranges begin: they are 2^[`RANGE_BITS`] long.
+const RANGES: [u32; SYMBOLS] = {
+    let (mut ranges, mut range) = ([0; SYMBOLS], 1);
+    while range < SYMBOLS {
+        ranges[range] = ranges[range - 1] + (1 << RANGE_BITS[range - 1]);
+        range += 1;
+    }
+    ranges
+};
+const RANGE_BITS: [u32; SYMBOLS - 1] = [0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 4];
+
+impl Spread {
+    #[inline]
     pub(crate) fn code(&mut self, coder: &mut impl Coder, value: u32) -> Result<u32, Damage> {
-        let escape = SYMBOLS as u32 - 1;
-        let high = self.high.code(coder, (value >> 4).min(escape))?;
-        if high == escape {
-            return Ok(self.large.code(coder, value.wrapping_sub(escape << 4))?.saturating_add(escape << 4));
-        }
-        let low = self.low[high as usize].code(coder, value & 15)?;
-        Ok(high << 4 | low)
+        let range: u32 = RANGES[1..].iter().map(|first| u32::from(*first <= value)).sum();
+        let range = self.range.code(coder, range)? as usize;
+        let first = RANGES[range];
+        let above = value.wrapping_sub(first);
+        let above = match RANGE_BITS.get(range) {
+            Some(0) => 0,
+            Some(bits) => coder.bits(*bits, above & ((1 << bits) - 1))?,
+            None => self.large.code(coder, above)?,
+        };
+        Ok(first.saturating_add(above))
     }
 }
 

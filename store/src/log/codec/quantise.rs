@@ -11,8 +11,6 @@
 //!
 //! Everything that decides about bits is integer arithmetic.
 
-use std::sync::LazyLock;
-
 /// Width of a cell in nats: a little below 1/16, so that rounding to float32 stays within 1/32.
 pub(crate) const STEP: f32 = 255.0 / 4096.0;
 
@@ -28,16 +26,42 @@ pub(crate) const ONE: u64 = 1 << 32;
 const NUMBERS: usize = 358;
 
 /// exp(−q·STEP) out of [`ONE`]: products of one factor, so that all machines agree.
-static PROBABILITIES: LazyLock<[u64; NUMBERS]> = LazyLock::new(|| {
+static PROBABILITIES: [u64; NUMBERS] = {
     /// exp(−255/4096) · 2^62.
     const FACTOR: u128 = 4_333_335_901_507_320_270;
-    let mut power = 1_u128 << 62;
-    std::array::from_fn(|_| {
-        let probability = (power >> 30) as u64;
+    let mut probabilities = [0; NUMBERS];
+    let (mut power, mut number) = (1_u128 << 62, 0);
+    while number < NUMBERS {
+        probabilities[number] = (power >> 30) as u64;
         power = (power * FACTOR) >> 62;
-        probability
-    })
-});
+        number += 1;
+    }
+    probabilities
+};
+
+/// Eight times the binary logarithms of [`PROBABILITIES`], about.
+static EIGHTHS: [u16; NUMBERS] = {
+    let mut logarithms = [0; NUMBERS];
+    let mut number = 0;
+    while number < NUMBERS {
+        logarithms[number] = eighths(PROBABILITIES[number]) as u16;
+        number += 1;
+    }
+    logarithms
+};
+
+/// Eight times the binary logarithm of a number, between powers of two as if it were straight.
+const fn eighths(number: u64) -> u32 {
+    let number = if number < 8 { 8 } else { number };
+    let power = number.ilog2();
+    8 * power + (number >> (power - 3) & 7) as u32
+}
+
+/// How many times the probability of a cell is `left`, in half powers of two from 2^-6 on.
+pub(crate) fn times(left: u64, cell: u32) -> usize {
+    let of_cell = EIGHTHS.get(cell as usize).copied().map_or(eighths(0), u32::from);
+    ((eighths(left) + 8 * 6).saturating_sub(of_cell) / 4) as usize
+}
 
 /// The probability of a cell's middle.
 pub(crate) fn probability(number: u32) -> u64 {
@@ -51,7 +75,7 @@ pub(crate) fn number_of(log_probability: f64) -> u32 {
 
 /// The log-probability in the middle of part `part` of `parts` of a cell.
 pub(crate) fn middle(number: u32, part: u32, parts: u32) -> f64 {
-    let offset = (2.0 * f64::from(part) + 1.0) / (2.0 * f64::from(parts)) - 0.5;
+    let offset = if parts == 1 { 0.0 } else { (2.0 * f64::from(part) + 1.0) / (2.0 * f64::from(parts)) - 0.5 };
     -(f64::from(number) - offset) * f64::from(STEP)
 }
 

@@ -1,5 +1,5 @@
-//! What a segment knows about token ids before its first block: how often each, in the segments before it, came where its list did not
-//! have it (see [`super::ids`]).
+//! What a segment knows about token ids before its first block: how often each, in the segment before it, came in text, and how often
+//! in labels where its list did not have it (see [`super::ids`]).
 
 use super::coder::Coder;
 use super::frequencies::Frequencies;
@@ -17,15 +17,39 @@ const CODE_MAX: u8 = 88;
 /// Bytes that the tables of a segment may have before compression.
 const BYTES_MAX: usize = 64 << 20;
 
-/// How often ids came, by teacher: a code per id, four for each doubling.
+/// How often ids came, by teacher.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tables(Vec<Vec<u8>>);
+pub(crate) struct Tables(Vec<Table>);
+
+/// How often one teacher's ids came: a code per id, four for each doubling.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Table {
+    /// In labels, where no list had them.
+    missed: Vec<u8>,
+    /// What those codes stand for.
+    weights: Vec<u32>,
+    /// In text.
+    tokens: Vec<u8>,
+    /// What those codes order.
+    ranks: Ranks,
+}
+
+/// A teacher's ids in order of their frequency in text, so that frequent ones are small numbers. Ids that nothing is known of keep their
+/// places, behind the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ranks {
+    of_ids: Vec<u32>,
+    ids: Vec<u32>,
+}
 
 /// Counts ids while a segment grows.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Census {
-    /// By teacher, then by id.
-    counts: Vec<Vec<u64>>,
+pub(crate) struct Census(Vec<Counts>);
+
+#[derive(Clone, Debug, Default)]
+struct Counts {
+    missed: Vec<u64>,
+    tokens: Vec<u64>,
 }
 
 /// A model of one teacher's ids.
@@ -58,17 +82,40 @@ fn code(weight: u64) -> u8 {
 }
 
 impl IdModel {
-    /// For ids below `size`, at most 2^24.
-    fn new(codes: &[u8], size: u32) -> Self {
+    /// For ids below `size`, at most 2^24, of which the first have these weights.
+    fn new(weights: &[u32], size: u32) -> Self {
         let low_bits = low_bits(size);
         let buckets = (size.max(1).div_ceil(1 << low_bits)) as usize;
-        let known = codes.iter().map(|code| weight(*code));
-        Self { buckets: Frequencies::new(known.chain(std::iter::repeat(1)).take(buckets).collect()), low_bits }
+        let mut weights = weights[..weights.len().min(buckets)].to_vec();
+        weights.resize(buckets, 1);
+        Self { buckets: Frequencies::new(weights), low_bits }
     }
 
     pub(crate) fn code(&mut self, coder: &mut impl Coder, id: u32) -> Result<u32, Damage> {
         let bucket = self.buckets.code(coder, id >> self.low_bits)?;
         Ok(bucket << self.low_bits | coder.bits(self.low_bits, id & ((1 << self.low_bits) - 1))?)
+    }
+}
+
+impl Ranks {
+    fn new(codes: &[u8]) -> Self {
+        let mut ids: Vec<u32> = (0..).take(codes.len()).collect();
+        ids.sort_by_key(|id| std::cmp::Reverse(codes[*id as usize]));
+        let mut of_ids = vec![0; ids.len()];
+        for (rank, id) in (0..).zip(&ids) {
+            of_ids[*id as usize] = rank;
+        }
+        Self { of_ids, ids }
+    }
+
+    /// The rank of an id.
+    pub(crate) fn of(&self, id: u32) -> u32 {
+        self.of_ids.get(id as usize).copied().unwrap_or(id)
+    }
+
+    /// The id that has a rank.
+    pub(crate) fn id(&self, rank: u32) -> u32 {
+        self.ids.get(rank as usize).copied().unwrap_or(rank)
     }
 }
 
@@ -82,14 +129,21 @@ impl Tables {
             return Err(Damage::new(format!("token ids up to {size}, beyond 2^{ID_BITS}")));
         }
         // Ids are counted one by one, so a table says nothing of buckets.
-        let codes = self.0.get(usize::from(teacher)).filter(|_| low_bits(size) == 0);
-        Ok(IdModel::new(codes.map_or(&[], Vec::as_slice), size))
+        let table = self.0.get(usize::from(teacher)).filter(|_| low_bits(size) == 0);
+        Ok(IdModel::new(table.map_or(&[], |table| &table.weights), size))
     }
 
-    /// As it stands in a segment's header: one zstd frame of, for each teacher, the number of codes and the codes.
+    /// The order of a teacher's ids.
+    pub(crate) fn ranks(&self, teacher: u16) -> &Ranks {
+        static NONE: Ranks = Ranks { of_ids: Vec::new(), ids: Vec::new() };
+        self.0.get(usize::from(teacher)).map_or(&NONE, |table| &table.ranks)
+    }
+
+    /// As it stands in a segment's header: one zstd frame of, for each teacher, the number of codes and the codes, of ids that were
+    /// missed, then of tokens.
     pub(crate) fn encode(&self) -> std::io::Result<Vec<u8>> {
         let mut raw = Vec::new();
-        for codes in &self.0 {
+        for codes in self.0.iter().flat_map(|table| [&table.missed, &table.tokens]) {
             put_varint(codes.len() as u64, &mut raw);
             raw.extend_from_slice(codes);
         }
@@ -103,50 +157,62 @@ impl Tables {
         let mut wire = Wire::new(&raw);
         let mut tables = Vec::new();
         while wire.remaining() > 0 {
-            let count = wire.varint()?;
-            let codes = wire.take(usize::try_from(count).unwrap_or(usize::MAX))?;
-            let weights: u64 = codes.iter().map(|code| u64::from(weight((*code).min(CODE_MAX)))).sum();
-            if codes.iter().any(|code| *code > CODE_MAX) || weights > u64::from(Frequencies::ROOM) {
-                return Err(Damage::new("weights of token ids that are too large"));
-            }
-            tables.push(codes.to_vec());
+            tables.push(Table::new(parse_codes(&mut wire)?, parse_codes(&mut wire)?));
         }
         Ok(Self(tables))
     }
 }
 
+fn parse_codes(wire: &mut Wire<'_>) -> Result<Vec<u8>, Damage> {
+    let count = wire.varint()?;
+    let codes = wire.take(usize::try_from(count).unwrap_or(usize::MAX))?;
+    let weights: u64 = codes.iter().map(|code| u64::from(weight((*code).min(CODE_MAX)))).sum();
+    if codes.iter().any(|code| *code > CODE_MAX) || weights > u64::from(Frequencies::ROOM) {
+        return Err(Damage::new("weights of token ids that are too large"));
+    }
+    Ok(codes.to_vec())
+}
+
+impl Table {
+    fn new(missed: Vec<u8>, tokens: Vec<u8>) -> Self {
+        let weights = missed.iter().map(|code| weight(*code)).collect();
+        Self { ranks: Ranks::new(&tokens), weights, missed, tokens }
+    }
+}
+
 impl Census {
-    /// Counts ids of a teacher.
-    pub(crate) fn add(&mut self, teacher: u16, ids: &[u32]) {
+    /// Counts ids of a teacher: those that were missed, and tokens.
+    pub(crate) fn add(&mut self, teacher: u16, missed: &[u32], tokens: &[u32]) {
         let teacher = usize::from(teacher);
-        if self.counts.len() <= teacher {
-            self.counts.resize_with(teacher + 1, Vec::new);
+        if self.0.len() <= teacher {
+            self.0.resize_with(teacher + 1, Counts::default);
         }
-        let counts = &mut self.counts[teacher];
-        for id in ids.iter().map(|id| *id as usize).filter(|id| *id < 1 << BUCKET_BITS) {
-            if counts.len() <= id {
-                counts.resize(id + 1, 0);
-            }
-            counts[id] += 1;
-        }
+        let counts = &mut self.0[teacher];
+        count(&mut counts.missed, missed);
+        count(&mut counts.tokens, tokens);
     }
 
     /// Tables for the next segment; then counting begins anew. A teacher that was not heard of keeps the table of `before`.
     pub(crate) fn tables(&mut self, before: &Tables) -> Tables {
-        let counts = std::mem::take(&mut self.counts);
-        let of = |teacher: usize| match counts.get(teacher).filter(|counts| !counts.is_empty()) {
+        let counts = std::mem::take(&mut self.0);
+        let of = |teacher: usize| match counts.get(teacher).filter(|counts| !counts.tokens.is_empty()) {
             None => before.0.get(teacher).cloned().unwrap_or_default(),
-            Some(counts) => {
-                let total: u64 = counts.iter().sum::<u64>().max(1);
-                counts.iter().map(|count| code(count * WEIGHT / total)).collect()
-            }
+            Some(counts) => Table::new(codes(&counts.missed), codes(&counts.tokens)),
         };
         Tables((0..counts.len().max(before.0.len())).map(of).collect())
     }
+}
 
-    /// Counts, by teacher and id.
-    #[cfg(test)]
-    pub(crate) fn set(&mut self, counts: &[Vec<u32>]) {
-        self.counts = counts.iter().map(|counts| counts.iter().map(|count| u64::from(*count)).collect()).collect();
+fn count(counts: &mut Vec<u64>, ids: &[u32]) {
+    for id in ids.iter().map(|id| *id as usize).filter(|id| *id < 1 << BUCKET_BITS) {
+        if counts.len() <= id {
+            counts.resize(id + 1, 0);
+        }
+        counts[id] += 1;
     }
+}
+
+fn codes(counts: &[u64]) -> Vec<u8> {
+    let total: u64 = counts.iter().sum::<u64>().max(1);
+    counts.iter().map(|count| code(count * WEIGHT / total)).collect()
 }

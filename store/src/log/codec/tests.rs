@@ -103,17 +103,30 @@ proptest! {
     }
 
     #[test]
-    fn tables_come_back(counts in proptest::collection::vec(proptest::collection::vec(0_u32..3000, 0..200), 0..4)) {
-        let mut census = Census::default();
-        let tables = census_of(&mut census, &counts);
+    fn tables_come_back(counts in proptest::collection::vec(proptest::collection::vec(0_u32..300, 0..200), 0..4)) {
+        let tables = tables_of(&counts);
         prop_assert_eq!(Tables::parse(&tables.encode().unwrap()).unwrap(), tables);
         let _ = Tables::parse(&counts.iter().flatten().map(|count| *count as u8).collect::<Vec<_>>());
     }
 }
 
-fn census_of(census: &mut Census, counts: &[Vec<u32>]) -> Tables {
-    census.set(counts);
+/// Tables of ids that came so often.
+fn tables_of(counts: &[Vec<u32>]) -> Tables {
+    let mut census = Census::default();
+    for (teacher, counts) in (0..).zip(counts) {
+        let ids: Vec<u32> = (0..).zip(counts).flat_map(|(id, count)| vec![id; *count as usize]).collect();
+        census.add(teacher, &ids, &ids);
+    }
     census.tables(&Tables::default())
+}
+
+#[test]
+fn ranks_follow_frequencies() {
+    let tables = tables_of(&[vec![0, 900, 30, 0, 2_000]]);
+    let ranks = tables.ranks(0);
+    assert_eq!([0, 1, 2, 3, 4, 5, 6].map(|id| ranks.of(id)), [3, 1, 2, 4, 0, 5, 6]);
+    assert!((0..7).all(|id| ranks.id(ranks.of(id)) == id));
+    assert_eq!(tables.ranks(1).of(9), 9);
 }
 
 #[test]
@@ -213,7 +226,7 @@ fn what_is_known_of_ids_makes_labels_smaller() {
     let mut seed = 11;
     let copies: Vec<_> = (0..4).map(|number| rare_contexts(copy(&mut seed, 0, 60, Some(4), 40), number)).collect();
     let counts: Vec<u32> = (0..6400).map(|id| if id % 100 == 0 { 50 } else { 0 }).collect();
-    let tables = census_of(&mut Census::default(), &[counts]);
+    let tables = tables_of(&[counts]);
     let refs: Vec<_> = copies.iter().collect();
     let bytes = |tables: &Tables| encode(&refs, &mut with(tables)).unwrap().columns.top_ids.len();
     assert!(bytes(&tables) * 3 < bytes(&Tables::default()) * 2, "{} {}", bytes(&tables), bytes(&Tables::default()));
