@@ -2,7 +2,7 @@
 
 use crate::log::codec::{Compaction, SegmentTables};
 use crate::log::column::{Coding, Column, ColumnBytes, Columns, Compressor, MAX_COLUMN_BYTES, Share, decompress};
-use crate::log::disk::{DiskFile, read_exact_at};
+use crate::log::disk::{DiskFile, read_exact_at, read_exact_into};
 use crate::log::entries::{self, Outline};
 use crate::log::error::{Damage, Fault};
 use crate::log::wire::Wire;
@@ -245,6 +245,16 @@ impl DirectoryRow {
     }
 }
 
+impl DirectoryRow {
+    /// Compares a column's stored bytes with its checksum.
+    fn check(&self, stored: &[u8]) -> Result<(), Damage> {
+        if crc32fast::hash(stored) != self.checksum {
+            return Err(Damage::new(format!("the checksum of column {} does not match", self.column.name())));
+        }
+        Ok(())
+    }
+}
+
 /// Counts what entries hold.
 pub(crate) fn summarise(entries: &[Entry]) -> (Totals, Vec<SummaryRow>) {
     let mut totals = Totals::default();
@@ -367,12 +377,21 @@ pub(crate) struct StoredBlock<'a> {
 }
 
 impl StoredBlock<'_> {
-    /// Compares every column with its checksum.
-    pub(crate) fn check(&self) -> Result<(), Fault> {
-        let mut offset = self.offset + self.header.header_bytes;
+    /// Compares every column with its checksum. All are read at once, into `room`.
+    pub(crate) fn check(&self, room: &mut Vec<u8>) -> Result<(), Fault> {
+        let offset = self.offset + self.header.header_bytes;
+        // Before allocating: the header may be intact and the rest of the file gone.
+        if offset + self.header.payload_bytes > self.file.length()? {
+            return Err(cut_short().into());
+        }
+        room.resize(self.header.payload_bytes as usize, 0);
+        read_exact_into(self.file, offset, room)?;
+        let mut columns = room.as_slice();
         for row in &self.header.directory {
-            self.stored(row, offset)?;
-            offset += u64::from(row.stored_bytes);
+            // They are as long together as the payload.
+            let (column, rest) = columns.split_at(row.stored_bytes as usize);
+            row.check(column)?;
+            columns = rest;
         }
         Ok(())
     }
@@ -383,9 +402,9 @@ impl StoredBlock<'_> {
         entries::decode(self.header.first(), self.header.entries as usize, tables, |column| self.column(column))
     }
 
-    /// The entries' cursors; reads nothing else.
-    pub(crate) fn cursors(&self) -> Result<Vec<SourceCursor>, Fault> {
-        entries::decode_cursors(self.header.entries as usize, |column| self.column(column))
+    /// The last cursor of each source among those of the first `below` entries; reads nothing else.
+    pub(crate) fn last_cursors(&self, below: usize) -> Result<Vec<SourceCursor>, Fault> {
+        entries::decode_last_cursors(self.header.entries as usize, below, |column| self.column(column))
     }
 
     /// What the records are; reads no column of their copies' content.
@@ -414,14 +433,16 @@ impl StoredBlock<'_> {
     fn stored(&self, row: &DirectoryRow, offset: u64) -> Result<Vec<u8>, Fault> {
         // Before allocating: the header may be intact and the rest of the file gone.
         if offset + u64::from(row.stored_bytes) > self.file.length()? {
-            return Err(Damage::new("the file ends in the middle of a block").into());
+            return Err(cut_short().into());
         }
         let stored = read_exact_at(self.file, offset, row.stored_bytes as usize)?;
-        if crc32fast::hash(&stored) != row.checksum {
-            return Err(Damage::new(format!("the checksum of column {} does not match", row.column.name())).into());
-        }
+        row.check(&stored)?;
         Ok(stored)
     }
+}
+
+fn cut_short() -> Damage {
+    Damage::new("the file ends in the middle of a block")
 }
 
 #[cfg(test)]

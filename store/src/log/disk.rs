@@ -236,8 +236,14 @@ pub(crate) fn write_all_at(file: &dyn DiskFile, mut bytes: &[u8], mut offset: u6
 /// Reads exactly `length` bytes at `offset`. The caller has bounded `length` by the file's.
 pub(crate) fn read_exact_at(file: &dyn DiskFile, offset: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];
+    read_exact_into(file, offset, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads exactly as many bytes at `offset` as `bytes` has.
+pub(crate) fn read_exact_into(file: &dyn DiskFile, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
     let mut done = 0;
-    while done < length {
+    while done < bytes.len() {
         match file.read_at(&mut bytes[done..], offset + done as u64) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(read) => done += read,
@@ -245,7 +251,7 @@ pub(crate) fn read_exact_at(file: &dyn DiskFile, offset: u64, length: usize) -> 
             Err(error) => return Err(error),
         }
     }
-    Ok(bytes)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -87,13 +87,21 @@ pub(crate) fn decode<E: From<Damage>>(
     Ok(entries)
 }
 
-/// Reads the `count` cursors of a block alone.
-pub(crate) fn decode_cursors<E: From<Damage>>(
+/// Reads the last cursor of each source among the first `below` of a block's `count` cursors, and nothing else.
+pub(crate) fn decode_last_cursors<E: From<Damage>>(
     count: usize,
+    below: usize,
     mut column: impl FnMut(Column) -> Result<ColumnBytes, E>,
 ) -> Result<Vec<SourceCursor>, E> {
     let strings = Strings::read(&column(Column::Strings)?.plain()?)?;
-    Ok(read_cursors(&strings, &column(Column::Cursors)?.plain()?, count)?)
+    let rows = cursor_rows(&column(Column::Cursors)?.plain()?, count)?;
+    let mut last: Vec<[u64; 8]> = Vec::new();
+    for row in rows.into_iter().take(below).rev() {
+        if last.iter().all(|known| known[0] != row[0]) {
+            last.push(row);
+        }
+    }
+    Ok(last.into_iter().map(|row| cursor(&strings, row)).collect::<Result<_, _>>()?)
 }
 
 /// A record without the content of its copies.
@@ -167,22 +175,27 @@ fn cursor_row<'a>(cursor: &'a SourceCursor, strings: &mut Dictionary<'a>) -> [u6
 }
 
 fn read_cursors(strings: &Strings, bytes: &[u8], count: usize) -> Result<Vec<SourceCursor>, Damage> {
+    cursor_rows(bytes, count)?.into_iter().map(|row| cursor(strings, row)).collect()
+}
+
+fn cursor_rows(bytes: &[u8], count: usize) -> Result<Vec<[u64; 8]>, Damage> {
     let mut wire = Wire::new(bytes);
-    let rows = take_rows::<8>(&mut wire, count)?;
+    let rows = take_rows(&mut wire, count)?;
     wire.finish()?;
-    let cursor = |row: [u64; 8]| {
-        Ok(SourceCursor {
-            source: strings.get(row[0])?,
-            language: strings.get(row[1])?,
-            file: strings.get(row[2])?,
-            document_offset_bytes: row[3],
-            next_byte: row[4].wrapping_sub(1),
-            round: narrow(row[5], "round")?,
-            characters_available: row[6],
-            ended: flag(row[7])?,
-        })
-    };
-    rows.into_iter().map(cursor).collect()
+    Ok(rows)
+}
+
+fn cursor(strings: &Strings, row: [u64; 8]) -> Result<SourceCursor, Damage> {
+    Ok(SourceCursor {
+        source: strings.get(row[0])?,
+        language: strings.get(row[1])?,
+        file: strings.get(row[2])?,
+        document_offset_bytes: row[3],
+        next_byte: row[4].wrapping_sub(1),
+        round: narrow(row[5], "round")?,
+        characters_available: row[6],
+        ended: flag(row[7])?,
+    })
 }
 
 /// Rows of the records table: source, document, language, first byte as distance from the end of the previous span
@@ -366,7 +379,7 @@ mod tests {
                 Ok::<_, Damage>(ColumnBytes { coded_from, bytes: bytes[column as usize - 1].clone() })
             };
             let _ = decode(SequenceNumber(0), count, || Ok(Arc::default()), column);
-            let _ = decode_cursors(count, column);
+            let _ = decode_last_cursors(count, count / 2, column);
             let _ = decode_outlines(SequenceNumber(0), count, column);
         }
 

@@ -2,7 +2,7 @@
 
 use crate::log::block::{BlockHeader, StoredBlock};
 use crate::log::cache::{BlockCache, Entries};
-use crate::log::disk::{Access, Disk, StdDisk};
+use crate::log::disk::{Access, Disk, DiskFile, StdDisk};
 use crate::log::entries::Outline;
 use crate::log::error::{Damage, Fault, StoreError};
 use crate::log::hint::{Positions, Presence, look};
@@ -320,12 +320,23 @@ fn with_block<T>(
     place: &BlockPlace,
     read: impl FnOnce(&StoredBlock<'_>) -> Result<T, Fault>,
 ) -> Result<(BlockHeader, T), StoreError> {
-    let file = disk.open(&place.path, Access::Read).map_err(|error| StoreError::io("opening", &place.path, error))?;
-    let block = BlockHeader::read(file.as_ref(), place.offset).and_then(|header| {
+    with_block_of(open(disk, place)?.as_ref(), place, read)
+}
+
+fn open(disk: &dyn Disk, place: &BlockPlace) -> Result<Arc<dyn DiskFile>, StoreError> {
+    disk.open(&place.path, Access::Read).map_err(|error| StoreError::io("opening", &place.path, error))
+}
+
+fn with_block_of<T>(
+    file: &dyn DiskFile,
+    place: &BlockPlace,
+    read: impl FnOnce(&StoredBlock<'_>) -> Result<T, Fault>,
+) -> Result<(BlockHeader, T), StoreError> {
+    let block = BlockHeader::read(file, place.offset).and_then(|header| {
         if (header.first(), header.link().next) != (place.first, place.end) {
             return Err(Damage::new("another block than the index says").into());
         }
-        let content = read(&StoredBlock { file: file.as_ref(), offset: place.offset, header: &header })?;
+        let content = read(&StoredBlock { file, offset: place.offset, header: &header })?;
         Ok((header, content))
     });
     block.map_err(|fault| fault.at(&place.path, place.offset))
@@ -345,10 +356,12 @@ fn apply_cursors(
     (mut cursors, blocks): (BTreeMap<Arc<str>, SourceCursor>, Vec<BlockPlace>),
     up_to: SequenceNumber,
 ) -> Result<BTreeMap<Arc<str>, SourceCursor>, StoreError> {
+    // They are of one segment.
+    let Some(file) = blocks.first().map(|place| open(disk, place)).transpose()? else { return Ok(cursors) };
     for place in blocks {
-        let (_, block) = with_block(disk, &place, |block| block.cursors())?;
         let below = up_to.0.saturating_sub(place.first.0) as usize;
-        cursors.extend(block.into_iter().take(below).map(|cursor| (Arc::clone(&cursor.source), cursor)));
+        let (_, last) = with_block_of(file.as_ref(), &place, |block| block.last_cursors(below))?;
+        cursors.extend(last.into_iter().map(|cursor| (Arc::clone(&cursor.source), cursor)));
     }
     Ok(cursors)
 }

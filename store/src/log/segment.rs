@@ -258,7 +258,8 @@ impl Footer {
             return Err(Damage::new("no footer begins here").into());
         }
         let length = u64::from(wire.u32()?) + FOOTER_FRAME_BYTES;
-        if offset.checked_add(length).is_none_or(|end| end > file.length().unwrap_or(0)) {
+        let file_bytes = file.length()?;
+        if offset.checked_add(length).is_none_or(|end| end > file_bytes) {
             return Err(Damage::new("the footer is cut short").into());
         }
         let mut bytes = read_exact_at(file, offset, length as usize)?;

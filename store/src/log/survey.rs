@@ -149,7 +149,7 @@ fn advance(file: &dyn DiskFile, index: &mut Index, next: Option<SequenceNumber>)
     let empty = index.last_segment_is_empty();
     let Some(segment) = index.segments().last() else { return Ok(Tail::Clean) };
     let path = Arc::clone(&segment.path);
-    let mut doubted = None;
+    let (mut doubted, mut room) = (None, Vec::new());
     if segment.seal == Seal::Open && empty {
         take_footer(file, index)?;
     }
@@ -159,7 +159,7 @@ fn advance(file: &dyn DiskFile, index: &mut Index, next: Option<SequenceNumber>)
         if segment.seal != Seal::Open {
             return continues(segment, next, None).map(|()| Tail::Clean);
         }
-        match piece(file, segment).map_err(|fault| fault.at(&path, offset))? {
+        match piece(file, segment, &mut room).map_err(|fault| fault.at(&path, offset))? {
             Piece::Block(header) if header.previous == segment.link => index.push_block(&header),
             Piece::Block(header) => {
                 let what = format!("a block from {} on follows entry {}", header.first(), segment.link.next);
@@ -212,14 +212,14 @@ fn set_seal(index: &mut Index, seal: Seal) {
     }
 }
 
-fn piece(file: &dyn DiskFile, segment: &Segment) -> Result<Piece, Fault> {
+fn piece(file: &dyn DiskFile, segment: &Segment, room: &mut Vec<u8>) -> Result<Piece, Fault> {
     let offset = segment.end_offset;
     let length = file.length()?;
     if offset == length {
         return Ok(Piece::Nothing);
     }
     let checked = BlockHeader::read(file, offset).and_then(|header| {
-        StoredBlock { file, offset, header: &header }.check()?;
+        StoredBlock { file, offset, header: &header }.check(room)?;
         Ok(header)
     });
     let damage = match checked {
