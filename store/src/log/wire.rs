@@ -70,7 +70,19 @@ impl<'a> Wire<'a> {
         self.bound(count)?;
         let mut values = Vec::with_capacity(count);
         for _ in 0..count {
-            values.push(self.varint_u32()?);
+            // Most have one byte or two.
+            let value = match *self.bytes {
+                [low @ ..0x80, ..] => {
+                    self.bytes = &self.bytes[1..];
+                    u32::from(low)
+                }
+                [low, high @ ..0x80, ..] => {
+                    self.bytes = &self.bytes[2..];
+                    u32::from(low & 0x7f) | u32::from(high) << 7
+                }
+                _ => self.varint_u32()?,
+            };
+            values.push(value);
         }
         Ok(values)
     }

@@ -9,7 +9,7 @@ const WEIGHT_MAX: u32 = TOTAL >> 5;
 const STEP: u32 = 32;
 /// What was learnt counts from the next time on that sums are made: after so many ids at first, then after twice as many, up to a
 /// limit.
-const TURN: (usize, usize) = (16, 256);
+const TURN: (usize, usize) = (16, 512);
 /// Ids that are summed up together.
 const GROUP: usize = 16;
 /// Places from which the search for a group begins.

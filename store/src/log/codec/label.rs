@@ -127,12 +127,12 @@ pub(crate) fn is_on_grid(log_sum_exp: f32) -> bool {
     (steps * f64::from(STEP)) as f32 == log_sum_exp
 }
 
-/// The label that the numbers of `masked` positions stand for.
+/// The label that the numbers of `masked` positions stand for, without the ids of its top-k, which stay what they are.
 pub(crate) fn label_of(numbers: &Numbers, top_k: usize) -> Label {
     let positions = numbers.log_sum_exp.len();
     let mut label = Label {
         top_k,
-        top_ids: numbers.top_ids.clone(),
+        top_ids: Vec::new(),
         top_logits: Vec::with_capacity(positions * top_k),
         log_sum_exp: Vec::with_capacity(positions),
         gold_logits: Vec::with_capacity(positions),

@@ -206,12 +206,19 @@ impl Models {
         }
         self.top_ids.learn(place);
         let fineness = Fineness::of(cells, self.constants.level);
-        let parts = numbers.cuts[top.clone()].iter_mut().zip(&mut numbers.parts[top]);
-        for (cell, (cut, part)) in cells.iter().zip(parts) {
-            *cut = fineness.parts(*cell);
-            *part = streams.top_logits.below(*cut, *part)?;
+        let first = cells.first().copied().unwrap_or(0);
+        let (cuts, parts) = (&mut numbers.cuts[top.clone()], &mut numbers.parts[top]);
+        if fineness.is_whole(first) {
+            // As are all others, whose probabilities are smaller.
+            cuts.fill(1);
+            parts.fill(0);
+        } else {
+            for (cell, (cut, part)) in cells.iter().zip(cuts.iter_mut().zip(parts)) {
+                *cut = fineness.parts(*cell);
+                *part = streams.top_logits.below(*cut, *part)?;
+            }
         }
-        let certainty = size_of(cells.first().copied().unwrap_or(0));
+        let certainty = size_of(first);
 
         let log_sum_exp = &mut numbers.log_sum_exp[position];
         let above = log_sum_exp.wrapping_sub(self.constants.lowest).cast_unsigned();

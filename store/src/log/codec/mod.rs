@@ -16,9 +16,9 @@ mod quantise;
 mod segment_tables;
 mod tables;
 
-use crate::MaskedCopy;
 use crate::log::error::Damage;
 use crate::log::labels::Shape;
+use crate::{Label, MaskedCopy};
 use coder::{Decoder, Encoder};
 use label::Distribution;
 pub(crate) use labels::Streams;
@@ -100,12 +100,13 @@ pub(crate) fn decode(
         let mut numbers = Numbers::default();
         for (shape, token_ids) in shapes.iter().zip(&mut tokens) {
             models.copy(&mut streams, *shape, &token_ids, &mut numbers)?;
-            let label = shape.top_k.map(|top_k| label::label_of(&numbers, top_k));
+            let mut label = shape.top_k.map(|top_k| label::label_of(&numbers, top_k));
+            label.iter_mut().for_each(|label| label.top_ids = std::mem::take(&mut numbers.top_ids));
             copies.push(MaskedCopy {
                 teacher: shape.teacher,
                 token_ids,
-                masked_positions: numbers.masked_positions.clone(),
-                gold_ids: numbers.gold_ids.clone(),
+                masked_positions: std::mem::take(&mut numbers.masked_positions),
+                gold_ids: std::mem::take(&mut numbers.gold_ids),
                 label,
             });
         }
@@ -146,7 +147,10 @@ fn level_of(copies: &[&MaskedCopy], distributions: &[Distribution], numbers: &mu
     (0..quantise::LEVELS).find(|level| {
         copies.iter().zip(distributions).zip(&mut *numbers).all(|((copy, distribution), numbers)| {
             label::refine(distribution, *level, numbers);
-            copy.label.as_ref().is_none_or(|label| *label == label::label_of(numbers, label.top_k))
+            copy.label.as_ref().is_none_or(|label| {
+                let stored = label::label_of(numbers, label.top_k);
+                *label == Label { top_ids: label.top_ids.clone(), ..stored }
+            })
         })
     })
 }

@@ -95,13 +95,19 @@ impl Fineness {
         Self { tail: ONE.saturating_sub(sum).max(least).max(TAIL_MIN), level }
     }
 
+    /// Whether it is easily seen that the cell with this number has one part, as most have: p ≤ t, so w ≤ 2·p, and that is at
+    /// most c.
+    pub(crate) fn is_whole(self, number: u32) -> bool {
+        let p = probability(number);
+        p <= self.tail && p << self.level <= 2 * ONE
+    }
+
     /// Parts of the cell with this number.
     pub(crate) fn parts(self, number: u32) -> u32 {
-        let p = probability(number);
-        // Most cells: p ≤ t, so w ≤ 2·p, and that is at most c.
-        if p <= self.tail && p << self.level <= 2 * ONE {
+        if self.is_whole(number) {
             return 1;
         }
+        let p = probability(number);
         // 2^-16 of the weight: w = p·(p + t)/t, below 2^13 · ONE.
         let weight = ((p >> 8) * ((p + self.tail) >> 8) / self.tail).max(1);
         // At level 0, c = 4.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::Label;
+
 use proptest::prelude::*;
 
 /// A number below `bound`, a function of the seed that it moves on.
