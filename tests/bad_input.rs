@@ -114,6 +114,8 @@ fn a_state_folder_of_another_configuration() {
     assert!(scene.run(&["--until-step", "1"]).status.success());
     fs::write(&scene.config, configuration().replace("[queue]", "[masking]\nprobability = 0.3\n[queue]")).unwrap();
     expect(&scene.run(&[]), 78, &["masking.probability: 0.15", "0.3", "state_dir"]);
+    fs::write(&scene.config, configuration().replace("[queue]", "[masking]\nalign_masks = true\n[queue]")).unwrap();
+    expect(&scene.run(&[]), 78, &["masking.align_masks: unset", "true", "masking.whole_word", "state_dir"]);
     fs::write(&scene.config, configuration().replace("hidden_size = 16", "hidden_size = 32")).unwrap();
     expect(&scene.run(&[]), 78, &["hidden_size", "16", "32"]);
 }

@@ -32,8 +32,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Run the daemon.
     Run(RunArgs),
-    /// Report everything that is wrong with a configuration, or print it with its defaults.
-    Check(ConfigArgs),
+    /// Report everything that is wrong with a configuration, or print it with its defaults, or plan its run.
+    Check(CheckArgs),
     /// Control a running daemon.
     Ctl(CtlArgs),
     /// Look into a log; works on a live one too.
@@ -76,12 +76,19 @@ pub struct RunArgs {
     pub until_step: Option<u64>,
 }
 
-/// A configuration file.
+/// Arguments of `check`.
 #[derive(Debug, Args)]
-pub struct ConfigArgs {
+pub struct CheckArgs {
     /// Configuration file.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// Run the stages for a few seconds in a temporary folder, and say how long the whole run takes, how much disk and memory it
+    /// needs, and what limits it.
+    #[arg(long)]
+    pub plan: bool,
+    /// How long --plan measures each kind of work: labelling, both, training.
+    #[arg(long, value_name = "S", default_value_t = 4.0, value_parser = seconds, requires = "plan")]
+    pub seconds: f64,
     /// One JSON document on standard output.
     #[arg(long)]
     pub json: bool,
@@ -124,8 +131,120 @@ pub enum CtlAction {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// Train a cool-down from the newest checkpoint, beside the training that goes on, and export its student.
+    Release {
+        /// Optimiser steps in which the learning rate goes to 0.
+        #[arg(long, value_name = "N", required_unless_present = "cancel", value_parser = clap::value_parser!(u64).range(1..))]
+        steps: Option<u64>,
+        /// Folder to write [default: `student` in the release's folder].
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// End the release that is running instead.
+        #[arg(long, conflicts_with_all = ["steps", "out"])]
+        cancel: bool,
+    },
+    /// Send documents to a corpus with source = "http"; done when they are durable.
+    Push(PushArgs),
+    /// Documents that could not be used: what they are, and another try.
+    #[command(subcommand)]
+    Quarantine(QuarantineAction),
+    /// What is read: list, add, remove, pause corpora, and set shares of languages, without a restart.
+    #[command(subcommand)]
+    Corpus(CorpusAction),
     /// Stop in order: drain, make durable, checkpoint, exit.
     Shutdown,
+}
+
+/// Subcommands of `ctl quarantine`. `list` and `show` read the state folder, whether the daemon runs or not.
+#[derive(Debug, Subcommand)]
+pub enum QuarantineAction {
+    /// The documents in the quarantine, oldest first.
+    List {
+        /// Of this corpus alone.
+        #[arg(long, value_name = "NAME")]
+        corpus: Option<String>,
+        /// State folder [default: the folder of the socket].
+        #[arg(long, value_name = "DIR")]
+        state_dir: Option<PathBuf>,
+    },
+    /// All that is known about a document.
+    Show {
+        /// Identifier, as `list` shows it.
+        id: String,
+        /// State folder [default: the folder of the socket].
+        #[arg(long, value_name = "DIR")]
+        state_dir: Option<PathBuf>,
+    },
+    /// Try documents again: as they are in their files now, or the `text` in their notes. They are labelled before others.
+    Retry {
+        /// Identifiers, as `list` shows them.
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        ids: Vec<String>,
+        /// All documents.
+        #[arg(long)]
+        all: bool,
+        /// With --all: of this corpus alone.
+        #[arg(long, value_name = "NAME", requires = "all")]
+        corpus: Option<String>,
+    },
+}
+
+/// Subcommands of `ctl corpus`. Each change applies from a known entry of the log on, and stays over restarts.
+#[derive(Debug, Subcommand)]
+pub enum CorpusAction {
+    /// The corpora that are read, and the shares of the languages.
+    List,
+    /// Read a corpus no more until it is resumed; what arrives meanwhile is kept.
+    Pause {
+        /// Name of the corpus, or of one language of it, `NAME:LANGUAGE`.
+        name: String,
+    },
+    /// Read a paused corpus again.
+    Resume {
+        /// Name of the corpus, or of one language of it.
+        name: String,
+    },
+    /// Give a language a share of the draws; the others divide the rest by their characters.
+    Share {
+        /// The language.
+        language: String,
+        /// Above 0, at most 1.
+        #[arg(value_name = "VALUE", required_unless_present = "clear", conflicts_with = "clear")]
+        value: Option<f64>,
+        /// The share that follows from its characters again.
+        #[arg(long)]
+        clear: bool,
+    },
+    /// Read one more corpus.
+    Add {
+        /// TOML file with one [[corpus]] table; relative paths are relative to the file.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Read a corpus no more. Added again under its name, it goes on where it stood.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// Arguments of `ctl push`.
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// Name of the corpus.
+    #[arg(long, value_name = "NAME")]
+    pub corpus: String,
+    /// File with documents; `-` is standard input.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// How documents lie in the file: a JSON object a line, or text with empty lines between them [default: jsonl if the
+    /// file's name ends in .jsonl or .ndjson, otherwise text].
+    #[arg(long, value_name = "FORMAT", value_parser = ["jsonl", "text"])]
+    pub format: Option<String>,
+    /// Idempotency key: the same file pushed again with the same key adds nothing. A file that takes several requests adds
+    /// their numbers to it [default: another one each time].
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
 }
 
 /// Subcommands of `vocab`.

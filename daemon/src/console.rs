@@ -58,7 +58,7 @@ impl Console {
 
 impl Live {
     /// Shows the figures of this moment.
-    pub fn show(&mut self, figures: &Figures, steps: u64, waiting_for: Option<&str>) {
+    pub fn show(&mut self, figures: &Figures, steps: Option<u64>, waiting_for: Option<&str>) {
         match &self.bars {
             Some(bars) => {
                 for (bar, line) in bars.iter().zip(lines(figures, steps, waiting_for)) {
@@ -83,17 +83,24 @@ impl Live {
     }
 }
 
-fn lines(figures: &Figures, steps: u64, waiting_for: Option<&str>) -> [String; 4] {
+fn lines(figures: &Figures, steps: Option<u64>, waiting_for: Option<&str>) -> [String; 4] {
     let value = |name: &str| figures.value(name);
     let rate = |name: &str| figures.rate(name);
+    // Training without end has nothing to count up to.
+    let of = steps.map_or_else(String::new, |steps| format!("/{steps}"));
     let trainer = match (waiting_for, value("mergedistill_train_step")) {
-        (Some(language), step) => format!("step {step}/{steps}, waits for labelled text of `{language}`"),
+        (Some(language), step) => format!("step {step}{of}, waits for labelled text of `{language}`"),
         (None, step) => format!(
-            "step {step}/{steps}  loss {:.3}  λ {:.2}  {:.0} tokens/s",
+            "step {step}{of}  loss {:.3}  λ {:.2}  {:.0} tokens/s",
             value("mergedistill_train_loss"),
             value("mergedistill_train_lambda_ratio"),
             rate("mergedistill_train_tokens_total"),
         ),
+    };
+    let release = if value("mergedistill_release_running") > 0.0 {
+        format!("; release: step {}/{}", value("mergedistill_release_step"), value("mergedistill_release_steps"))
+    } else {
+        String::new()
     };
     [
         format!(
@@ -103,10 +110,11 @@ fn lines(figures: &Figures, steps: u64, waiting_for: Option<&str>) -> [String; 4
             rate("mergedistill_ingest_examples_total"),
         ),
         format!(
-            "{} copies, {} masked positions, {:.0} tokens/s",
+            "{} copies, {} masked positions, {:.0} tokens/s{}",
             value("mergedistill_teacher_copies_total"),
             value("mergedistill_teacher_masked_positions_total"),
             rate("mergedistill_teacher_tokens_total"),
+            if value("mergedistill_teacher_stalled") > 0.0 { ", a teacher stalls" } else { "" },
         ),
         format!(
             "{} entries durable, {:.1} MB written{}",
@@ -114,7 +122,7 @@ fn lines(figures: &Figures, steps: u64, waiting_for: Option<&str>) -> [String; 4
             value("mergedistill_log_bytes_total") / 1e6,
             if value("mergedistill_log_waiting_for_room") > 0.0 { ", waiting for disk space" } else { "" },
         ),
-        trainer,
+        trainer + &release,
     ]
 }
 

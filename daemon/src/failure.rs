@@ -123,7 +123,8 @@ impl From<IngestError> for Failure {
             IngestError::NothingMatches { .. } => ExitCode::NoInput,
             IngestError::Pattern { .. } | IngestError::Options(_) => ExitCode::Configuration,
             IngestError::Io { source, .. } => ExitCode::of_io(source),
-            IngestError::Changed { .. } => ExitCode::DataError,
+            IngestError::Changed { .. } | IngestError::Inbox { .. } => ExitCode::DataError,
+            IngestError::Gone { .. } => ExitCode::NoInput,
             IngestError::Tokenise { .. } | IngestError::Metrics(_) => ExitCode::Software,
         };
         Self::of_system(code, error)
@@ -164,9 +165,13 @@ impl From<OpsError> for Failure {
     fn from(error: OpsError) -> Self {
         let code = match &error {
             error if error.in_use() => ExitCode::TemporaryFailure,
-            OpsError::Http { source, .. } | OpsError::Socket { source, .. } => ExitCode::of_io(source),
+            OpsError::Http { source, .. } | OpsError::Socket { source, .. } | OpsError::TokenFile { source, .. } => {
+                ExitCode::of_io(source)
+            }
             OpsError::NotASocket { .. } => ExitCode::CannotCreate,
-            OpsError::NotLoopback { .. } | OpsError::SocketPathTooLong { .. } => ExitCode::Configuration,
+            OpsError::NotLoopback { .. } | OpsError::SocketPathTooLong { .. } | OpsError::Token { .. } => {
+                ExitCode::Configuration
+            }
             _ => ExitCode::Software,
         };
         Self::of_system(code, error)

@@ -1,12 +1,14 @@
 //! What a configuration refers to, looked at before anything starts: teachers' folders and corpora's files.
 //! Like the configuration itself, everything that is wrong is reported at once.
 
-use crate::configuration::{Configuration, CorpusFormat, Teacher};
+use crate::configuration::{Configuration, Corpus, CorpusOrigin, Teacher};
 use crate::failure::{ExitCode, Failure};
-use ingest::{CorpusOptions, Format};
+use ingest::{CorpusOptions, FeedOptions, Language};
 use model::Tokenizer;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use store::{Identity, TeacherEntry};
 
 /// Name of the longest example in a log's identity.
@@ -52,6 +54,8 @@ impl Inputs {
             }
         }
         let corpora = open_corpora(configuration, &mut problems);
+        let token = configuration.ops.token_file.as_deref().map(ops::Token::read);
+        problems.extend(token.and_then(Result::err).map(Failure::from));
         match problems.split_first() {
             None => Ok(Self { teachers, corpora, max_sequence_length: limit.unwrap_or(positions) }),
             Some((first, [])) => Err(first.clone()),
@@ -60,6 +64,11 @@ impl Inputs {
                 Err(Failure::new(first.code, format!("{} problems:\n{}", problems.len(), lines.join("\n"))))
             }
         }
+    }
+
+    /// Languages of the teachers, in the order of their table.
+    pub fn languages(&self) -> impl Iterator<Item = &str> + Clone {
+        self.teachers.iter().flat_map(|teacher| &teacher.section.languages).map(String::as_str)
     }
 
     /// What determines the content of a log made from these inputs.
@@ -72,8 +81,12 @@ impl Inputs {
             (SEQUENCE_LENGTH_KEY, self.max_sequence_length.to_string()),
             ("evaluate.holdout_fraction", configuration.evaluate.holdout_fraction.to_string()),
         ];
+        // Settings that came later are there if they are used: a log that was made without them is the same one.
+        let masking = &configuration.masking;
+        let words = [("masking.whole_word", masking.whole_word), ("masking.align_masks", masking.align_masks)];
+        let words = words.into_iter().filter(|(_, used)| *used).map(|(key, used)| (key, used.to_string()));
         Identity {
-            settings: settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+            settings: settings.into_iter().chain(words).map(|(key, value)| (key.to_owned(), value)).collect(),
             teachers: self.teachers.iter().map(LoadedTeacher::entry).collect(),
         }
     }
@@ -177,24 +190,63 @@ fn open_corpora(configuration: &Configuration, problems: &mut Vec<Failure>) -> V
         let patterns = std::slice::from_ref(&file.path);
         corpora.push(CorpusOptions {
             name: format!("evaluate/{}-{index}", file.language),
-            language: file.language.clone(),
-            files: expand(patterns, "evaluate.files", problems),
+            language: Language::Fixed(file.language.clone()),
+            feed: FeedOptions::Files(expand(patterns, "evaluate.files", problems)),
             format: file.format.into(),
             rounds: 1,
             evaluation_only: true,
+            deduplicate: 0,
+            retry: false,
         });
     }
-    for corpus in &configuration.corpus {
-        corpora.push(CorpusOptions {
-            name: corpus.name.clone(),
-            language: corpus.language.clone(),
-            files: expand(&corpus.path, &format!("corpus[{}]", corpus.name), problems),
-            format: corpus.format.into(),
-            rounds: corpus.rounds,
-            evaluation_only: false,
-        });
-    }
+    corpora.extend(configuration.corpus.iter().map(|corpus| open_corpus(corpus, problems)));
     corpora
+}
+
+/// A corpus whose files are there.
+pub fn open_corpus(corpus: &Corpus, problems: &mut Vec<Failure>) -> CorpusOptions {
+    CorpusOptions {
+        name: corpus.name.clone(),
+        language: corpus.language.clone().map_or(Language::Field, Language::Fixed),
+        feed: open_feed(corpus, problems),
+        format: corpus.format_options(),
+        rounds: corpus.rounds.unwrap_or(1),
+        evaluation_only: false,
+        deduplicate: corpus.deduplicate,
+        retry: false,
+    }
+}
+
+/// Where the text of a corpus comes from. What has to be there already is looked for.
+fn open_feed(corpus: &Corpus, problems: &mut Vec<Failure>) -> FeedOptions {
+    let key = format!("corpus[{}]", corpus.name);
+    let seconds = |value: Option<f64>| Duration::from_secs_f64(value.unwrap_or_default());
+    let (settle, poll) = (seconds(corpus.settle_seconds), seconds(corpus.poll_seconds));
+    let mut needs_folder = |folder: &Path| {
+        if !folder.is_dir() {
+            let message = format!("{key}: there is no folder {}; make it, or correct the path", folder.display());
+            problems.push(Failure::new(ExitCode::NoInput, message));
+        }
+    };
+    match corpus.origin() {
+        CorpusOrigin::Files(patterns) => FeedOptions::Files(expand(patterns, &key, problems)),
+        CorpusOrigin::Watch(folder) => {
+            needs_folder(folder);
+            FeedOptions::Watch { folder: folder.to_owned(), settle, poll }
+        }
+        CorpusOrigin::Follow(file) => {
+            needs_folder(file.parent().unwrap_or(Path::new(".")));
+            FeedOptions::Follow { file: file.to_owned(), settle, poll }
+        }
+        CorpusOrigin::Pipe(path) => {
+            if !std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo()) {
+                let message = format!("{key}: there is no named pipe {}; make it with mkfifo", path.display());
+                problems.push(Failure::new(ExitCode::NoInput, message));
+            }
+            FeedOptions::Spool
+        }
+        CorpusOrigin::Http | CorpusOrigin::Stdin => FeedOptions::Spool,
+    }
 }
 
 fn expand(patterns: &[String], key: &str, problems: &mut Vec<Failure>) -> Vec<PathBuf> {
@@ -206,13 +258,4 @@ fn expand(patterns: &[String], key: &str, problems: &mut Vec<Failure>) -> Vec<Pa
         }
     }
     files
-}
-
-impl From<CorpusFormat> for Format {
-    fn from(format: CorpusFormat) -> Self {
-        match format {
-            CorpusFormat::Text => Format::Text,
-            CorpusFormat::Jsonl => Format::JsonLines,
-        }
-    }
 }

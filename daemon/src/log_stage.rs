@@ -3,11 +3,14 @@
 //! A disk that is full stops nothing: the stage keeps the group that does not fit and tries again, and what comes before it
 //! backs up in the bounded queues.
 
+use crate::push::Inboxes;
 use crossbeam::channel::{Receiver, RecvTimeoutError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::log::{HeldBack, Need, Retention};
 use store::stage::{StageControl, StageMetrics};
-use store::{Entry, LogWriter, StoreError};
+use store::{Entry, LogWriter, SourceCursor, StoreError};
 
 /// Nothing is due: look again after this long.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -32,6 +35,10 @@ pub struct Keeping {
 pub struct LogStage {
     log: LogWriter,
     keeping: Keeping,
+    /// Told what is durable, so that they can let go of it.
+    inboxes: Arc<Inboxes>,
+    /// Newest cursor of each source that reads an inbox, since the last sync.
+    appended: BTreeMap<Arc<str>, SourceCursor>,
     /// Looked at only while there is no room: everything that fits is written before a stop.
     control: StageControl,
     metrics: StageMetrics,
@@ -43,8 +50,14 @@ pub struct LogStage {
 
 impl LogStage {
     /// A stage that writes `log`.
-    pub fn new(log: LogWriter, keeping: Keeping, control: StageControl, metrics: StageMetrics) -> Self {
-        Self { log, keeping, control, metrics, looked: None, told: None }
+    pub fn new(
+        log: LogWriter,
+        keeping: Keeping,
+        inboxes: Arc<Inboxes>,
+        control: StageControl,
+        metrics: StageMetrics,
+    ) -> Self {
+        Self { log, keeping, inboxes, appended: BTreeMap::new(), control, metrics, looked: None, told: None }
     }
 
     /// Appends every group as one block and makes blocks durable in time; seals the log when its input ends.
@@ -97,6 +110,9 @@ impl LogStage {
         if waited {
             tracing::info!("there is disk space again");
         }
+        for entry in entries.iter().filter(|entry| self.inboxes.holds(&entry.cursor.source)) {
+            self.appended.insert(Arc::clone(&entry.cursor.source), entry.cursor.clone());
+        }
         self.metrics.items_in.inc_by(entries.len() as u64);
         self.metrics.in_flight.add(entries.len() as i64);
         Ok(true)
@@ -105,6 +121,7 @@ impl LogStage {
     fn sync(&mut self) -> Result<(), StoreError> {
         let durable = self.log.sync()?;
         tracing::debug!(%durable, "made durable");
+        std::mem::take(&mut self.appended).values().for_each(|cursor| self.inboxes.durable(cursor));
         let written = self.metrics.in_flight.get();
         self.metrics.items_out.inc_by(written.max(0) as u64);
         self.metrics.in_flight.set(0);

@@ -6,20 +6,24 @@
 use crate::configuration::Configuration;
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::{Inputs, LoadedTeacher};
+use crate::live::{Live, Standing};
 use crate::log_stage::{Keeping, LogStage};
+use crate::push::Inboxes;
+use crate::state_folder::StateFolder;
 use crate::threads::Pools;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
-use ingest::{Ingest, IngestOptions, IngestStatus, IngestTeacher};
+use ingest::quarantine::{Quarantine, retry_corpus};
+use ingest::{Changes, Ingest, IngestOptions, IngestStatus, IngestTeacher, Overrides};
 use prometheus::Registry;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use store::log::Retention;
 use store::stage::{StageControl, StageMetrics};
 use store::{Entry, Group, LogOptions, LogReader, LogWriter, SequenceNumber};
-use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions};
-use trainer::{Event, Outcome, Request, Trainer, TrainerProgress};
+use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions, TeacherWatch};
+use trainer::{Event, Outcome, Releases, Request, Trainer, TrainerProgress};
 
 /// Events of the trainer that wait for the supervisor, at most.
 const EVENTS: usize = 256;
@@ -74,10 +78,18 @@ pub struct Pipeline {
     pub events: Receiver<Event>,
     /// Asks the trainer for a checkpoint or an export; `None`: there is no trainer.
     pub requests: Option<Sender<Request>>,
+    /// Releases beside the trainer; `None`: there is no trainer.
+    pub releases: Option<Releases>,
     /// The log.
     pub log: LogReader,
     /// What ingest is doing; `None`: there is no corpus.
     pub ingest: Option<Arc<IngestStatus>>,
+    /// What the teachers that label are doing, by name.
+    pub teachers: Vec<(String, TeacherWatch)>,
+    /// Where documents are pushed to; empty if no corpus takes any.
+    pub inboxes: Arc<Inboxes>,
+    /// Changes what is read; `None`: there is no corpus.
+    pub live: Option<Arc<Live>>,
     bodies: Vec<(&'static str, Body)>,
     threads: Vec<JoinHandle<()>>,
     end: Sender<StageEnd>,
@@ -93,8 +105,10 @@ pub struct Setup<'a> {
     pub configuration: &'a Configuration,
     /// Its teachers and corpora.
     pub inputs: &'a Inputs,
-    /// The teachers that label, loaded; none if there is nothing to label.
-    pub runners: Vec<Runner>,
+    /// The folder that has the history of changes.
+    pub state: &'a Arc<StateFolder>,
+    /// The teachers that label, loaded and watched; none if there is nothing to label.
+    pub runners: Vec<(Runner, TeacherWatch)>,
     /// Where stages register their metrics.
     pub registry: &'a Registry,
     /// The threads of labelling and training.
@@ -111,24 +125,49 @@ impl Pipeline {
         let controls = Controls::default();
         let progress = Arc::new(TrainerProgress::default());
         let mut bodies = Vec::new();
-        let (log, ingest) = if setup.configuration.corpus.is_empty() {
-            (open_reader(&setup)?, None)
+        let watched = setup.runners.iter().map(|(runner, watch)| (runner.name().to_owned(), watch.clone()));
+        let teachers = watched.collect();
+        let (log, reading, inboxes) = if setup.configuration.corpus.is_empty() {
+            (open_reader(&setup)?, None, Arc::default())
         } else {
-            let (log, ingest) = open_labelling(&mut setup, &controls, &progress, &mut bodies)?;
-            (log, Some(ingest))
+            let (log, reading, inboxes) = open_labelling(&mut setup, &controls, &progress, &mut bodies)?;
+            (log, Some(reading), inboxes)
         };
         let (events_in, events) = bounded(EVENTS);
-        let requests = match &setup.configuration.student {
+        let (requests, releases, inputs) = match &setup.configuration.student {
             Some(_) => {
-                let (requests, body) = open_trainer(&setup, &controls, log.clone(), progress, events_in.clone())?;
-                bodies.push(("trainer", body));
-                Some(requests)
+                let training = open_trainer(&setup, &controls, log.clone(), progress, events_in.clone())?;
+                bodies.push(("trainer", training.body));
+                (Some(training.requests), Some(training.releases), Some(training.inputs))
             }
-            None => None,
+            None => (None, None, None),
+        };
+        let (ingest, live) = match reading {
+            Some(Reading { status, changes }) => {
+                let (state, inboxes) = (Arc::clone(setup.state), Arc::clone(&inboxes));
+                let live = Live::new(changes, state, inboxes, setup.configuration, setup.inputs, inputs)?;
+                (Some(status), Some(Arc::new(live)))
+            }
+            None => (None, None),
         };
         let (end, ends) = unbounded(); // one message per stage
         let threads = Vec::new();
-        Ok(Self { controls, ends, events, requests, log, ingest, bodies, threads, end, _events: events_in })
+        Ok(Self {
+            controls,
+            ends,
+            events,
+            requests,
+            releases,
+            log,
+            ingest,
+            teachers,
+            inboxes,
+            live,
+            bodies,
+            threads,
+            end,
+            _events: events_in,
+        })
     }
 
     /// Starts a thread per stage. Returns how many will report their end.
@@ -155,24 +194,51 @@ impl Pipeline {
     }
 }
 
+/// The two ends of ingest that are held while it runs.
+struct Reading {
+    status: Arc<IngestStatus>,
+    changes: Changes,
+}
+
+/// The trainer, and what is held of it while it runs.
+struct Training {
+    requests: Sender<Request>,
+    releases: Releases,
+    inputs: trainer::Inputs,
+    body: Body,
+}
+
 /// corpora → ingest → \[groups\] → teachers → \[complete groups\] → log
 fn open_labelling(
     setup: &mut Setup<'_>,
     controls: &Controls,
     progress: &Arc<TrainerProgress>,
     bodies: &mut Vec<(&'static str, Body)>,
-) -> Result<(LogReader, Arc<IngestStatus>), Failure> {
+) -> Result<(LogReader, Reading, Arc<Inboxes>), Failure> {
     let runners = std::mem::take(&mut setup.runners);
     let Setup { configuration, registry, .. } = *setup;
     let log = open_writer(setup)?;
     let reader = log.reader();
-    let ingest = open_ingest(setup, &log)?;
-    let status = ingest.status();
+    let folder = configuration.run.state_dir.join("quarantine");
+    let quarantine = Quarantine::new(folder, configuration.quarantine.max_bytes)?;
+    let inboxes = Arc::new(Inboxes::open(configuration, setup.inputs, log.cursors(), &quarantine, registry)?);
+    let durable_end = Arc::new(AtomicU64::new(log.next().0));
+    setup.state.resume_at(log.next().0)?;
+    let ingest = open_ingest(setup, &log, &inboxes, quarantine, &durable_end)?;
+    let reading = Reading { status: ingest.status(), changes: ingest.changes() };
+    for (name, pump) in inboxes.pumps(&controls.ingest) {
+        bodies.push((name, Box::new(move || pump().map(|()| Ended::Done))));
+    }
     let (groups_in, groups) = bounded::<Group>(1);
     let (complete_in, complete) = bounded::<Vec<Entry>>(1);
 
     let control = controls.ingest.clone();
-    let gate = backlog_gate(configuration, reader.clone(), progress);
+    let within_backlog = backlog_gate(configuration, reader.clone(), progress);
+    let durable = reader.clone();
+    let gate = move || {
+        durable_end.store(durable.durable().end().0, Ordering::Relaxed);
+        within_backlog()
+    };
     let body = move || ingest.run(&control, &gate, groups_in).map(|()| Ended::Done).map_err(Failure::from);
     bodies.push(("ingest", Box::new(body)));
 
@@ -190,10 +256,11 @@ fn open_labelling(
 
     let metrics = StageMetrics::register(registry, "log")
         .map_err(|error| Failure::new(ExitCode::Software, format!("cannot register a metric: {error}")))?;
-    let stage = LogStage::new(log, keeping(setup, &reader, progress)?, controls.log.clone(), metrics);
+    let keeping = keeping(setup, &reader, progress)?;
+    let stage = LogStage::new(log, keeping, Arc::clone(&inboxes), controls.log.clone(), metrics);
     let body = move || stage.run(&complete).map(|()| Ended::Done).map_err(Failure::from);
     bodies.push(("log", Box::new(body)));
-    Ok((reader, status))
+    Ok((reader, reading, inboxes))
 }
 
 /// log → trainer → student
@@ -203,23 +270,28 @@ fn open_trainer(
     log: LogReader,
     progress: Arc<TrainerProgress>,
     events: Sender<Event>,
-) -> Result<(Sender<Request>, Body), Failure> {
-    let Setup { configuration, inputs, registry, until_step, pools, .. } = setup;
-    let Some(options) = crate::training::options(configuration, inputs, *until_step, pools.train.clone()) else {
+) -> Result<Training, Failure> {
+    let Setup { configuration, registry, until_step, pools, .. } = setup;
+    let Some(options) = crate::training::options(configuration, setup.inputs, *until_step, pools.train.clone()) else {
         return Err(Failure::new(ExitCode::Configuration, "there is no [student]"));
     };
-    let mut trainer = Trainer::open(options, log, progress, registry)?;
+    let (need, inputs) = (progress.need.clone(), options.inputs.clone());
+    let mut trainer = Trainer::open(options.clone(), log.clone(), progress, registry)?;
     let (requests_in, requests) = bounded(16);
+    let events_of_releases = events.clone();
+    let report = Box::new(move |event| drop(events_of_releases.send(event)));
     let control = controls.trainer.clone();
+    let releases = Releases::open(options, log, need, control, requests_in.clone(), report, registry)?;
+    let beside = releases.clone();
     let body = move || {
         let mut publish = |event| match event {
             // A console that is held up costs the report of a step, never the step.
             Event::Step(_) => drop(events.try_send(event)),
             _ => drop(events.send(event)),
         };
-        trainer.run(&control, &requests, &mut publish).map(Ended::Trainer).map_err(Failure::from)
+        beside.run(&mut trainer, requests, &mut publish).map(Ended::Trainer).map_err(Failure::from)
     };
-    Ok((requests_in, Box::new(body)))
+    Ok(Training { requests: requests_in, releases, inputs, body: Box::new(body) })
 }
 
 fn open_writer(setup: &Setup<'_>) -> Result<LogWriter, Failure> {
@@ -270,20 +342,32 @@ fn open_reader(setup: &Setup<'_>) -> Result<LogReader, Failure> {
     Ok(log)
 }
 
-fn open_ingest(setup: &Setup<'_>, log: &LogWriter) -> Result<Ingest, Failure> {
+fn open_ingest(
+    setup: &Setup<'_>,
+    log: &LogWriter,
+    inboxes: &Inboxes,
+    quarantine: Quarantine,
+    durable_end: &Arc<AtomicU64>,
+) -> Result<Ingest, Failure> {
     let Setup { configuration, inputs, registry, .. } = setup;
     let labelling = inputs.teachers.iter().filter(|teacher| teacher.section.labels).count();
     let batch_tokens = configuration.queue.batch_tokens;
     let options = IngestOptions {
         seed: configuration.run.seed,
         alpha: configuration.sampling.alpha,
-        corpora: inputs.corpora.clone(),
+        corpora: inputs.corpora.iter().cloned().chain([retry_corpus()]).collect(),
         mask_probability: configuration.masking.probability,
+        mask_unit: configuration.masking.unit(),
         max_sequence_length: inputs.max_sequence_length,
         holdout_fraction: configuration.evaluate.holdout_fraction,
         batch_tokens,
         group_tokens: batch_tokens * labelling.max(1), // On average one full batch per teacher.
-        quarantine: configuration.run.state_dir.join("quarantine"),
+        linger: Duration::from_millis(configuration.queue.linger_ms),
+        feeds: configuration.run.state_dir.join("feeds"),
+        durable_end: Arc::clone(durable_end),
+        spools: inboxes.feeds(),
+        quarantine,
+        overrides: overrides(configuration)?,
     };
     let teachers = inputs.teachers.iter().map(|teacher| IngestTeacher {
         name: teacher.section.name.clone(),
@@ -294,8 +378,21 @@ fn open_ingest(setup: &Setup<'_>, log: &LogWriter) -> Result<Ingest, Failure> {
     Ok(Ingest::open(options, teachers.collect(), log.cursors(), log.next(), registry)?)
 }
 
+/// What was set by hand in earlier runs.
+fn overrides(configuration: &Configuration) -> Result<Overrides, Failure> {
+    let made = StateFolder::changes(&configuration.run.state_dir)?;
+    let standing = Standing::of(made.iter().map(|made| &made.change));
+    Ok(Overrides {
+        shares: standing.shares.into_iter().map(|(language, share)| (language.into(), share)).collect(),
+        paused: standing.paused.into_iter().map(Into::into).collect(),
+    })
+}
+
 /// Loads the weights of the teachers that label; none if there is nothing to label.
-pub fn load_runners(configuration: &Configuration, teachers: &[LoadedTeacher]) -> Result<Vec<Runner>, Failure> {
+pub fn load_runners(
+    configuration: &Configuration,
+    teachers: &[LoadedTeacher],
+) -> Result<Vec<(Runner, TeacherWatch)>, Failure> {
     if configuration.corpus.is_empty() {
         return Ok(Vec::new());
     }
@@ -303,7 +400,8 @@ pub fn load_runners(configuration: &Configuration, teachers: &[LoadedTeacher]) -
     labelling
         .map(|(index, teacher)| {
             let options = RunnerOptions { name: teacher.section.name.clone(), index, top_k: configuration.store.top_k };
-            Ok(Runner::load(&teacher.section.path, &teacher.tokenizer, options)?)
+            let runner = Runner::load(&teacher.section.path, &teacher.tokenizer, options)?;
+            Ok((runner, TeacherWatch::new(teacher.section.stall_options())))
         })
         .collect()
 }

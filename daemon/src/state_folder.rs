@@ -1,10 +1,12 @@
 //! The state folder: one process at a time, and a file that says what the run is.
 
 use crate::failure::{ExitCode, Failure};
+use crate::live::{Change, MadeChange};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use store::Identity;
 
@@ -13,6 +15,8 @@ use store::Identity;
 pub struct StateFolder {
     path: PathBuf,
     _lock: File,
+    /// One change of `run.json` at a time.
+    writing: Mutex<()>,
 }
 
 /// `run.json`: what the run is, and what changed when.
@@ -27,6 +31,24 @@ struct HistoryEntry {
     at_unix_seconds: u64,
     version: String,
     event: String,
+    /// A change that was made while the daemon ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    change: Option<Change>,
+    /// Sequence number of the first entry of the log that was drawn with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    from_sequence: Option<u64>,
+}
+
+impl HistoryEntry {
+    fn now(event: String) -> Self {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self { at_unix_seconds: unix_seconds(), version, event, change: None, from_sequence: None }
+    }
+}
+
+/// The time.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl StateFolder {
@@ -48,21 +70,58 @@ impl StateFolder {
         }
         let written = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
         written.map_err(|error| Failure::io("write", &lock_path, &error))?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), _lock: lock, writing: Mutex::new(()) })
+    }
+
+    /// The changes of what is read that were made in the state folder at `path`, in order.
+    pub fn changes(path: &Path) -> Result<Vec<MadeChange>, Failure> {
+        let history = RunFile::read(&path.join("run.json"))?.map_or(Vec::new(), |file| file.history);
+        let made = history.into_iter().filter_map(|entry| {
+            let (at_unix_seconds, from_sequence) = (entry.at_unix_seconds, entry.from_sequence.unwrap_or(0));
+            entry.change.map(|change| MadeChange { from_sequence, at_unix_seconds, change })
+        });
+        Ok(made.collect())
+    }
+
+    /// Durably notes a change that applies from entry `from_sequence` on.
+    pub fn note_change(&self, from_sequence: u64, change: &Change) -> Result<(), Failure> {
+        self.rewrite(|file| {
+            let entry = HistoryEntry::now(change.describe());
+            file.history.push(HistoryEntry {
+                change: Some(change.clone()),
+                from_sequence: Some(from_sequence),
+                ..entry
+            });
+        })
+    }
+
+    /// The log goes on with entry `next`. What was drawn from there on before was lost, so changes that were to apply later
+    /// apply from here on.
+    pub fn resume_at(&self, next: u64) -> Result<(), Failure> {
+        let late = |entry: &HistoryEntry| entry.from_sequence.is_some_and(|from| from > next);
+        let file = RunFile::read(&self.path.join("run.json"))?;
+        if !file.is_some_and(|file| file.history.iter().any(late)) {
+            return Ok(());
+        }
+        self.rewrite(|file| {
+            file.history.iter_mut().filter(|entry| late(entry)).for_each(|entry| entry.from_sequence = Some(next));
+        })
+    }
+
+    fn rewrite(&self, change: impl FnOnce(&mut RunFile)) -> Result<(), Failure> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.path.join("run.json");
+        let missing = || Failure::new(ExitCode::DataError, format!("{} is gone", path.display()));
+        let mut file = RunFile::read(&path)?.ok_or_else(missing)?;
+        change(&mut file);
+        file.write(&path)
     }
 
     /// Refuses a folder that belongs to another run; notes the start in its history.
     pub fn check_identity(&self, identity: &Identity) -> Result<(), Failure> {
         let path = self.path.join("run.json");
-        let mut file = match std::fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str::<RunFile>(&text).map_err(|error| {
-                Failure::new(ExitCode::DataError, format!("{} is damaged: {error}", path.display()))
-            })?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                RunFile { identity: identity.clone(), history: Vec::new() }
-            }
-            Err(error) => return Err(Failure::io("read", &path, &error)),
-        };
+        let fresh = || RunFile { identity: identity.clone(), history: Vec::new() };
+        let mut file = RunFile::read(&path)?.unwrap_or_else(fresh);
         let differences = file.identity.differences(identity);
         if !differences.is_empty() {
             let message = format!(
@@ -78,11 +137,26 @@ impl StateFolder {
             () => format!("started with {} teachers (was {})", identity.teachers.len(), file.identity.teachers.len()),
         };
         file.identity = identity.clone();
-        let at_unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        file.history.push(HistoryEntry { at_unix_seconds, version: env!("CARGO_PKG_VERSION").to_owned(), event });
-        let text = serde_json::to_string_pretty(&file)
+        file.history.push(HistoryEntry::now(event));
+        file.write(&path)
+    }
+}
+
+impl RunFile {
+    /// `None`: there is none yet.
+    fn read(path: &Path) -> Result<Option<Self>, Failure> {
+        let damaged = |error| Failure::new(ExitCode::DataError, format!("{} is damaged: {error}", path.display()));
+        match std::fs::read_to_string(path) {
+            Ok(text) => serde_json::from_str(&text).map(Some).map_err(damaged),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Failure::io("read", path, &error)),
+        }
+    }
+
+    fn write(&self, path: &Path) -> Result<(), Failure> {
+        let text = serde_json::to_string_pretty(self)
             .map_err(|error| Failure::new(ExitCode::Software, format!("cannot write {}: {error}", path.display())))?;
-        write_durably(&path, text.as_bytes()).map_err(|error| Failure::io("write", &path, &error))
+        write_durably(path, text.as_bytes()).map_err(|error| Failure::io("write", path, &error))
     }
 }
 

@@ -1,18 +1,22 @@
 //! What the daemon tells about itself, and the commands it takes: `ops` serves both.
 
 use crate::figures::Figures;
+use crate::live::Live;
 use crate::pipeline::{Controls, Pipeline};
+use crate::push::Inboxes;
 use crossbeam::channel::{Sender, bounded};
-use ops::{Command, CommandError, Stage};
+use ingest::quarantine::Which;
+use ops::{Command, CommandError, Push, PushTarget, Stage};
 use prometheus::Registry;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use store::LogReader;
 use store::stage::StageControl;
-use trainer::{Event, Request};
+use teacher::{Activity, TeacherWatch};
+use trainer::{Event, ReleaseError, ReleaseStatus, Releases, Request, TrainerError};
 
 /// A checkpoint or an export is answered within this time, or the client is told to look later.
 const REQUEST_LIMIT: Duration = Duration::from_secs(120);
@@ -26,7 +30,11 @@ pub struct Status {
     shutdown: Sender<()>,
     stopping: AtomicBool,
     started: Instant,
-    steps: u64,
+    steps: Option<u64>,
+    releases: Option<Releases>,
+    inboxes: Arc<Inboxes>,
+    live: Option<Arc<Live>>,
+    teachers: Vec<(String, TeacherWatch)>,
     seen: Mutex<Seen>,
 }
 
@@ -41,7 +49,7 @@ struct Seen {
 
 impl Status {
     /// The status of `pipeline`; a shutdown command is sent to `shutdown`.
-    pub fn new(pipeline: &Pipeline, registry: Registry, steps: u64, shutdown: Sender<()>) -> Self {
+    pub fn new(pipeline: &Pipeline, registry: Registry, steps: Option<u64>, shutdown: Sender<()>) -> Self {
         Self {
             controls: pipeline.controls.clone(),
             log: pipeline.log.clone(),
@@ -51,6 +59,10 @@ impl Status {
             stopping: AtomicBool::new(false),
             started: Instant::now(),
             steps,
+            releases: pipeline.releases.clone(),
+            inboxes: Arc::clone(&pipeline.inboxes),
+            live: pipeline.live.clone(),
+            teachers: pipeline.teachers.clone(),
             seen: Mutex::new(Seen {
                 figures: Figures::new(registry),
                 step: Value::Null,
@@ -79,6 +91,7 @@ impl Status {
                 seen.waiting_for = Some(language.to_string());
                 ("waiting", json!({"language": language}))
             }
+            Event::Release(release) => ("release", serde_json::to_value(release).unwrap_or(Value::Null)),
             Event::Resumed { step, evaluation } => {
                 seen.step = json!({"step": step});
                 seen.evaluation = serde_json::to_value(evaluation).unwrap_or(Value::Null);
@@ -132,6 +145,40 @@ impl Status {
         json!({"state": self.state()})
     }
 
+    /// Has a release begun or cancelled. Answers how it is.
+    fn release(
+        &self,
+        ask: impl FnOnce(&Releases) -> Result<ReleaseStatus, ReleaseError>,
+    ) -> Result<Value, CommandError> {
+        let error = |status, code, message| CommandError { status, code, message };
+        let releases = self.releases.as_ref();
+        let releases = releases.ok_or_else(|| error(409, "no_student", "this run trains no student".to_owned()))?;
+        let release = ask(releases).map_err(|failed| {
+            let message = failed.to_string();
+            match failed {
+                ReleaseError::Running { .. } | ReleaseError::Beginning => error(409, "release_running", message),
+                ReleaseError::NoneRunning => error(409, "no_release", message),
+                ReleaseError::NoSteps => error(400, "invalid_body", message),
+                ReleaseError::TrunkEnded => error(409, "trainer_ended", message),
+                ReleaseError::Branch(_) => error(409, "cannot_branch", message),
+                ReleaseError::NoAnswer => error(504, "timeout", message),
+                ReleaseError::Trainer(TrainerError::ExportTarget { .. }) => error(400, "invalid_out", message),
+                ReleaseError::Trainer(_) => error(500, "failed", message),
+            }
+        })?;
+        serde_json::to_value(release).map_err(|failed| error(500, "failed", failed.to_string()))
+    }
+
+    /// What is read, how, and what was changed about that.
+    fn corpora(&self) -> Value {
+        let status = self.ingest.as_ref().map(|ingest| serde_json::to_value(&**ingest).unwrap_or(Value::Null));
+        let mut status = status.unwrap_or(Value::Null);
+        if let (Value::Object(fields), Some(live)) = (&mut status, &self.live) {
+            fields.insert("changes".to_owned(), live.latest());
+        }
+        status
+    }
+
     /// Sends a request to the trainer and waits for its answer.
     fn ask_trainer(
         &self,
@@ -149,6 +196,18 @@ impl Status {
             Err(_) => Err(error(504, "timeout", "no answer from the trainer yet; the request is still queued")),
         }
     }
+}
+
+/// A teacher's name, and what it is doing.
+fn teacher_status((name, watch): &(String, TeacherWatch)) -> (String, Value) {
+    let (state, since) = match watch.activity() {
+        Activity::Idle => ("idle", None),
+        Activity::Labelling(since) => ("labelling", Some(since)),
+        Activity::Stalled(since) => ("stalled", Some(since)),
+    };
+    let since = since.and_then(|since| since.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs_f64());
+    let dropped_copies = watch.dropped_copies();
+    (name.clone(), json!({"state": state, "since_unix_seconds": since, "dropped_copies": dropped_copies}))
 }
 
 impl ops::Control for Status {
@@ -187,21 +246,28 @@ impl ops::Control for Status {
                 "bytes": seen.figures.value("mergedistill_log_size_bytes") as u64,
                 "segments": seen.figures.value("mergedistill_log_segments") as u64,
             },
-            "corpora": self.ingest.as_ref().map(|ingest| serde_json::to_value(&**ingest).unwrap_or(Value::Null)),
+            "teachers": self.teachers.iter().map(teacher_status).collect::<serde_json::Map<_, _>>(),
+            "corpora": self.corpora(),
+            "inboxes": self.inboxes.status(),
             "train": train,
             "evaluation": seen.evaluation,
+            "release": self.releases.as_ref().and_then(Releases::status),
         })
     }
 
     fn ready(&self) -> Result<(), String> {
         match self.state() {
             "stopping" => Err("the daemon is stopping".to_owned()),
-            _ => Ok(()),
+            _ => self.inboxes.failure().map_or(Ok(()), Err),
         }
     }
 
     fn alive(&self) -> Result<(), String> {
         self.seen().failure.clone().map_or(Ok(()), Err)
+    }
+
+    fn push(&self, target: &PushTarget) -> Result<Box<dyn Push>, CommandError> {
+        self.inboxes.push(target)
     }
 
     fn command(&self, command: Command) -> Result<Value, CommandError> {
@@ -210,6 +276,19 @@ impl ops::Control for Status {
             Command::Resume { stage } => Ok(self.set_paused(stage, false)),
             Command::Checkpoint => self.ask_trainer(|reply| Request::Checkpoint { reply }),
             Command::Export { out } => self.ask_trainer(|reply| Request::Export { out, reply }),
+            Command::Release { steps, out } => self.release(|releases| releases.begin(steps, out)),
+            Command::CancelRelease => self.release(Releases::cancel),
+            Command::RetryQuarantined { ids, corpus } => {
+                let which = if ids.is_empty() { Which::All { corpus } } else { Which::Notes(ids) };
+                self.inboxes.retry(&which, self.log.durable().end())
+            }
+            Command::ChangeCorpora(change) => match &self.live {
+                Some(live) => live.change(change),
+                None => {
+                    let message = "this run has no corpus, so it reads nothing".to_owned();
+                    Err(CommandError { status: 409, code: "no_corpus", message })
+                }
+            },
             Command::Shutdown => {
                 let _ = self.shutdown.try_send(()); // Full: a shutdown is under way.
                 Ok(json!({"state": "stopping"}))

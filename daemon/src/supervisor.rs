@@ -9,7 +9,7 @@ use crate::state_folder::StateFolder;
 use crate::status::Status;
 use crate::threads::Pools;
 use crossbeam::channel::{Receiver, bounded, select, tick};
-use ops::{EventHub, OpsOptions, Server};
+use ops::{EventHub, OpsOptions, Server, Token};
 use prometheus::Registry;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -35,10 +35,13 @@ pub struct Summary {
 
 /// Runs until the work is done, a signal or a command asks for a stop, or a stage fails.
 pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Console) -> Result<Summary, Failure> {
+    let (configuration, notes) = crate::live::in_effect(configuration)?;
+    notes.iter().for_each(|note| tracing::info!("{note}"));
+    let configuration = &configuration;
     let mut inputs = Inputs::open(configuration)?;
     // Whatever may be wrong with a teacher comes before the state folder says whose it is.
     let runners = crate::pipeline::load_runners(configuration, &inputs.teachers)?;
-    let state = StateFolder::open(&configuration.run.state_dir)?;
+    let state = Arc::new(StateFolder::open(&configuration.run.state_dir)?);
     if configuration.corpus.is_empty() {
         let log = store::LogReader::open(&configuration.store.path)?;
         inputs.arrange_for(log.identity())?;
@@ -50,19 +53,31 @@ pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Con
     let registry = Registry::new();
     let required = trainer::required_position(&configuration.run.state_dir)?;
     let pools = Pools::open(configuration.threads)?;
-    let setup = Setup { configuration, inputs: &inputs, runners, registry: &registry, pools, until_step, required };
+    let setup = Setup {
+        configuration,
+        inputs: &inputs,
+        state: &state,
+        runners,
+        registry: &registry,
+        pools,
+        until_step,
+        required,
+    };
     let mut pipeline = Pipeline::open(setup)?;
 
     let (shutdown_in, shutdown) = bounded(1);
     let status = Arc::new(Status::new(&pipeline, registry.clone(), configuration.train.steps, shutdown_in));
     let hub = EventHub::default();
-    let options = OpsOptions { http: Some(configuration.ops.http), socket: Some(configuration.ops.socket.clone()) };
+    let ops = &configuration.ops;
+    let token = ops.token_file.as_deref().map(Token::read).transpose()?;
+    let options = OpsOptions { http: Some(ops.http), socket: Some(ops.socket.clone()), token };
     let server = Server::start(options, registry, Arc::clone(&status) as Arc<dyn ops::Control>, hub.clone())?;
     if let Some(address) = server.http_address() {
         console.say(&format!("live page: http://{address}"));
     }
     // Until here a signal ends the process at once, which loses nothing.
     let signals = watch_signals()?;
+    let inboxes = Arc::clone(&pipeline.inboxes);
     let running = pipeline.start()?;
     ops::notify::ready();
 
@@ -77,6 +92,7 @@ pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Con
         summary: Summary::default(),
     };
     let result = supervisor.watch(pipeline, running, &signals, &shutdown);
+    inboxes.close();
     ops::notify::stopping();
     server.stop();
     result
@@ -156,7 +172,7 @@ impl Supervisor<'_> {
                 tracing::info!(step, "resumed from a checkpoint");
                 self.summary.last_evaluation = evaluation;
             }
-            Event::Step(_) | Event::Waiting { .. } => {}
+            Event::Step(_) | Event::Waiting { .. } | Event::Release(_) => {}
         }
     }
 

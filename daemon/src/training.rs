@@ -2,11 +2,12 @@
 
 use crate::configuration::Configuration;
 use crate::inputs::Inputs;
+use ingest::CorpusOptions;
 use model::RolePool;
 use std::sync::Arc;
 use trainer::{
-    BestBy, Copies, CopyWeight, EvaluationOptions, Input, KdTarget, LossNorm, StudentOptions, TrainOptions,
-    TrainerOptions, TrainerTeacher, WhenShort,
+    BestBy, Copies, CopyWeight, EvaluationOptions, Input, KdTarget, LossNorm, Schedule, StudentOptions, TrainOptions,
+    TrainerOptions, TrainerTeacher, Turns, WhenShort,
 };
 
 /// What the trainer is made from; `None`: the configuration has no student.
@@ -44,16 +45,24 @@ pub fn options(
         },
         alpha: configuration.sampling.alpha,
         teachers: teachers.collect(),
-        inputs: inputs_for_training(inputs),
+        inputs: inputs_for_training(&inputs.corpora, inputs.languages()).into(),
         pool,
+        turns: Turns::default(),
+        trunk: None,
     })
 }
 
-/// The corpora that are read for training; none: the log is trained from as it is.
-fn inputs_for_training(inputs: &Inputs) -> Vec<Input> {
-    let for_training = inputs.corpora.iter().filter(|corpus| !corpus.evaluation_only);
+/// What is read of the corpora for training; none: the log is trained from as it is. `languages` are the teachers'.
+pub fn inputs_for_training<'a>(
+    corpora: &[CorpusOptions],
+    languages: impl Iterator<Item = &'a str> + Clone,
+) -> Vec<Input> {
+    let for_training = corpora.iter().filter(|corpus| !corpus.evaluation_only);
     for_training
-        .map(|corpus| Input { source: corpus.name.clone(), language: corpus.language.clone(), finite: true })
+        .flat_map(|corpus| {
+            let sources = corpus.sources(languages.clone()).into_iter();
+            sources.map(|(source, language)| Input { source, language, finite: corpus.is_finite() })
+        })
         .collect()
 }
 
@@ -61,6 +70,10 @@ fn train_options(configuration: &Configuration, until_step: Option<u64>) -> Trai
     let section = &configuration.train;
     TrainOptions {
         steps: section.steps,
+        schedule: match (section.schedule, section.lambda_steps, section.lambda_floor) {
+            ("trunk", Some(lambda_steps), Some(lambda_floor)) => Schedule::Trunk { lambda_steps, lambda_floor },
+            _ => Schedule::Linear,
+        },
         until_step,
         batch_examples: section.batch_examples,
         micro_batch_tokens: section.micro_batch_tokens,

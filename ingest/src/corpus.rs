@@ -1,39 +1,121 @@
 //! A corpus as it is configured: which files, in which form, in which language.
 
-use crate::IngestError;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
+use crate::feed::FeedOptions;
+use crate::{FormatOptions, IngestError};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// One corpus of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CorpusOptions {
-    /// Name, unique among the corpora; the `source` of its records.
+    /// Name, unique among the corpora; the `source` of its records, unless it has several languages.
     pub name: String,
-    /// Language of all its documents.
-    pub language: String,
-    /// Its files (see [`expand`]); they are read in the order of their paths.
-    pub files: Vec<PathBuf>,
-    /// Form of the files.
-    pub format: Format,
+    /// Language of its documents.
+    pub language: Language,
+    /// Where its files come from.
+    pub feed: FeedOptions,
+    /// How the files are read.
+    pub format: FormatOptions,
     /// How often the corpus is labelled, each time with new masks; at least 1.
     pub rounds: u32,
     /// Every document is held out, and all are read once, before any other corpus.
     pub evaluation_only: bool,
+    /// A document with the text of one of its source's last so many documents is skipped; 0: none is.
+    pub deduplicate: usize,
+    /// Documents that are tried again: read before those of other corpora, without a share, and not waited for when all other
+    /// input has ended.
+    pub retry: bool,
 }
 
-/// How documents are laid out in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Format {
-    /// Plain UTF-8 text; documents are separated by one or more empty lines (only ASCII white space counts as empty).
-    #[serde(rename = "text")]
-    Text,
-    /// One JSON object a line, with the document in its field `text`.
-    #[serde(rename = "jsonl")]
-    JsonLines,
+/// How the language of a document is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Language {
+    /// All documents of the corpus have this one.
+    Fixed(String),
+    /// It is in the documents' [`FormatOptions::language_field`]. The corpus becomes one source per language of the
+    /// teachers, `<name>:<language>`; each reads the whole corpus and passes over the documents of the others.
+    Field,
+}
+
+impl CorpusOptions {
+    /// Its sources, as (name, language): the corpus itself, or one per language of the teachers (`languages`, in the order
+    /// of their table; one that comes twice counts once).
+    #[must_use]
+    pub fn sources<'a>(&self, languages: impl IntoIterator<Item = &'a str>) -> Vec<(String, String)> {
+        if let Language::Fixed(language) = &self.language {
+            return vec![(self.name.clone(), language.clone())];
+        }
+        let mut seen = BTreeSet::new();
+        let languages = languages.into_iter().filter(|language| seen.insert(*language));
+        languages.map(|language| (format!("{}:{language}", self.name), language.to_owned())).collect()
+    }
+
+    /// Whether it is there as a whole and ends.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        matches!(self.feed, FeedOptions::Files(_))
+    }
+}
+
+/// What one stream reads: a corpus, or one language of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    /// Name in the log.
+    pub(crate) name: Arc<str>,
+    /// Name of its corpus.
+    pub(crate) corpus: Arc<str>,
+    pub(crate) language: Arc<str>,
+    /// `None`: every document is its own.
+    pub(crate) selection: Option<Selection>,
+    pub(crate) format: FormatOptions,
+    pub(crate) rounds: u32,
+    pub(crate) evaluation_only: bool,
+    /// The corpus is a list of files, there as a whole.
+    pub(crate) finite: bool,
+    /// Its files are those of an inbox.
+    pub(crate) spooled: bool,
+    /// See [`CorpusOptions::deduplicate`].
+    pub(crate) deduplicate: usize,
+    /// See [`CorpusOptions::retry`].
+    pub(crate) retry: bool,
+}
+
+/// Which documents of a corpus with several languages belong to a source.
+#[derive(Clone, Debug)]
+pub(crate) struct Selection {
+    /// Languages of all sources of the corpus.
+    pub(crate) languages: Arc<[Arc<str>]>,
+    /// Rejects the documents that belong to none.
+    pub(crate) first: bool,
+}
+
+/// Whose document it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Belongs {
+    /// This source's.
+    Here,
+    /// Another source's.
+    Elsewhere,
+    /// Nobody's, and this source says so.
+    Nowhere,
+}
+
+impl Source {
+    pub(crate) fn belongs(&self, language: Option<&str>) -> Belongs {
+        let Some(selection) = &self.selection else { return Belongs::Here };
+        match language {
+            Some(language) if language == &*self.language => Belongs::Here,
+            Some(language) if selection.languages.iter().any(|known| &**known == language) => Belongs::Elsewhere,
+            _ if selection.first => Belongs::Nowhere,
+            _ => Belongs::Elsewhere,
+        }
+    }
+
+    /// The language under which its feed counts its characters.
+    pub(crate) fn counted(&self) -> Option<&str> {
+        self.selection.as_ref().map(|_| &*self.language)
+    }
 }
 
 /// The files that `pattern` (a path, possibly with `*`, `?`, `[…]`, `**`) names, sorted. Folders are left out.
@@ -61,71 +143,4 @@ pub fn expand(pattern: &Path) -> Result<Vec<PathBuf>, IngestError> {
     }
     files.sort();
     Ok(files)
-}
-
-/// A file of a corpus, with its name in document identifiers.
-#[derive(Clone, Debug)]
-pub(crate) struct CorpusFile {
-    pub(crate) path: PathBuf,
-    pub(crate) name: Arc<str>,
-}
-
-/// Sorts the files and names each: by its file name where that is unique in the corpus, else by its path
-/// below the files' common parent.
-pub(crate) fn name_files(corpus: &str, paths: &[PathBuf]) -> Result<Vec<CorpusFile>, IngestError> {
-    let mut paths = paths.to_vec();
-    paths.sort();
-    paths.dedup();
-    let base_name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-    let mut occurrences: BTreeMap<String, usize> = BTreeMap::new();
-    for path in &paths {
-        *occurrences.entry(base_name(path)).or_default() += 1;
-    }
-    let parent = common_parent(&paths);
-    let mut taken: BTreeMap<Arc<str>, PathBuf> = BTreeMap::new();
-    let mut files = Vec::with_capacity(paths.len());
-    for path in paths {
-        let base = base_name(&path);
-        let name: Arc<str> = if occurrences.get(&base) == Some(&1) {
-            base.into()
-        } else {
-            path.strip_prefix(&parent).unwrap_or(&path).to_string_lossy().into()
-        };
-        if let Some(other) = taken.insert(Arc::clone(&name), path.clone()) {
-            return Err(IngestError::Options(format!(
-                "corpus `{corpus}`: `{}` and `{}` cannot be told apart by name; rename one of them",
-                other.display(),
-                path.display()
-            )));
-        }
-        files.push(CorpusFile { path, name });
-    }
-    Ok(files)
-}
-
-/// Characters in a file, read as UTF-8; bytes that are none count as they come.
-pub(crate) fn count_characters(path: &Path) -> Result<u64, IngestError> {
-    let failed = |source| IngestError::Io { doing: "read", path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(failed)?;
-    let mut chunk = vec![0; 1 << 20];
-    let mut characters = 0;
-    loop {
-        match file.read(&mut chunk) {
-            Ok(0) => return Ok(characters),
-            Ok(bytes) => characters += bytecount::num_chars(&chunk[..bytes]) as u64,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed(error)),
-        }
-    }
-}
-
-fn common_parent(paths: &[PathBuf]) -> PathBuf {
-    let mut parents = paths.iter().filter_map(|path| path.parent());
-    let Some(first) = parents.next() else { return PathBuf::new() };
-    let mut common: Vec<_> = first.components().collect();
-    for parent in parents {
-        let shared = common.iter().zip(parent.components()).take_while(|(a, b)| **a == *b).count();
-        common.truncate(shared);
-    }
-    common.into_iter().collect()
 }

@@ -48,6 +48,27 @@ pub enum IngestError {
         /// What is different now.
         problem: String,
     },
+    /// A file that has its place in the reading order is not there, although it was not read yet.
+    #[error(
+        "corpus `{corpus}`: file `{file}` has its place in the reading order and was not read to its end yet, but {problem}; \
+         put it back as it was, or give the corpus a new name to read what is there now"
+    )]
+    Gone {
+        /// Name of the corpus.
+        corpus: String,
+        /// The file, as document identifiers name it.
+        file: String,
+        /// Where it was looked for.
+        problem: String,
+    },
+    /// What was durable in an inbox, or is known of a source's earlier texts, is damaged or missing.
+    #[error("`{path}`: {problem}")]
+    Inbox {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
     /// A tokenizer failed on valid text.
     #[error("cannot tokenise a document of language `{language}` for teacher `{teacher}`: {source}")]
     Tokenise {
@@ -61,4 +82,9 @@ pub enum IngestError {
     /// The metrics are registered already, or clash with others.
     #[error("cannot register the metrics of ingest: {0}")]
     Metrics(#[from] prometheus::Error),
+}
+
+/// A full disk, an exceeded quota or the process's limit on a file's size.
+pub(crate) fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }

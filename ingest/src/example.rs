@@ -4,7 +4,9 @@
 //! teacher, in small pieces and only as far as the next cut needs, so memory stays at a few sequences' worth.
 
 use crate::IngestError;
+use crate::format::{Reason, Rejection};
 use crate::teacher::TeacherTokenizer;
+use model::Tokens;
 use std::sync::Arc;
 use store::Span;
 
@@ -19,9 +21,32 @@ const SPAN_LIMIT_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Example {
     pub(crate) span: Span,
-    pub(crate) characters: u64,
-    /// `[teachers][tokens]`, without special tokens; the text tokenised alone.
-    pub(crate) token_ids: Vec<Vec<u32>>,
+    pub(crate) text: String,
+    /// `[teachers]`, without special tokens; the text tokenised alone, with places in it.
+    pub(crate) tokens: Vec<Tokens>,
+}
+
+impl Example {
+    /// Characters of its text.
+    pub(crate) fn characters(&self) -> u64 {
+        bytecount::num_chars(self.text.as_bytes()) as u64
+    }
+
+    /// Whether no tokenizer covers the text: for every teacher, more than half of its tokens are [UNK].
+    pub(crate) fn is_mostly_unknown(&self, teachers: &[TeacherTokenizer]) -> bool {
+        teachers.iter().zip(&self.tokens).all(|(teacher, tokens)| {
+            let unknown = teacher.tokenizer.special().unk;
+            2 * tokens.ids.iter().filter(|id| **id == unknown).count() > tokens.ids.len()
+        })
+    }
+
+    /// What the quarantine says of text that no tokenizer covers.
+    pub(crate) fn rejection(&self) -> Rejection {
+        let Span { first, end } = self.span;
+        let detail =
+            format!("bytes {first} to {end} of the document: every teacher knows fewer than half of the words");
+        Rejection::new(Reason::MostlyUnknown, detail, self.text.as_bytes()).with_text(&self.text)
+    }
 }
 
 /// Cuts one document.
@@ -85,15 +110,15 @@ impl Segmenter {
         let mut ceiling = self.ceiling();
         loop {
             let cut = self.choose(ceiling);
-            let token_ids = self.token_ids(cut)?;
-            let longest = (0..token_ids.len()).max_by_key(|teacher| token_ids[*teacher].len());
-            let excess = longest.map_or(0, |teacher| token_ids[teacher].len().saturating_sub(self.limit));
+            let tokens = self.tokens(cut)?;
+            let longest = (0..tokens.len()).max_by_key(|teacher| tokens[*teacher].ids.len());
+            let excess = longest.map_or(0, |teacher| tokens[teacher].ids.len().saturating_sub(self.limit));
             let smallest = self.character_end(self.first);
             match longest {
                 Some(teacher) if excess > 0 && cut.at > smallest => {
                     ceiling = self.lower(cut.at, teacher, excess).max(smallest);
                 }
-                _ => return Ok(Some(self.advance(cut, token_ids))),
+                _ => return Ok(Some(self.advance(cut, tokens))),
             }
         }
     }
@@ -246,16 +271,18 @@ impl Segmenter {
         self.pending.iter().map(|tokens| tokens.partition_point(|token| token.first < at)).max().unwrap_or(0)
     }
 
-    /// Ids of `first..cut` tokenised alone: those at hand where that is certain, else tokenised again.
-    fn token_ids(&self, cut: Cut) -> Result<Vec<Vec<u32>>, IngestError> {
+    /// `first..cut` tokenised alone: the tokens at hand where that is certain, else tokenised again.
+    fn tokens(&self, cut: Cut) -> Result<Vec<Tokens>, IngestError> {
         let settled = cut.between_words && self.seams.iter().all(|seam| *seam >= cut.at);
         let text = &self.text[self.first..cut.at];
         let each = self.teachers.iter().zip(&self.pending).map(|(teacher, tokens)| {
             if settled && teacher.composes {
-                let count = tokens.partition_point(|token| token.first < cut.at);
-                Ok(tokens[..count].iter().map(|token| token.id).collect())
+                let tokens = &tokens[..tokens.partition_point(|token| token.first < cut.at)];
+                let place = |token: &Token| (token.first - self.first, token.end - self.first);
+                let ids = tokens.iter().map(|token| token.id).collect();
+                Ok(Tokens { ids, offsets: tokens.iter().map(place).collect() })
             } else {
-                Ok(teacher.encode(text, &self.language)?.ids)
+                teacher.encode(text, &self.language)
             }
         });
         each.collect()
@@ -269,9 +296,8 @@ impl Segmenter {
         if place < at { place } else { self.first }
     }
 
-    fn advance(&mut self, cut: Cut, token_ids: Vec<Vec<u32>>) -> Example {
-        let text = &self.text[self.first..cut.at];
-        let characters = bytecount::num_chars(text.as_bytes()) as u64;
+    fn advance(&mut self, cut: Cut, tokens: Vec<Tokens>) -> Example {
+        let text = self.text[self.first..cut.at].to_owned();
         let span = Span { first: self.first as u64, end: cut.at as u64 };
         self.first = cut.at;
         if cut.between_words {
@@ -285,7 +311,7 @@ impl Segmenter {
             self.seams.clear();
             self.filled = cut.at;
         }
-        Example { span, characters, token_ids }
+        Example { span, text, tokens }
     }
 
     /// The start of the character that `at` lies in; the end of the text if beyond it.

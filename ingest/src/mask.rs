@@ -1,14 +1,34 @@
 //! Masking: 80 % [MASK], 10 % a random token, 10 % kept, as a function of (seed, example, teacher, round).
+//!
+//! What is drawn is a unit: a token, a word of the copy, or a word that all copies of the example have (see
+//! [`MaskUnit`]). Every unit is drawn with the same probability, so that is the expected share of the tokens that may be
+//! masked, whatever the unit. How a masked token is shown is drawn for each token alone.
 
 use crate::teacher::TeacherTokenizer;
+use crate::words::{Word, shared_words, words_of};
+use model::Tokens;
 use model::random::Philox;
 use store::{MaskedCopy, Span};
 
-/// How much is masked, and the seed.
+/// What is masked together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MaskUnit {
+    /// Each token by itself.
+    #[default]
+    Token,
+    /// All tokens of a word. Each copy draws its own words.
+    Word,
+    /// All tokens of a word, and all copies of an example mask the same words of its text. A word that some copy does not
+    /// have, or that some teacher only knows as [UNK], is masked in none.
+    SharedWord,
+}
+
+/// How much is masked, what together, and the seed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Masking {
     pub(crate) seed: u64,
     pub(crate) probability: f64,
+    pub(crate) unit: MaskUnit,
 }
 
 /// What identifies an example.
@@ -29,46 +49,58 @@ mod draw {
 }
 
 impl Masking {
-    /// One teacher's copy of an example whose tokens are `token_ids` (without special tokens). `None`: no token
-    /// may be masked.
-    pub(crate) fn copy(&self, teacher: &TeacherTokenizer, token_ids: &[u32], key: ExampleKey) -> Option<MaskedCopy> {
-        let maskable: Vec<usize> =
-            (0..token_ids.len()).filter(|at| !teacher.tokenizer.is_special(token_ids[*at])).collect();
-        if maskable.is_empty() {
-            return None;
-        }
-        let stream = self.stream(teacher, key);
-        let mut chosen: Vec<usize> = maskable
-            .iter()
-            .copied()
-            .filter(|at| stream.uniform(*at as u64, draw::WHETHER) < self.probability)
-            .collect();
-        if chosen.is_empty() {
-            chosen.push(maskable[stream.below(maskable.len() as u64, 0, draw::AT_LEAST_ONE) as usize]);
-        }
-        let special = teacher.tokenizer.special();
-        let mut copy = MaskedCopy {
-            teacher: teacher.index,
-            token_ids: Vec::with_capacity(token_ids.len() + 2),
-            masked_positions: chosen.iter().map(|at| *at as u32 + 1).collect(),
-            gold_ids: chosen.iter().map(|at| token_ids[*at]).collect(),
-            label: None,
-        };
-        copy.token_ids.push(special.cls);
-        copy.token_ids.extend_from_slice(token_ids);
-        copy.token_ids.push(special.sep);
-        for at in chosen {
-            let how = stream.uniform(at as u64, draw::HOW);
-            if how < 0.8 {
-                copy.token_ids[at + 1] = special.mask;
-            } else if how < 0.9 {
-                let which = stream.below(teacher.ordinary_ids.len() as u64, at as u64, draw::WHICH);
-                copy.token_ids[at + 1] = teacher.ordinary_ids[which as usize];
+    /// The copies of an example, one for each of its language's teachers; `tokens` (without special tokens) are theirs in the
+    /// same order. `None`: some copy would have nothing that may be masked.
+    pub(crate) fn copies(
+        &self,
+        teachers: &[TeacherTokenizer],
+        tokens: &[Tokens],
+        key: ExampleKey,
+    ) -> Option<Vec<MaskedCopy>> {
+        let streams = teachers.iter().map(|teacher| self.stream(teacher, key));
+        let copies = teachers.iter().zip(tokens).zip(streams);
+        match self.unit {
+            MaskUnit::Token | MaskUnit::Word => copies
+                .map(|((teacher, tokens), stream)| {
+                    let units = self.units(teacher, tokens);
+                    let chosen = self.choose(&units, |unit| unit.first as u64, &stream)?;
+                    Some(copy(teacher, &tokens.ids, chosen.iter().flat_map(|unit| unit.first..unit.end), &stream))
+                })
+                .collect(),
+            MaskUnit::SharedWord => {
+                let shared = shared_words(teachers, tokens);
+                let chosen = self.choose(&shared, |word| word.first_byte as u64, &self.shared_stream(key))?;
+                let copies = copies.enumerate().map(|(index, ((teacher, tokens), stream))| {
+                    let mut own: Vec<usize> = chosen.iter().flat_map(|word| word.tokens[index].clone()).collect();
+                    own.sort_unstable();
+                    copy(teacher, &tokens.ids, own.into_iter(), &stream)
+                });
+                Some(copies.collect())
             }
         }
-        Some(copy)
     }
 
+    /// What of a copy may be masked.
+    fn units(&self, teacher: &TeacherTokenizer, tokens: &Tokens) -> Vec<Word> {
+        let may = |word: &Word| !tokens.ids[word.first..word.end].iter().any(|id| teacher.tokenizer.is_special(*id));
+        match self.unit {
+            MaskUnit::Token => (0..tokens.ids.len()).map(|at| Word { first: at, end: at + 1 }).filter(may).collect(),
+            MaskUnit::Word | MaskUnit::SharedWord => words_of(teacher, &tokens.ids).filter(may).collect(),
+        }
+    }
+
+    /// Those units, at least one, that are masked; `index` tells the draws of one unit from another's. `None`: there are no
+    /// units.
+    fn choose<'a, U>(&self, units: &'a [U], index: impl Fn(&U) -> u64, stream: &Philox) -> Option<Vec<&'a U>> {
+        let mut chosen: Vec<&U> =
+            units.iter().filter(|unit| stream.uniform(index(unit), draw::WHETHER) < self.probability).collect();
+        if chosen.is_empty() && !units.is_empty() {
+            chosen.push(&units[stream.below(units.len() as u64, 0, draw::AT_LEAST_ONE) as usize]);
+        }
+        (!chosen.is_empty()).then_some(chosen)
+    }
+
+    /// The draws for one teacher's copy.
     fn stream(&self, teacher: &TeacherTokenizer, key: ExampleKey) -> Philox {
         let parts: [&[u8]; 6] = [
             key.source.as_bytes(),
@@ -80,4 +112,48 @@ impl Masking {
         ];
         Philox::new(self.seed, "mask", &parts)
     }
+
+    /// The draws for all copies of an example.
+    fn shared_stream(&self, key: ExampleKey) -> Philox {
+        let parts: [&[u8]; 5] = [
+            key.source.as_bytes(),
+            key.document.as_bytes(),
+            &key.span.first.to_le_bytes(),
+            &key.span.end.to_le_bytes(),
+            &key.round.to_le_bytes(),
+        ];
+        Philox::new(self.seed, "mask shared words", &parts)
+    }
+}
+
+/// A copy whose tokens at `chosen`, ascending, are masked.
+fn copy(
+    teacher: &TeacherTokenizer,
+    token_ids: &[u32],
+    chosen: impl Iterator<Item = usize>,
+    stream: &Philox,
+) -> MaskedCopy {
+    let special = teacher.tokenizer.special();
+    let mut copy = MaskedCopy {
+        teacher: teacher.index,
+        token_ids: Vec::with_capacity(token_ids.len() + 2),
+        masked_positions: Vec::new(),
+        gold_ids: Vec::new(),
+        label: None,
+    };
+    copy.token_ids.push(special.cls);
+    copy.token_ids.extend_from_slice(token_ids);
+    copy.token_ids.push(special.sep);
+    for at in chosen {
+        copy.masked_positions.push(at as u32 + 1);
+        copy.gold_ids.push(token_ids[at]);
+        let how = stream.uniform(at as u64, draw::HOW);
+        if how < 0.8 {
+            copy.token_ids[at + 1] = special.mask;
+        } else if how < 0.9 {
+            let which = stream.below(teacher.ordinary_ids.len() as u64, at as u64, draw::WHICH);
+            copy.token_ids[at + 1] = teacher.ordinary_ids[which as usize];
+        }
+    }
+    copy
 }

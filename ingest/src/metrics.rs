@@ -1,6 +1,7 @@
 //! What ingestion counts for the metrics server.
 
-use prometheus::{IntCounterVec, Opts, Registry};
+use crate::quarantine::Quarantine;
+use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 use store::stage::StageMetrics;
 
 /// The stage's metrics.
@@ -9,18 +10,28 @@ pub(crate) struct IngestMetrics {
     pub(crate) documents: IntCounterVec,
     pub(crate) examples: IntCounterVec,
     pub(crate) characters: IntCounterVec,
+    pub(crate) available: IntGaugeVec,
     pub(crate) tokens: IntCounterVec,
     pub(crate) quarantined: IntCounterVec,
+    pub(crate) duplicates: IntCounterVec,
 }
 
 impl IngestMetrics {
-    pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub(crate) fn register(registry: &Registry, quarantine: &Quarantine) -> prometheus::Result<Self> {
         let counter = |name: &str, help: &str, labels: &[&str]| {
             let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(counter.clone()))?;
             prometheus::Result::Ok(counter)
         };
+        let available =
+            Opts::new("mergedistill_ingest_available_characters", "Characters that have arrived, read or not.");
+        let available = IntGaugeVec::new(available, &["corpus"])?;
+        registry.register(Box::new(available.clone()))?;
+        let (dropped, bytes) = quarantine.metrics();
+        registry.register(Box::new(dropped.clone()))?;
+        registry.register(Box::new(bytes.clone()))?;
         Ok(Self {
+            available,
             stage: StageMetrics::register(registry, "ingest")?,
             documents: counter(
                 "mergedistill_ingest_documents_total",
@@ -33,6 +44,11 @@ impl IngestMetrics {
                 "mergedistill_ingest_tokens_total",
                 "Tokens in copies, [CLS] and [SEP] included.",
                 &["teacher"],
+            )?,
+            duplicates: counter(
+                "mergedistill_ingest_duplicates_total",
+                "Documents skipped because an earlier one has the same text.",
+                &["corpus"],
             )?,
             quarantined: counter(
                 "mergedistill_ingest_quarantined_total",

@@ -1,23 +1,45 @@
-//! Which corpus the next entry comes from: languages ∝ n_k^α, corpora inside a language ∝ their characters.
+//! Which source the next entry comes from: languages ∝ n_k^α, sources inside a language ∝ their characters.
+//!
+//! n_k counts what is available, never what was consumed. Only sources that have something now are drawn, and those
+//! that have nothing leave their share to the others meanwhile.
 
+use crate::overrides::Overrides;
 use model::random::Philox;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use store::{SequenceNumber, SourceCursor};
 
-/// Draws corpora. A draw is a function of the seed, the sequence number and the cursors.
+/// Draws sources. A draw is a function of the seed, the sequence number, the candidates and the overrides.
 pub(crate) struct Sampler {
     alpha: f64,
     language: Philox,
     corpus: Philox,
 }
 
-/// A corpus as the sampler sees it.
+/// A source as the sampler sees it.
 #[derive(Clone, Copy)]
-pub(crate) struct Supply<'a> {
+pub(crate) struct Candidate<'a> {
     pub(crate) cursor: &'a SourceCursor,
     /// Read before everything else; has no share.
-    pub(crate) evaluation_only: bool,
+    pub(crate) before_others: bool,
+    /// It has not ended, and nobody has suspended it.
+    pub(crate) open: bool,
+    /// It has something now.
+    pub(crate) ready: bool,
+}
+
+/// A language with open sources.
+#[derive(Clone, Debug)]
+pub(crate) struct LanguageShare {
+    pub(crate) language: Arc<str>,
+    /// n_k, of all its sources: those that have ended were available too.
+    pub(crate) characters: u64,
+    /// Of the draws while all have something.
+    pub(crate) share: f64,
+    /// n_k^α.
+    weight: f64,
+    /// Indices of its open sources.
+    open: Vec<usize>,
 }
 
 impl Sampler {
@@ -25,63 +47,89 @@ impl Sampler {
         Self { alpha, language: Philox::new(seed, "language", &[]), corpus: Philox::new(seed, "corpus", &[]) }
     }
 
-    /// Index of the corpus that entry `sequence` comes from; `None` once all have ended.
-    pub(crate) fn draw(&self, sequence: SequenceNumber, corpora: &[Supply]) -> Option<usize> {
-        let evaluation = corpora.iter().position(|corpus| corpus.evaluation_only && !corpus.cursor.ended);
-        if evaluation.is_some() {
-            return evaluation;
+    /// Index of the source that entry `sequence` comes from; `None` if none has anything.
+    pub(crate) fn draw(
+        &self,
+        sequence: SequenceNumber,
+        candidates: &[Candidate],
+        overrides: &Overrides,
+    ) -> Option<usize> {
+        let ready = |candidate: &Candidate| candidate.open && candidate.ready;
+        let first = candidates.iter().position(|candidate| candidate.before_others && ready(candidate));
+        if first.is_some() {
+            return first;
         }
-        let languages: Vec<Language> = self.languages(corpora).into_values().collect();
-        let weights: Vec<f64> = languages.iter().map(|language| language.weight).collect();
+        let mut languages = self.languages(candidates, overrides);
+        for language in &mut languages {
+            language.open.retain(|index| candidates[*index].ready);
+        }
+        languages.retain(|language| !language.open.is_empty());
+        let mut weights: Vec<f64> = languages.iter().map(|language| language.share).collect();
+        if weights.iter().sum::<f64>() <= 0.0 {
+            weights = languages.iter().map(|language| language.weight).collect();
+        }
         let open = &languages.get(pick(&weights, self.language.uniform(sequence.0, 0))?)?.open;
-        let weights: Vec<f64> = open.iter().map(|index| characters(&corpora[*index]) as f64).collect();
+        let weights: Vec<f64> = open.iter().map(|index| characters(&candidates[*index]) as f64).collect();
         Some(open[pick(&weights, self.corpus.uniform(sequence.0, 0))?])
     }
 
-    /// Each corpus's share of the draws from now on, until one of them ends.
-    pub(crate) fn shares(&self, corpora: &[Supply]) -> Vec<f64> {
-        let mut shares = vec![0.0; corpora.len()];
-        let languages = self.languages(corpora);
-        let total: f64 = languages.values().map(|language| language.weight).sum();
-        for language in languages.values() {
-            let open_characters: u64 = language.open.iter().map(|index| characters(&corpora[*index])).sum();
+    /// Each source's share of the draws from now on, as long as all open ones have something.
+    pub(crate) fn shares(&self, candidates: &[Candidate], languages: &[LanguageShare]) -> Vec<f64> {
+        let mut shares = vec![0.0; candidates.len()];
+        for language in languages {
+            let open_characters: u64 = language.open.iter().map(|index| characters(&candidates[*index])).sum();
             for index in &language.open {
-                let part = characters(&corpora[*index]) as f64 / open_characters as f64;
-                shares[*index] = part * language.weight / total;
+                let part = characters(&candidates[*index]) as f64 / open_characters as f64;
+                shares[*index] = part * language.share;
             }
         }
         shares
     }
 
-    /// The languages with input left. n_k counts all their corpora: those that have ended were available too.
-    fn languages(&self, corpora: &[Supply]) -> BTreeMap<Arc<str>, Language> {
-        let mut languages: BTreeMap<Arc<str>, Language> = BTreeMap::new();
-        for (index, corpus) in corpora.iter().enumerate().filter(|(_, corpus)| !corpus.evaluation_only) {
-            let language = languages.entry(Arc::clone(&corpus.cursor.language)).or_default();
-            language.characters += characters(corpus);
-            if !corpus.cursor.ended {
-                language.open.push(index);
+    /// The languages with open sources, by name. Those that are overridden have the share that was set; the others
+    /// divide the rest ∝ n_k^α.
+    pub(crate) fn languages(&self, candidates: &[Candidate], overrides: &Overrides) -> Vec<LanguageShare> {
+        let mut languages: BTreeMap<&Arc<str>, LanguageShare> = BTreeMap::new();
+        for (index, candidate) in candidates.iter().enumerate().filter(|(_, candidate)| !candidate.before_others) {
+            let language = &candidate.cursor.language;
+            let entry = languages.entry(language).or_insert_with(|| LanguageShare::new(Arc::clone(language)));
+            entry.characters += characters(candidate);
+            if candidate.open {
+                entry.open.push(index);
             }
         }
-        languages.retain(|_, language| !language.open.is_empty());
-        for language in languages.values_mut() {
+        let mut languages: Vec<LanguageShare> =
+            languages.into_values().filter(|language| !language.open.is_empty()).collect();
+        let (mut set, mut free) = (0.0, 0.0);
+        for language in &mut languages {
             language.weight = (language.characters as f64).powf(self.alpha);
+            match overrides.shares.get(&language.language) {
+                Some(share) => set += share,
+                None => free += language.weight,
+            }
+        }
+        let rest = (1.0 - set).max(0.0);
+        // Without any language that divides the rest, those that are set divide all.
+        let whole = if free > 0.0 { set + rest } else { set };
+        for language in &mut languages {
+            language.share = match overrides.shares.get(&language.language) {
+                Some(share) => share / whole,
+                None => rest / whole * language.weight / free,
+            };
         }
         languages
     }
 }
 
-#[derive(Default)]
-struct Language {
-    characters: u64,
-    weight: f64,
-    /// Corpora that have not ended.
-    open: Vec<usize>,
+impl LanguageShare {
+    fn new(language: Arc<str>) -> Self {
+        Self { language, characters: 0, share: 0.0, weight: 0.0, open: Vec::new() }
+    }
 }
 
-/// At least 1, so that an empty corpus is drawn at last and its end recorded.
-fn characters(corpus: &Supply) -> u64 {
-    corpus.cursor.characters_available.max(1)
+/// At least 1, so that an empty source is drawn at last and its end recorded.
+fn characters(candidate: &Candidate) -> u64 {
+    candidate.cursor.characters_available.max(1)
 }
 
 /// The index at which `uniform` (in [0, 1)) of the total weight falls.
@@ -94,4 +142,91 @@ fn pick(weights: &[f64], uniform: f64) -> Option<usize> {
         left -= weight;
     }
     weights.len().checked_sub(1)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const LANGUAGES: [&str; 4] = ["de", "en", "fi", "tr"];
+    const DRAWS: u64 = 400_000;
+
+    fn cursors(sizes: [u64; 4]) -> Vec<SourceCursor> {
+        let cursors = LANGUAGES.iter().zip(sizes);
+        cursors.map(|(language, size)| SourceCursor::start((*language).into(), (*language).into(), size)).collect()
+    }
+
+    fn candidates<'a>(cursors: &'a [SourceCursor], ready: &[bool]) -> Vec<Candidate<'a>> {
+        let candidates = cursors.iter().zip(ready);
+        candidates
+            .map(|(cursor, ready)| Candidate { cursor, before_others: false, open: true, ready: *ready })
+            .collect()
+    }
+
+    /// Sizes that change while it runs, and consumption that is anything but proportional to them: the realised shares of
+    /// each stretch follow the sizes alone, and over all stretches they are the mean of what each stretch is due.
+    #[test]
+    fn realised_shares_follow_the_sizes_within_one_percent() {
+        let stretches = [
+            [1_000, 1_000, 1_000, 1_000],
+            [9_000_000, 1_000, 40_000, 700_000],
+            [9_000_000, 5_000_000, 40_000, 700_000],
+            [9_000_000, 80_000_000, 900_000, 700_001],
+        ];
+        for alpha in [0.3, 0.7] {
+            let sampler = Sampler::new(11, alpha);
+            let (mut total, mut due) = ([0.0; 4], [0.0; 4]);
+            for (stretch, sizes) in stretches.iter().enumerate() {
+                let mut cursors = cursors(*sizes);
+                let weights = sizes.map(|size| (size as f64).powf(alpha));
+                let sum: f64 = weights.iter().sum();
+                let mut drawn = [0.0; 4];
+                for sequence in (0..DRAWS).map(|draw| SequenceNumber(stretch as u64 * DRAWS + draw)) {
+                    let candidates = candidates(&cursors, &[true; 4]);
+                    let index = sampler.draw(sequence, &candidates, &Overrides::default()).unwrap();
+                    drawn[index] += 1.0;
+                    // Consumption moves the cursor far, in one language further than in another.
+                    cursors[index].document_offset_bytes += 1_000 * (1 + index as u64 * index as u64);
+                }
+                for index in 0..4 {
+                    let (found, expected) = (drawn[index] / DRAWS as f64, weights[index] / sum);
+                    assert!((found - expected).abs() < 0.01 * expected.max(0.1), "α {alpha}, {sizes:?}: {drawn:?}");
+                    total[index] += found;
+                    due[index] += expected;
+                }
+            }
+            for (found, expected) in total.iter().zip(due) {
+                assert!((found - expected).abs() < 0.01 * expected, "α {alpha}: {total:?}, not {due:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn languages_without_anything_leave_their_share_to_the_others() {
+        let sampler = Sampler::new(3, 0.5);
+        let cursors = cursors([40_000, 10_000, 90_000, 1_000_000]);
+        let overrides = Overrides { shares: [("tr".into(), 0.4)].into(), ..Overrides::default() };
+        let check = |ready: [bool; 4], overrides: &Overrides, expected: [f64; 4]| {
+            let candidates = candidates(&cursors, &ready);
+            let mut drawn = [0.0; 4];
+            for sequence in 0..100_000 {
+                drawn[sampler.draw(SequenceNumber(sequence), &candidates, overrides).unwrap()] += 1e-5;
+            }
+            for (found, expected) in drawn.iter().zip(expected) {
+                assert!((found - expected).abs() < 0.01, "{ready:?}: {drawn:?}, not {expected:?}");
+            }
+        };
+        check([true; 4], &Overrides::default(), [0.125, 0.0625, 0.1875, 0.625]);
+        check([true, true, true, false], &Overrides::default(), [1.0 / 3.0, 1.0 / 6.0, 0.5, 0.0]);
+        check([true; 4], &overrides, [0.2, 0.1, 0.3, 0.4]);
+        check([true, false, false, true], &overrides, [1.0 / 3.0, 0.0, 0.0, 2.0 / 3.0]);
+        check([false, false, false, true], &overrides, [0.0, 0.0, 0.0, 1.0]);
+        // What is set takes everything: the others are drawn when it has nothing.
+        let all = Overrides { shares: [("tr".into(), 1.0)].into(), ..Overrides::default() };
+        check([true; 4], &all, [0.0, 0.0, 0.0, 1.0]);
+        check([true, true, false, false], &all, [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
+        let none = candidates(&cursors, &[false; 4]);
+        assert_eq!(sampler.draw(SequenceNumber(0), &none, &Overrides::default()), None);
+    }
 }

@@ -1,29 +1,33 @@
 //! The stage: corpora in, groups out.
 
+use crate::changes::Changing;
+use crate::example::Example;
+use crate::feed::{Feed, Waker};
+use crate::format::{Reason, Rejection};
 use crate::group::GroupBuilder;
-use crate::mask::{ExampleKey, Masking};
+use crate::mask::{ExampleKey, MaskUnit, Masking};
 use crate::metrics::IngestMetrics;
-use crate::quarantine::{Note, Quarantine};
-use crate::reader::{Reason, Rejection};
-use crate::sampling::{Sampler, Supply};
-use crate::status::{CorpusStatus, IngestStatus, add_one};
-use crate::stream::{CorpusStream, Step};
-use crate::teacher::TeacherTokenizer;
-use crate::{CorpusOptions, IngestError, IngestTeacher};
-use crossbeam::channel::{SendTimeoutError, Sender};
+use crate::overrides::Overrides;
+use crate::quarantine::{Note, Place, Quarantine};
+use crate::sampling::{Candidate, Sampler};
+use crate::sources::{Opener, TeachersByLanguage};
+use crate::status::{CorpusState, CorpusStatus, IngestStatus, add_one};
+use crate::stream::{CorpusStream, Step, Supply};
+use crate::{Changes, CorpusOptions, IngestError, IngestTeacher};
+use crossbeam::channel::{Receiver, SendTimeoutError, Sender};
 use prometheus::Registry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use store::stage::StageControl;
-use store::{Entry, Group, Payload, Record, SequenceNumber, Skip, SourceCursor};
+use store::{Entry, Group, MaskedCopy, Payload, Record, SequenceNumber, Skip, SourceCursor, Span};
 
-/// How often a stage that cannot hand a group on looks whether it is to stop.
+/// How often a stage that waits looks whether it is to stop.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Below this there is no room for a context.
-const SHORTEST_SEQUENCE: usize = 16;
+/// How often a stage that has no space on the disk tries again.
+const SPACE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Settings of ingestion.
 #[derive(Clone, Debug)]
@@ -36,6 +40,8 @@ pub struct IngestOptions {
     pub corpora: Vec<CorpusOptions>,
     /// Probability with which each token is masked.
     pub mask_probability: f64,
+    /// What is masked together.
+    pub mask_unit: MaskUnit,
     /// Longest copy, [CLS] and [SEP] included; at least 16.
     pub max_sequence_length: usize,
     /// Fraction of the documents that are held out.
@@ -44,15 +50,29 @@ pub struct IngestOptions {
     pub batch_tokens: usize,
     /// A group closes once its copies hold this many tokens.
     pub group_tokens: usize,
-    /// Folder for what is known about unusable documents; made when the first one comes.
-    pub quarantine: PathBuf,
+    /// A group that is not full is handed on when there is nothing to read and its first entry is this old.
+    pub linger: Duration,
+    /// Folder of the manifests of watched folders and followed files, and of what is known of earlier texts.
+    pub feeds: PathBuf,
+    /// The log durably holds the entries before this one. Whoever knows keeps it up to date; if it lags behind, that only
+    /// costs room on the disk.
+    pub durable_end: Arc<AtomicU64>,
+    /// Spools of the corpora that are pushed, by the name of the corpus.
+    pub spools: BTreeMap<String, Arc<dyn Feed>>,
+    /// For what is known about unusable documents.
+    pub quarantine: Quarantine,
+    /// What was set by hand before.
+    pub overrides: Overrides,
 }
 
 /// The ingest stage.
 pub struct Ingest {
     streams: Vec<CorpusStream>,
-    /// Name of each language with corpora, and its teachers.
-    teachers: BTreeMap<String, Arc<[TeacherTokenizer]>>,
+    /// Whether each stream is suspended, has something, or has ended.
+    supplies: Vec<Supply>,
+    /// What is told about each stream.
+    statuses: Vec<Arc<CorpusStatus>>,
+    teachers: TeachersByLanguage,
     /// By index into the teacher table: whether it labels.
     labels: Vec<bool>,
     next: SequenceNumber,
@@ -62,8 +82,23 @@ pub struct Ingest {
     limit_tokens: usize,
     group_tokens: usize,
     batch_tokens: usize,
+    linger: Duration,
+    durable_end: Arc<AtomicU64>,
     metrics: IngestMetrics,
     status: Arc<IngestStatus>,
+    changes: Changes,
+    changing: Changing,
+    overrides: Overrides,
+    arrivals: Receiver<()>,
+}
+
+/// What filling a group came to.
+enum Filled {
+    Group(Group),
+    /// All input has ended.
+    Ended,
+    /// Whoever asked does not want to go on.
+    Stopped,
 }
 
 impl Ingest {
@@ -80,30 +115,42 @@ impl Ingest {
         next: SequenceNumber,
         registry: &Registry,
     ) -> Result<Self, IngestError> {
-        validate(&options, &teachers)?;
-        let metrics = IngestMetrics::register(registry)?;
-        let by_language = teachers_by_language(&options.corpora, &teachers)?;
-        let limit_tokens = options.max_sequence_length - 2;
-        let mut streams = Vec::with_capacity(options.corpora.len());
+        options.quarantine.forget_from(next)?;
+        let (waker, arrivals) = Waker::new();
+        let labels = teachers.iter().map(|teacher| teacher.labels).collect();
+        let opener = Opener::new(&options, teachers, waker)?;
+        let mut streams = Vec::new();
         for corpus in &options.corpora {
-            let teachers = Arc::clone(&by_language[&corpus.language]);
-            let cursor = cursors.get(corpus.name.as_str());
-            streams.push(CorpusStream::open(corpus, teachers, limit_tokens, options.holdout_fraction, cursor)?);
+            streams.extend(opener.open(corpus, options.spools.get(&corpus.name), cursors, next)?);
         }
-        let ingest = Self {
-            status: Arc::new(IngestStatus { corpora: streams.iter().map(corpus_status).collect() }),
+        let teachers = opener.teachers().clone();
+        let (changes, changing) = Changes::new(opener, cursors, next, &streams);
+        let mut overrides = options.overrides.clone();
+        changing.settle(&mut overrides);
+        let mut ingest = Self {
+            status: Arc::new(IngestStatus::new()),
+            supplies: Vec::new(),
+            statuses: Vec::new(),
             streams,
-            teachers: by_language,
-            labels: teachers.iter().map(|teacher| teacher.labels).collect(),
+            teachers,
+            labels,
             next,
             sampler: Sampler::new(options.seed, options.alpha),
-            masking: Masking { seed: options.seed, probability: options.mask_probability },
-            quarantine: Quarantine::new(options.quarantine),
-            limit_tokens,
+            masking: Masking { seed: options.seed, probability: options.mask_probability, unit: options.mask_unit },
+            quarantine: options.quarantine.clone(),
+            limit_tokens: options.max_sequence_length - 2,
             group_tokens: options.group_tokens,
             batch_tokens: options.batch_tokens,
-            metrics,
+            linger: options.linger,
+            durable_end: options.durable_end,
+            metrics: IngestMetrics::register(registry, &options.quarantine)?,
+            changes,
+            changing,
+            overrides,
+            arrivals,
         };
+        ingest.note_change();
+        ingest.look()?;
         ingest.publish_shares();
         Ok(ingest)
     }
@@ -114,12 +161,21 @@ impl Ingest {
         Arc::clone(&self.status)
     }
 
-    /// The next group; `None` once all input has ended.
+    /// Changes what is read, and how, while the stage runs.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        self.changes.clone()
+    }
+
+    /// The next group; `None` once all input has ended. Waits while nothing has arrived.
     ///
     /// # Errors
     /// When a corpus cannot be read on, or the quarantine folder not written.
     pub fn next_group(&mut self) -> Result<Option<Group>, IngestError> {
-        self.fill_group(&|| true)
+        match self.fill_group(None)? {
+            Filled::Group(group) => Ok(Some(group)),
+            Filled::Ended | Filled::Stopped => Ok(None),
+        }
     }
 
     /// Sends groups to `out` until all input has ended, the stage is told to stop, or nobody receives any
@@ -133,20 +189,17 @@ impl Ingest {
         gate: &dyn Fn() -> bool,
         out: Sender<Group>,
     ) -> Result<(), IngestError> {
-        while control.proceed() {
-            let group = self.fill_group(&|| control.proceed())?;
-            if control.stopping() {
-                break;
-            }
-            let Some(group) = group else { break };
+        while self.proceed(Some(control))? {
+            let Filled::Group(group) = self.fill_group(Some(control))? else { break };
             let entries = group.entries.len();
             self.metrics.stage.in_flight.set(entries as i64);
             while !gate() {
                 if !control.wait(POLL_INTERVAL) {
                     return Ok(());
                 }
+                self.look()?;
             }
-            if !send(group, control, &out) {
+            if !self.send(group, control, &out)? {
                 break;
             }
             self.metrics.stage.in_flight.set(0);
@@ -156,81 +209,194 @@ impl Ingest {
         Ok(())
     }
 
-    /// The next group; `None` at the end of all input, or as soon as `go_on` says no.
-    fn fill_group(&mut self, go_on: &dyn Fn() -> bool) -> Result<Option<Group>, IngestError> {
-        let mut group = GroupBuilder::new(self.group_tokens);
-        while !group.is_full() {
-            if !go_on() {
-                return Ok(None);
-            }
-            let Some(index) = self.sampler.draw(self.next, &supplies(&self.streams)) else { break };
-            group.push(self.next_entry(index)?);
-            self.next = self.next.next();
-            self.metrics.stage.items_in.inc();
-            self.metrics.stage.progressed();
+    /// Waits while the stage is paused; what is asked for meanwhile is done. Returns `false` if it is to stop.
+    fn proceed(&mut self, control: Option<&StageControl>) -> Result<bool, IngestError> {
+        let Some(control) = control else { return Ok(true) };
+        while control.paused() && control.wait(POLL_INTERVAL) {
+            self.look()?;
         }
-        Ok(group.finish(&self.labels, self.batch_tokens))
+        Ok(!control.stopping())
     }
 
-    fn next_entry(&mut self, index: usize) -> Result<Entry, IngestError> {
-        let step = self.streams[index].step()?;
+    fn fill_group(&mut self, control: Option<&StageControl>) -> Result<Filled, IngestError> {
+        let mut group = GroupBuilder::new(self.group_tokens);
+        let mut first_entry: Option<Instant> = None;
+        while !group.is_full() {
+            if !self.proceed(control)? {
+                return Ok(Filled::Stopped);
+            }
+            self.look()?;
+            if let Some(index) = self.sampler.draw(self.next, &self.candidates(), &self.overrides) {
+                let Some(entry) = self.next_entry(index)? else { continue };
+                group.push(entry);
+                first_entry.get_or_insert_with(Instant::now);
+                self.next = self.next.next();
+                self.metrics.stage.items_in.inc();
+                self.metrics.stage.progressed();
+                continue;
+            }
+            if self.has_ended() {
+                break;
+            }
+            let left = first_entry.map(|first| self.linger.saturating_sub(first.elapsed()));
+            if left == Some(Duration::ZERO) {
+                break;
+            }
+            if !self.supplies.contains(&Supply::Searching) {
+                let _ = self.arrivals.recv_timeout(left.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL));
+            }
+        }
+        while !self.sync()? {
+            tracing::warn!("no space is left on the disk for the hashes of documents; ingestion waits");
+            if !control.is_some_and(|control| control.wait(SPACE_INTERVAL)) {
+                return Ok(Filled::Stopped);
+            }
+        }
+        let stopped = !group.is_full() && control.is_some_and(StageControl::stopping);
+        Ok(match group.finish(&self.labels, self.batch_tokens) {
+            _ if stopped => Filled::Stopped,
+            Some(group) => Filled::Group(group),
+            None => Filled::Ended,
+        })
+    }
+
+    /// Makes durable what streams have to know after a restart; `false`: there is no space.
+    fn sync(&mut self) -> Result<bool, IngestError> {
+        let durable_end = self.durable_end.load(Ordering::Relaxed);
+        self.streams.iter_mut().try_fold(true, |done, stream| Ok(stream.sync(durable_end)? && done))
+    }
+
+    /// Whether there is nothing, and nothing will come that is to be waited for.
+    fn has_ended(&self) -> bool {
+        let done = |(stream, supply): (&CorpusStream, &Supply)| match supply {
+            Supply::Ended => true,
+            Supply::Dry | Supply::Paused => stream.source().retry,
+            Supply::Ready | Supply::Searching => false,
+        };
+        self.streams.iter().zip(&self.supplies).all(done)
+    }
+
+    /// Takes note of the streams and overrides, which have changed.
+    fn note_change(&mut self) {
+        let status = |stream: &CorpusStream| {
+            let known = self.statuses.iter().find(|status| status.name == *stream.source().name);
+            known.map_or_else(|| Arc::new(CorpusStatus::new(stream)), Arc::clone)
+        };
+        self.statuses = self.streams.iter().map(status).collect();
+        self.status.set_corpora(self.statuses.clone());
+        self.supplies = vec![Supply::Dry; self.streams.len()];
+        self.status.overrides_since.store(self.next.0, Ordering::Relaxed);
+        let Overrides { shares, paused } = &self.overrides;
+        if !shares.is_empty() || !paused.is_empty() {
+            tracing::info!(sequence = self.next.0, ?shares, ?paused, "shares of the languages follow these overrides");
+        }
+    }
+
+    /// Looks at what has arrived, and makes the changes that were asked for since the last entry.
+    fn look(&mut self) -> Result<(), IngestError> {
+        let mut changed = self.changing.make(&mut self.streams, &mut self.overrides, self.next);
+        if changed {
+            self.note_change();
+        }
+        for (index, stream) in self.streams.iter_mut().enumerate() {
+            let (source, status) = (stream.source(), &self.statuses[index]);
+            let paused = [&source.name, &source.corpus].iter().any(|name| self.overrides.paused.contains(*name));
+            if stream.note_arrivals() {
+                let (files, characters) = (stream.files(), stream.cursor().characters_available);
+                status.files.store(files, Ordering::Relaxed);
+                status.characters_available.store(characters, Ordering::Relaxed);
+                self.metrics.available.with_label_values(&[&stream.source().name]).set(characters as i64);
+                changed = true;
+            }
+            let supply = if paused && !stream.cursor().ended { Supply::Paused } else { stream.supply()? };
+            changed |= (supply == Supply::Ended) != (self.supplies[index] == Supply::Ended);
+            self.supplies[index] = supply;
+            status.set_state(match supply {
+                Supply::Ready | Supply::Searching => CorpusState::Reading,
+                Supply::Dry => CorpusState::Waiting,
+                Supply::Paused => CorpusState::Paused,
+                Supply::Ended => CorpusState::Ended,
+            });
+        }
+        if changed {
+            self.publish_shares();
+        }
+        Ok(())
+    }
+
+    fn candidates(&self) -> Vec<Candidate<'_>> {
+        let streams = self.streams.iter().zip(&self.supplies);
+        streams
+            .map(|(stream, supply)| Candidate {
+                cursor: stream.cursor(),
+                before_others: stream.source().evaluation_only || stream.source().retry,
+                open: !matches!(supply, Supply::Paused | Supply::Ended),
+                ready: *supply == Supply::Ready,
+            })
+            .collect()
+    }
+
+    /// The entry that the next step of a stream makes; `None`: it has to look further first.
+    fn next_entry(&mut self, index: usize) -> Result<Option<Entry>, IngestError> {
+        let step = self.streams[index].step(self.next)?;
         let cursor = self.streams[index].cursor().clone();
-        let status = &self.status.corpora[index];
+        let status = &self.statuses[index];
         status.round.store(cursor.round, Ordering::Relaxed);
-        if !matches!(step, Step::End) && cursor.next_byte == SourceCursor::DOCUMENT_DONE {
+        let passed = matches!(step, Step::End | Step::Skip { reason: Reason::OtherLanguage, .. });
+        if !passed && cursor.next_byte == SourceCursor::DOCUMENT_DONE {
             add_one(&status.documents);
             self.metrics.documents.with_label_values(&[&cursor.source]).inc();
         }
         let payload = match step {
-            Step::Example { document, held_out, example } => {
-                match self.copies(&cursor, &document, &example.token_ids, example.span) {
-                    Ok(copies) => {
-                        add_one(&status.examples);
-                        self.metrics.examples.with_label_values(&[&cursor.language]).inc();
-                        self.metrics.characters.with_label_values(&[&cursor.source]).inc_by(example.characters);
-                        let (source, language) = (Arc::clone(&cursor.source), Arc::clone(&cursor.language));
-                        let (span, round) = (example.span, cursor.round);
-                        Payload::Record(Record { source, document, span, language, round, held_out, copies })
-                    }
-                    Err(reason) => {
-                        add_one(&status.skipped);
-                        Payload::Skip(Skip { document, reason: reason.name().into() })
-                    }
+            Step::Example { document, held_out, example } => match self.copies(&cursor, &document, &example) {
+                Ok(copies) => {
+                    let characters = example.characters();
+                    add_one(&status.examples);
+                    status.characters_consumed.fetch_add(characters, Ordering::Relaxed);
+                    self.metrics.examples.with_label_values(&[&cursor.language]).inc();
+                    self.metrics.characters.with_label_values(&[&cursor.source]).inc_by(characters);
+                    let (source, language) = (Arc::clone(&cursor.source), Arc::clone(&cursor.language));
+                    let (span, round) = (example.span, cursor.round);
+                    Payload::Record(Record { source, document, span, language, round, held_out, copies })
                 }
-            }
+                Err(reason) => {
+                    add_one(&status.skipped);
+                    if reason == Reason::MostlyUnknown {
+                        let rejection = example.rejection().with_language(Some(cursor.language.to_string()));
+                        self.reject(index, &cursor, &document, Some(example.span), &rejection)?;
+                    }
+                    Payload::Skip(Skip { document, reason: reason.name().into() })
+                }
+            },
             Step::Skip { document, reason, rejection } => {
-                add_one(&status.skipped);
+                status.skipped.fetch_add(u64::from(!passed), Ordering::Relaxed);
+                if reason == Reason::Duplicate {
+                    self.metrics.duplicates.with_label_values(&[&cursor.source]).inc();
+                }
                 if let Some(rejection) = rejection {
-                    self.reject(index, &cursor, &document, &rejection)?;
+                    self.reject(index, &cursor, &document, None, &rejection)?;
                 }
                 Payload::Skip(Skip { document, reason: reason.name().into() })
             }
             Step::End => {
-                status.ended.store(true, Ordering::Relaxed);
-                self.publish_shares();
                 tracing::info!(corpus = &*cursor.source, "corpus has ended");
                 Payload::End
             }
+            Step::Wait => return Ok(None),
         };
-        Ok(Entry { sequence: self.next, cursor, payload })
+        Ok(Some(Entry { sequence: self.next, cursor, payload }))
     }
 
-    fn copies(
-        &self,
-        cursor: &SourceCursor,
-        document: &str,
-        token_ids: &[Vec<u32>],
-        span: store::Span,
-    ) -> Result<Vec<store::MaskedCopy>, Reason> {
-        let key = ExampleKey { source: &cursor.source, document, span, round: cursor.round };
+    fn copies(&self, cursor: &SourceCursor, document: &str, example: &Example) -> Result<Vec<MaskedCopy>, Reason> {
+        let key = ExampleKey { source: &cursor.source, document, span: example.span, round: cursor.round };
         let teachers = &self.teachers[&*cursor.language];
-        let mut copies = Vec::with_capacity(teachers.len());
-        for (teacher, token_ids) in teachers.iter().zip(token_ids) {
-            if token_ids.len() > self.limit_tokens {
-                return Err(Reason::TooManyTokens);
-            }
-            copies.push(self.masking.copy(teacher, token_ids, key).ok_or(Reason::NothingToMask)?);
+        if example.tokens.iter().any(|tokens| tokens.ids.len() > self.limit_tokens) {
+            return Err(Reason::TooManyTokens);
         }
+        if example.is_mostly_unknown(teachers) {
+            return Err(Reason::MostlyUnknown);
+        }
+        let copies = self.masking.copies(teachers, &example.tokens, key).ok_or(Reason::NothingToMask)?;
         for (teacher, copy) in teachers.iter().zip(&copies) {
             self.metrics.tokens.with_label_values(&[&teacher.name]).inc_by(copy.token_ids.len() as u64);
         }
@@ -242,115 +408,44 @@ impl Ingest {
         index: usize,
         cursor: &SourceCursor,
         document: &str,
+        span: Option<Span>,
         rejection: &Rejection,
     ) -> Result<(), IngestError> {
         let reason = rejection.reason.name();
-        let quarantined = add_one(&self.status.corpora[index].quarantined);
+        let quarantined = add_one(&self.statuses[index].quarantined);
         if quarantined.is_power_of_two() {
             let corpus = &*cursor.source;
             tracing::warn!(corpus, document, reason, detail = rejection.detail, quarantined, "documents are unusable");
         }
         self.metrics.quarantined.with_label_values(&[&*cursor.source, reason]).inc();
-        self.quarantine.keep(&Note::new(&cursor.source, document, cursor.document_offset_bytes, rejection))
+        let stream = &self.streams[index];
+        let (source, corpus) = (&*cursor.source, &*stream.source().corpus);
+        let (sequence, offset, path) = (Some(self.next), cursor.document_offset_bytes, stream.path());
+        self.quarantine.keep(&Note::new(Place { source, corpus, document, sequence, offset, path, span }, rejection))
+    }
+
+    /// Sends unless the stage is told to stop or nobody receives; returns whether it was sent.
+    fn send(&mut self, group: Group, control: &StageControl, out: &Sender<Group>) -> Result<bool, IngestError> {
+        let mut waiting = group;
+        loop {
+            waiting = match out.send_timeout(waiting, POLL_INTERVAL) {
+                Ok(()) => return Ok(true),
+                Err(SendTimeoutError::Timeout(group)) => group,
+                Err(SendTimeoutError::Disconnected(_)) => return Ok(false),
+            };
+            if control.stopping() {
+                return Ok(false);
+            }
+            self.look()?;
+        }
     }
 
     fn publish_shares(&self) {
-        let shares = self.sampler.shares(&supplies(&self.streams));
-        for (status, share) in self.status.corpora.iter().zip(shares) {
+        let candidates = self.candidates();
+        let languages = self.sampler.languages(&candidates, &self.overrides);
+        for (status, share) in self.statuses.iter().zip(self.sampler.shares(&candidates, &languages)) {
             status.set_share(share);
         }
+        self.status.set_languages(&languages, &self.overrides);
     }
-}
-
-/// Sends unless the stage is told to stop or nobody receives; returns whether it was sent.
-fn send(group: Group, control: &StageControl, out: &Sender<Group>) -> bool {
-    let mut waiting = group;
-    loop {
-        waiting = match out.send_timeout(waiting, POLL_INTERVAL) {
-            Ok(()) => return true,
-            Err(SendTimeoutError::Timeout(group)) => group,
-            Err(SendTimeoutError::Disconnected(_)) => return false,
-        };
-        if control.stopping() {
-            return false;
-        }
-    }
-}
-
-fn supplies(streams: &[CorpusStream]) -> Vec<Supply<'_>> {
-    let evaluation_only = |stream: &CorpusStream| stream.options().evaluation_only;
-    streams.iter().map(|stream| Supply { cursor: stream.cursor(), evaluation_only: evaluation_only(stream) }).collect()
-}
-
-fn corpus_status(stream: &CorpusStream) -> CorpusStatus {
-    let (options, cursor) = (stream.options(), stream.cursor());
-    CorpusStatus {
-        name: options.name.clone(),
-        language: options.language.clone(),
-        evaluation_only: options.evaluation_only,
-        files: stream.files(),
-        characters_available: cursor.characters_available,
-        share: 0.into(),
-        documents: 0.into(),
-        examples: 0.into(),
-        skipped: 0.into(),
-        quarantined: 0.into(),
-        round: cursor.round.into(),
-        ended: cursor.ended.into(),
-    }
-}
-
-/// The teachers of every language that has a corpus, in the order of the table.
-fn teachers_by_language(
-    corpora: &[CorpusOptions],
-    teachers: &[IngestTeacher],
-) -> Result<BTreeMap<String, Arc<[TeacherTokenizer]>>, IngestError> {
-    let mut by_language: BTreeMap<String, Arc<[TeacherTokenizer]>> = BTreeMap::new();
-    for corpus in corpora {
-        let language = &corpus.language;
-        let own: Vec<TeacherTokenizer> = teachers
-            .iter()
-            .enumerate()
-            .filter(|(_, teacher)| teacher.languages.contains(language))
-            .map(|(index, teacher)| TeacherTokenizer::new(index as u16, teacher))
-            .collect();
-        if own.is_empty() {
-            return Err(IngestError::Options(format!(
-                "corpus `{}`: no teacher has language `{language}`; add it to a teacher's `languages`",
-                corpus.name
-            )));
-        }
-        by_language.insert(language.clone(), own.into());
-    }
-    Ok(by_language)
-}
-
-fn validate(options: &IngestOptions, teachers: &[IngestTeacher]) -> Result<(), IngestError> {
-    let within = |key: &str, value: f64, valid: bool| {
-        if valid { Ok(()) } else { Err(IngestError::Options(format!("{key} is {value}, which is out of its range"))) }
-    };
-    let probability = options.mask_probability;
-    within("masking.probability", probability, probability > 0.0 && probability <= 1.0)?;
-    within("sampling.alpha", options.alpha, options.alpha.is_finite() && options.alpha >= 0.0)?;
-    let holdout = options.holdout_fraction;
-    within("evaluate.holdout_fraction", holdout, (0.0..=1.0).contains(&holdout))?;
-    let length = options.max_sequence_length;
-    within("student.max_sequence_length", length as f64, length >= SHORTEST_SEQUENCE)?;
-    within("queue.batch_tokens", options.batch_tokens as f64, options.batch_tokens > 0)?;
-    within("tokens of a group", options.group_tokens as f64, options.group_tokens > 0)?;
-    within("number of teachers", teachers.len() as f64, teachers.len() <= usize::from(u16::MAX))?;
-    let mut names = BTreeSet::new();
-    for corpus in &options.corpora {
-        let fail = |what: &str| Err(IngestError::Options(format!("corpus `{}` {what}", corpus.name)));
-        if !names.insert(corpus.name.as_str()) {
-            return fail("is there twice; names must differ");
-        }
-        if corpus.files.is_empty() {
-            return fail("has no files");
-        }
-        if corpus.rounds == 0 {
-            return fail("has 0 rounds; it needs at least 1");
-        }
-    }
-    Ok(())
 }

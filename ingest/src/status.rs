@@ -1,24 +1,42 @@
 //! A view of ingestion that others may read at any time without holding it up.
 
+use crate::overrides::Overrides;
+use crate::sampling::LanguageShare;
+use crate::stream::CorpusStream;
 use serde::{Serialize, Serializer};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// The state of ingestion. Counts begin when the process starts.
 #[derive(Debug, Serialize)]
 pub struct IngestStatus {
-    /// In the order of the configuration.
-    pub corpora: Vec<CorpusStatus>,
+    /// In the order of the configuration, then as they were added; a corpus with several languages is there once per
+    /// language. What is tried again is shown once there is something.
+    #[serde(serialize_with = "as_shown")]
+    pub(crate) corpora: RwLock<Vec<Arc<CorpusStatus>>>,
+    /// Languages with input that has not ended, by name.
+    #[serde(serialize_with = "as_list")]
+    pub(crate) languages: Mutex<Vec<LanguageStatus>>,
+    /// Sequence number of the first entry since the last change of what is read, or of how.
+    pub(crate) overrides_since: AtomicU64,
 }
 
-/// The state of one corpus.
+/// The state of one corpus, or of one language of it.
 #[derive(Debug, Serialize)]
 pub struct CorpusStatus {
     pub(crate) name: String,
     pub(crate) language: String,
     pub(crate) evaluation_only: bool,
-    pub(crate) files: usize,
-    pub(crate) characters_available: u64,
-    /// Share of the draws; 0 once the corpus has ended, and for evaluation-only corpora.
+    #[serde(skip)]
+    retry: bool,
+    #[serde(serialize_with = "as_state")]
+    pub(crate) state: AtomicU8,
+    /// Files so far.
+    pub(crate) files: AtomicUsize,
+    pub(crate) characters_available: AtomicU64,
+    /// Characters in examples.
+    pub(crate) characters_consumed: AtomicU64,
+    /// Share of the draws; 0 while it is suspended and once it has ended, and for evaluation-only corpora.
     #[serde(serialize_with = "as_fraction")]
     pub(crate) share: AtomicU64,
     pub(crate) documents: AtomicU64,
@@ -29,9 +47,81 @@ pub struct CorpusStatus {
     pub(crate) ended: AtomicBool,
 }
 
+/// The state of one language.
+#[derive(Debug, Serialize)]
+pub(crate) struct LanguageStatus {
+    language: String,
+    characters_available: u64,
+    /// Share of the draws while every language has something.
+    share: f64,
+    /// Whether the share was set by hand.
+    overridden: bool,
+}
+
+/// What a corpus is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum CorpusState {
+    Reading,
+    /// It has nothing until something arrives.
+    Waiting,
+    Paused,
+    Ended,
+}
+
+impl CorpusState {
+    const NAMES: [&str; 4] = ["reading", "waiting", "paused", "ended"];
+}
+
 impl CorpusStatus {
+    pub(crate) fn new(stream: &CorpusStream) -> Self {
+        let (source, cursor) = (stream.source(), stream.cursor());
+        Self {
+            name: source.name.to_string(),
+            language: source.language.to_string(),
+            evaluation_only: source.evaluation_only,
+            retry: source.retry,
+            state: (CorpusState::Reading as u8).into(),
+            files: stream.files().into(),
+            characters_available: cursor.characters_available.into(),
+            characters_consumed: 0.into(),
+            share: 0.into(),
+            documents: 0.into(),
+            examples: 0.into(),
+            skipped: 0.into(),
+            quarantined: 0.into(),
+            round: cursor.round.into(),
+            ended: cursor.ended.into(),
+        }
+    }
+
     pub(crate) fn set_share(&self, share: f64) {
         self.share.store(share.to_bits(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_state(&self, state: CorpusState) {
+        self.state.store(state as u8, Ordering::Relaxed);
+        self.ended.store(state == CorpusState::Ended, Ordering::Relaxed);
+    }
+}
+
+impl IngestStatus {
+    pub(crate) fn new() -> Self {
+        Self { corpora: RwLock::default(), languages: Mutex::default(), overrides_since: 0.into() }
+    }
+
+    pub(crate) fn set_corpora(&self, corpora: Vec<Arc<CorpusStatus>>) {
+        *self.corpora.write().unwrap_or_else(PoisonError::into_inner) = corpora;
+    }
+
+    pub(crate) fn set_languages(&self, languages: &[LanguageShare], overrides: &Overrides) {
+        let languages = languages.iter().map(|language| LanguageStatus {
+            language: language.language.to_string(),
+            characters_available: language.characters,
+            share: language.share,
+            overridden: overrides.shares.contains_key(&language.language),
+        });
+        *self.languages.lock().unwrap_or_else(PoisonError::into_inner) = languages.collect();
     }
 }
 
@@ -42,4 +132,20 @@ pub(crate) fn add_one(counter: &AtomicU64) -> u64 {
 
 fn as_fraction<S: Serializer>(bits: &AtomicU64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(f64::from_bits(bits.load(Ordering::Relaxed)))
+}
+
+fn as_state<S: Serializer>(state: &AtomicU8, serializer: S) -> Result<S::Ok, S::Error> {
+    let index = usize::from(state.load(Ordering::Relaxed));
+    serializer.serialize_str(CorpusState::NAMES.get(index).copied().unwrap_or_default())
+}
+
+fn as_shown<S: Serializer>(corpora: &RwLock<Vec<Arc<CorpusStatus>>>, serializer: S) -> Result<S::Ok, S::Error> {
+    let corpora = corpora.read().unwrap_or_else(PoisonError::into_inner);
+    let shown =
+        corpora.iter().filter(|corpus| !corpus.retry || corpus.characters_available.load(Ordering::Relaxed) > 0);
+    serializer.collect_seq(shown.map(|corpus| &**corpus))
+}
+
+fn as_list<S: Serializer>(list: &Mutex<Vec<LanguageStatus>>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(list.lock().unwrap_or_else(PoisonError::into_inner).iter())
 }

@@ -1,37 +1,74 @@
-//! One corpus as a stream of steps: an example, a skipped document, or the end. Each step moves the cursor.
+//! One source as a stream of steps: an example, a skipped document, or the end. Each step moves the cursor.
 
-use crate::corpus::{CorpusFile, count_characters, name_files};
+use crate::IngestError;
+use crate::corpus::Source;
+use crate::documents::{Documents, Next};
+use crate::duplicates::SeenTexts;
 use crate::example::{Example, Segmenter};
-use crate::reader::{Document, FileReader, Reason, Rejection};
+use crate::feed::Feed;
+use crate::format::{Document, Reason, Rejection};
 use crate::teacher::TeacherTokenizer;
-use crate::{CorpusOptions, IngestError};
 use model::random::Philox;
+use std::path::Path;
 use std::sync::Arc;
-use store::SourceCursor;
+use store::{SequenceNumber, SourceCursor};
 
-/// What comes next in a corpus.
+/// A document's own identifier is shown up to here.
+const ID_LIMIT_CHARACTERS: usize = 128;
+
+/// What comes next in a source.
 pub(crate) enum Step {
-    Example { document: Arc<str>, held_out: bool, example: Example },
-    Skip { document: Arc<str>, reason: Reason, rejection: Option<Rejection> },
+    Example {
+        document: Arc<str>,
+        held_out: bool,
+        example: Example,
+    },
+    Skip {
+        document: Arc<str>,
+        reason: Reason,
+        rejection: Option<Rejection>,
+    },
     End,
+    /// Nothing now: the cursor has not moved.
+    Wait,
 }
 
-/// A corpus that is being read.
+/// Whether a source has a step to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Supply {
+    /// It has.
+    Ready,
+    /// It has to look further first.
+    Searching,
+    /// It has not, until something arrives.
+    Dry,
+    /// Someone has suspended it.
+    Paused,
+    /// It has ended.
+    Ended,
+}
+
+/// A source that is being read.
 pub(crate) struct CorpusStream {
-    options: CorpusOptions,
-    files: Vec<CorpusFile>,
+    source: Arc<Source>,
+    documents: Documents,
     teachers: Arc<[TeacherTokenizer]>,
     /// Tokens per example and copy, without [CLS] and [SEP].
     limit_tokens: usize,
     holdout_fraction: f64,
+    /// `None`: duplicates are used like other documents.
+    texts: Option<SeenTexts>,
     cursor: SourceCursor,
-    /// The file being read, or to be opened next.
-    file_index: usize,
     round: u32,
     /// Whether this round had any document: a corpus without any ends at once.
     round_has_documents: bool,
-    reader: Option<FileReader>,
+    /// What was looked up already.
+    next: Option<Next>,
     document: Option<OpenDocument>,
+    /// Changes of the feed when its characters were last asked for.
+    seen: Option<u64>,
+    /// Changes of the feed when it was last found to have nothing.
+    dry: Option<u64>,
 }
 
 /// A document with text that no example has covered yet.
@@ -42,68 +79,146 @@ struct OpenDocument {
 }
 
 impl CorpusStream {
-    /// Opens the corpus at its cursor, or at its start.
+    /// Opens the source at its cursor, or at its start.
     pub(crate) fn open(
-        options: &CorpusOptions,
+        source: Source,
+        feed: Arc<dyn Feed>,
         teachers: Arc<[TeacherTokenizer]>,
         limit_tokens: usize,
         holdout_fraction: f64,
+        texts: Option<SeenTexts>,
         cursor: Option<&SourceCursor>,
     ) -> Result<Self, IngestError> {
-        let files = name_files(&options.name, &options.files)?;
-        let cursor = match cursor {
-            Some(cursor) => cursor.clone(),
-            None => fresh_cursor(options, &files)?,
-        };
+        let source = Arc::new(source);
+        let fresh = || SourceCursor::start(Arc::clone(&source.name), Arc::clone(&source.language), 0);
+        let cursor = cursor.cloned().unwrap_or_else(fresh);
         let mut stream = Self {
-            options: options.clone(),
-            files,
+            documents: Documents::new(Arc::clone(&source), feed),
+            source,
             teachers,
             limit_tokens,
             holdout_fraction,
+            texts,
             round: cursor.round,
             cursor,
-            file_index: 0,
             round_has_documents: false,
-            reader: None,
+            next: None,
             document: None,
+            seen: None,
+            dry: None,
         };
+        stream.note_arrivals();
         stream.resume()?;
         Ok(stream)
     }
 
-    /// The state after the last step.
+    /// The state after the last step, with the characters that have arrived since.
     pub(crate) fn cursor(&self) -> &SourceCursor {
         &self.cursor
     }
 
-    pub(crate) fn options(&self) -> &CorpusOptions {
-        &self.options
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
     }
 
+    /// The file that is being read, unless it goes once it is read.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.documents.path().filter(|_| !self.source.spooled)
+    }
+
+    /// Files so far.
     pub(crate) fn files(&self) -> usize {
-        self.files.len()
+        self.documents.feed().parts()
     }
 
-    /// The next step. After `End` there are no more.
-    pub(crate) fn step(&mut self) -> Result<Step, IngestError> {
-        if self.document.is_none() {
-            let Some(document) = self.next_document()? else {
-                self.cursor.ended = true;
-                return Ok(Step::End);
-            };
-            let id = self.enter(document.offset_bytes);
-            match document.text {
-                Ok(text) if !text.trim().is_empty() => self.document = Some(self.open_document(id, text)),
-                Ok(_) => return Ok(self.skip(id, Reason::NoText, None)),
-                Err(rejection) => return Ok(self.skip(id, rejection.reason, Some(rejection))),
+    /// Takes note of what has arrived. Returns whether there was anything.
+    pub(crate) fn note_arrivals(&mut self) -> bool {
+        let feed = self.documents.feed();
+        let changes = feed.changes().count();
+        if self.seen == Some(changes) {
+            return false;
+        }
+        let characters = feed.characters_available(self.source.counted());
+        self.cursor.characters_available = self.cursor.characters_available.max(characters);
+        self.seen = Some(changes);
+        true
+    }
+
+    /// Whether there is a step to make. A list of files has one until its end was reached; other feeds are looked at.
+    pub(crate) fn supply(&mut self) -> Result<Supply, IngestError> {
+        if self.cursor.ended {
+            return Ok(Supply::Ended);
+        }
+        if self.source.finite || self.document.is_some() || self.next.is_some() {
+            return Ok(Supply::Ready);
+        }
+        self.documents.feed().check()?;
+        let changes = self.documents.feed().changes().count();
+        if self.dry == Some(changes) {
+            return Ok(Supply::Dry);
+        }
+        match self.look_up()? {
+            Next::Searching => Ok(Supply::Searching),
+            Next::Dry => {
+                self.dry = Some(changes);
+                Ok(Supply::Dry)
+            }
+            next => {
+                self.next = Some(next);
+                Ok(Supply::Ready)
             }
         }
-        self.next_example()
+    }
+
+    /// The next step, which makes entry `sequence`. After `End` there are no more.
+    pub(crate) fn step(&mut self, sequence: SequenceNumber) -> Result<Step, IngestError> {
+        if self.document.is_some() {
+            return self.next_example();
+        }
+        let next = match self.next.take() {
+            Some(next) => next,
+            None => self.look_up()?,
+        };
+        match next {
+            Next::Dry | Next::Searching => Ok(Step::Wait),
+            Next::End => {
+                self.cursor.ended = true;
+                Ok(Step::End)
+            }
+            Next::Passed { part, offset_bytes } => {
+                let id = self.enter(&part, offset_bytes, None);
+                Ok(self.skip(id, Reason::OtherLanguage, None))
+            }
+            Next::Empty { part } => {
+                let id = self.enter(&part, 0, None);
+                Ok(self.skip(id, Reason::NoText, None))
+            }
+            Next::Document { part, document } => {
+                let id = self.enter(&part, document.offset_bytes, document.id.as_deref());
+                match document.text {
+                    Ok(text) if !text.trim().is_empty() => {
+                        let round = self.round;
+                        if self.texts.as_mut().is_some_and(|texts| texts.note(&text, round, sequence)) {
+                            return Ok(self.skip(id, Reason::Duplicate, None));
+                        }
+                        self.document = Some(self.open_document(id, text));
+                        self.next_example()
+                    }
+                    Ok(_) => Ok(self.skip(id, Reason::NoText, None)),
+                    Err(rejection) => Ok(self.skip(id, rejection.reason, Some(rejection))),
+                }
+            }
+        }
+    }
+
+    /// Makes durable what a restart has to know besides the cursor; `false`: there is no space. The log durably holds the entries
+    /// before `durable_end`.
+    pub(crate) fn sync(&mut self, durable_end: u64) -> Result<bool, IngestError> {
+        self.texts.as_mut().map_or(Ok(true), |texts| texts.sync(durable_end))
     }
 
     fn next_example(&mut self) -> Result<Step, IngestError> {
-        let Some(open) = &mut self.document else { return Ok(Step::End) };
+        let Some(open) = &mut self.document else { return Ok(Step::Wait) };
         let (document, held_out) = (Arc::clone(&open.id), open.held_out);
         let Some(example) = open.segmenter.next()? else {
             self.document = None;
@@ -122,14 +237,13 @@ impl CorpusStream {
         Step::Skip { document, reason, rejection }
     }
 
-    /// Moves the cursor to the document at `offset_bytes` of the current file; returns its identifier.
-    fn enter(&mut self, offset_bytes: u64) -> Arc<str> {
-        let file = &self.files[self.file_index].name;
-        self.cursor.file = Arc::clone(file);
+    /// Moves the cursor to the document at `offset_bytes` of `part`; returns its identifier.
+    fn enter(&mut self, part: &Arc<str>, offset_bytes: u64, id: Option<&str>) -> Arc<str> {
+        self.cursor.file = Arc::clone(part);
         self.cursor.document_offset_bytes = offset_bytes;
         self.cursor.next_byte = 0;
         self.cursor.round = self.round;
-        format!("{file}@{offset_bytes}").into()
+        identifier(part, offset_bytes, id)
     }
 
     fn open_document(&self, id: Arc<str>, text: String) -> OpenDocument {
@@ -140,121 +254,98 @@ impl CorpusStream {
 
     /// By hash alone, so that runs with other seeds hold out the same documents.
     fn is_held_out(&self, document: &str) -> bool {
-        let hash = Philox::new(0, "holdout", &[self.options.name.as_bytes(), document.as_bytes()]);
-        self.options.evaluation_only || hash.uniform(0, 0) < self.holdout_fraction
+        let hash = Philox::new(0, "holdout", &[self.source.name.as_bytes(), document.as_bytes()]);
+        self.source.evaluation_only || hash.uniform(0, 0) < self.holdout_fraction
     }
 
-    fn next_document(&mut self) -> Result<Option<Document>, IngestError> {
+    /// What comes next, in this round or the one after it.
+    fn look_up(&mut self) -> Result<Next, IngestError> {
         loop {
-            if let Some(reader) = &mut self.reader {
-                if let Some(document) = reader.next_document()? {
-                    self.round_has_documents = true;
-                    return Ok(Some(document));
+            let next = self.documents.next(&self.cursor)?;
+            match next {
+                Next::End if self.round + 1 < self.rounds() && self.round_has_documents => {
+                    self.round += 1;
+                    self.round_has_documents = false;
+                    self.documents.rewind();
                 }
-                self.reader = None;
-                self.file_index += 1;
-            }
-            if let Some(file) = self.files.get(self.file_index) {
-                self.reader = FileReader::open(&file.path, self.options.format, 0)?;
-            } else if self.round + 1 < self.rounds() && self.round_has_documents {
-                self.round += 1;
-                self.file_index = 0;
-                self.round_has_documents = false;
-            } else {
-                return Ok(None);
+                Next::Document { .. } | Next::Passed { .. } | Next::Empty { .. } => {
+                    self.round_has_documents = true;
+                    return Ok(next);
+                }
+                _ => return Ok(next),
             }
         }
     }
 
     fn rounds(&self) -> u32 {
-        if self.options.evaluation_only { 1 } else { self.options.rounds }
+        if self.source.evaluation_only || !self.source.finite { 1 } else { self.source.rounds }
     }
 
-    /// Goes to where the cursor says. A corpus that has ended, but now has more rounds, goes on with the next.
+    /// Goes to where the cursor says. A corpus that has ended, but now has more rounds, goes on with the next; one that
+    /// can grow goes on with what has come since.
     fn resume(&mut self) -> Result<(), IngestError> {
-        if self.cursor.language.as_ref() != self.options.language {
+        if self.cursor.language != self.source.language {
             return Err(IngestError::Options(format!(
                 "corpus `{}` is of language `{}` in the log and of `{}` in the configuration; give it a new name",
-                self.options.name, self.cursor.language, self.options.language
+                self.source.corpus, self.cursor.language, self.source.language
             )));
         }
-        if self.cursor.ended {
-            if self.cursor.file.is_empty() || self.round + 1 >= self.rounds() {
-                return Ok(());
+        let ended = std::mem::take(&mut self.cursor.ended);
+        self.round_has_documents = !self.cursor.file.is_empty();
+        if ended && self.source.finite {
+            self.cursor.ended = self.cursor.file.is_empty() || self.round + 1 >= self.rounds();
+            self.documents.go_behind(&self.cursor);
+            return Ok(());
+        }
+        if !self.cursor.file.is_empty() {
+            let document = self.documents.reopen(&self.cursor)?;
+            if self.cursor.next_byte != SourceCursor::DOCUMENT_DONE {
+                self.skip_covered(document)?;
             }
-            self.cursor.ended = false;
-            self.file_index = self.files.len();
-            self.round_has_documents = true;
-            return Ok(());
         }
-        if self.cursor.file.is_empty() {
-            return Ok(());
+        if ended {
+            match self.look_up()? {
+                Next::End => self.cursor.ended = true,
+                Next::Dry | Next::Searching => {}
+                next => self.next = Some(next),
+            }
         }
-        self.reopen_document()
-    }
-
-    fn reopen_document(&mut self) -> Result<(), IngestError> {
-        let offset_bytes = self.cursor.document_offset_bytes;
-        let Some(file_index) = self.files.iter().position(|file| file.name == self.cursor.file) else {
-            return Err(self.changed("it is not among the files of the corpus any more"));
-        };
-        self.file_index = file_index;
-        self.round_has_documents = true;
-        let path = &self.files[file_index].path;
-        let size_bytes = match std::fs::metadata(path) {
-            Ok(metadata) => metadata.len(),
-            Err(error) => return Err(self.changed(&format!("now it cannot be opened ({error})"))),
-        };
-        if size_bytes <= offset_bytes {
-            return Err(self.changed(&format!("now it has only {size_bytes} bytes")));
-        }
-        let other_text = "another text stands there now";
-        let Some(mut reader) = FileReader::open(path, self.options.format, offset_bytes)? else {
-            return Err(self.changed(other_text));
-        };
-        let document = reader.next_document()?.filter(|document| document.offset_bytes == offset_bytes);
-        self.reader = Some(reader);
-        match document {
-            None => Err(self.changed(other_text)),
-            Some(_) if self.cursor.next_byte == SourceCursor::DOCUMENT_DONE => Ok(()),
-            Some(Document { text: Err(_), .. }) => Err(self.changed(other_text)),
-            Some(Document { text: Ok(text), .. }) => self.skip_covered(text),
-        }
+        Ok(())
     }
 
     /// Opens the document at the cursor behind the examples that were made of it already.
-    fn skip_covered(&mut self, text: String) -> Result<(), IngestError> {
-        let id = format!("{}@{}", self.cursor.file, self.cursor.document_offset_bytes).into();
+    fn skip_covered(&mut self, document: Option<Document>) -> Result<(), IngestError> {
+        let changed = |stream: &Self, problem: &str| {
+            stream.documents.changed(&stream.cursor.file, stream.cursor.document_offset_bytes, problem)
+        };
+        let Some(Document { id, text: Ok(text), .. }) = document else {
+            return Err(changed(self, "another text stands there now"));
+        };
+        let id = identifier(&self.cursor.file, self.cursor.document_offset_bytes, id.as_deref());
         let mut open = self.open_document(id, text);
         let mut covered = 0;
         while covered < self.cursor.next_byte {
             match open.segmenter.next()? {
                 Some(example) => covered = example.span.end,
-                None => return Err(self.changed("the document there is shorter now")),
+                None => return Err(changed(self, "the document there is shorter now")),
             }
         }
         if covered > self.cursor.next_byte || open.segmenter.is_done() {
-            return Err(self.changed("the document there has changed, or is cut differently since a teacher was added"));
+            let problem = "the document there has changed, or is cut differently since a teacher was added";
+            return Err(changed(self, problem));
         }
         self.document = Some(open);
         Ok(())
     }
-
-    fn changed(&self, problem: &str) -> IngestError {
-        IngestError::Changed {
-            corpus: self.options.name.clone(),
-            file: self.cursor.file.to_string(),
-            offset_bytes: self.cursor.document_offset_bytes,
-            problem: problem.to_owned(),
-        }
-    }
 }
 
-fn fresh_cursor(options: &CorpusOptions, files: &[CorpusFile]) -> Result<SourceCursor, IngestError> {
-    let mut characters = 0;
-    for file in files {
-        characters += count_characters(&file.path)?;
+/// `<part>@<offset>`, and behind that the document's own identifier if it has one.
+fn identifier(part: &str, offset_bytes: u64, id: Option<&str>) -> Arc<str> {
+    match id {
+        None => format!("{part}@{offset_bytes}").into(),
+        Some(id) => {
+            let id: String = id.chars().take(ID_LIMIT_CHARACTERS).collect();
+            format!("{part}@{offset_bytes}#{id}").into()
+        }
     }
-    tracing::info!(corpus = options.name, files = files.len(), characters, "corpus opened");
-    Ok(SourceCursor::start(options.name.as_str().into(), options.language.as_str().into(), characters))
 }

@@ -1,5 +1,6 @@
 //! The other end of the control socket, for the command line.
 
+use crate::PushForm;
 use crate::listen::SOCKET_PATH_BYTES;
 use crate::reply;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -12,6 +13,7 @@ use serde_json::Value;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::net::UnixStream;
 
 /// A status is kilobytes, metrics are hundreds of them.
@@ -82,14 +84,83 @@ pub enum ClientError {
 ///
 /// If no complete answer came. An answer with status 400 and above is `Ok`.
 pub fn call(socket: &Path, method: &str, path: &str, body: Option<Value>) -> Result<(u16, Value), ClientError> {
-    let request = request(method, path, body)?;
+    exchange(socket, path, request(method, path, body)?).map(|(answer, _)| answer)
+}
+
+/// Status and body of an answer, and its head.
+type Answered = ((u16, Value), HeaderMap);
+
+fn exchange(socket: &Path, path: &str, request: Request<Full<Bytes>>) -> Result<Answered, ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| ClientError::Connect { socket: socket.to_owned(), source })?;
     runtime.block_on(async {
         let response = send(socket, request).await?;
-        read(path, response).await
+        let headers = response.headers().clone();
+        Ok((read(path, response).await?, headers))
+    })
+}
+
+/// Documents for a corpus of the daemon.
+#[derive(Clone, Debug)]
+pub struct Documents {
+    /// Name of the corpus.
+    pub corpus: String,
+    /// How they lie in `body`.
+    pub form: PushForm,
+    /// Idempotency key: the same documents may be sent again with the same key.
+    pub key: String,
+    /// The documents.
+    pub body: Vec<u8>,
+}
+
+/// What the daemon says to documents.
+#[derive(Clone, Debug)]
+pub struct PushReply {
+    /// HTTP status; 200: the documents are durable.
+    pub status: u16,
+    /// When to send them again, if the daemon says so.
+    pub retry_after: Option<Duration>,
+    /// The answer's body.
+    pub body: Value,
+}
+
+/// Sends documents to the daemon that listens on `socket`, and waits until they are durable. Blocks, as [`call`] does.
+///
+/// # Errors
+/// As [`call`]: if no complete answer came. Whether the documents were taken is not known then; send them again with the same
+/// key.
+pub fn push(socket: &Path, documents: &Documents) -> Result<PushReply, ClientError> {
+    let path = format!("/v1/corpora/{}/documents", encoded(&documents.corpus));
+    let media_type = match documents.form {
+        PushForm::JsonLines => "application/jsonl",
+        PushForm::Text => "text/plain; charset=utf-8",
+    };
+    let request = Request::builder()
+        .method("POST")
+        .uri(&path)
+        .header(header::HOST, "localhost")
+        .header(header::CONTENT_TYPE, media_type)
+        .header("idempotency-key", &documents.key)
+        .body(Full::new(Bytes::from(documents.body.clone())))
+        .map_err(|_| ClientError::Request { method: "POST".to_owned(), path: path.clone() })?;
+    let ((status, body), headers) = exchange(socket, &path, request)?;
+    let seconds = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    Ok(PushReply { status, retry_after: seconds.map(Duration::from_secs), body })
+}
+
+/// A name as one component of a path.
+#[must_use]
+pub fn encoded(name: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
+    name.bytes().fold(String::new(), |mut path, byte| {
+        if plain(&byte) {
+            path.push(char::from(byte));
+        } else {
+            path.push_str(&format!("%{byte:02X}"));
+        }
+        path
     })
 }
 

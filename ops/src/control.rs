@@ -15,7 +15,7 @@ pub trait Control: Send + Sync {
     ///
     /// The live page shows any object; it gives a place of their own to:
     /// `version`, `state`, `uptime_seconds`; `stages.<stage>.paused` and `.waiting` (text: for what);
-    /// `train` `{step, steps, loss, lambda, learning_rate, …}`; `log` `{appended, durable, backlog_bytes, max_backlog_bytes, …}`;
+    /// `train` `{step, steps (null: without end), loss, lambda, learning_rate, …}`; `log` `{appended, durable, backlog_bytes, max_backlog_bytes, …}`;
     /// `evaluation` `{step, languages: {<language>: {student_loss, student_top1, teachers: {<teacher>: {loss, top1,
     /// student_loss, student_top1, rdt}}}}}`.
     fn status(&self) -> Value;
@@ -28,10 +28,50 @@ pub trait Control: Send + Sync {
 
     /// Carries out a command; the value is the answer's body.
     fn command(&self, command: Command) -> Result<Value, CommandError>;
+
+    /// Opens a batch for documents that a client is about to send. Called on the server's own thread: must not wait.
+    fn push(&self, target: &PushTarget) -> Result<Box<dyn Push>, CommandError>;
 }
 
-/// What the daemon can be told over the unix socket.
+/// Which documents a client is about to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PushTarget {
+    /// Name of the corpus.
+    pub corpus: String,
+    /// How the documents lie in what is sent.
+    pub form: PushForm,
+    /// Idempotency key: a batch whose key was taken before adds nothing.
+    pub key: Option<String>,
+}
+
+/// How documents lie in a request's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PushForm {
+    /// A JSON object a line, with the fields that the corpus is configured for.
+    JsonLines,
+    /// Text; an empty line ends a document.
+    Text,
+}
+
+/// A batch that is being received. Dropping it takes it back. All methods are called on the server's own thread: none may
+/// wait.
+pub trait Push: Send {
+    /// The next bytes of the body.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), CommandError>;
+
+    /// Whether other clients are refused because of what this one and others hold: a slow one makes room then.
+    fn pressed(&self) -> bool;
+
+    /// The body is complete. `answer` is called once, on any thread, when the batch is durable or will never be; the value is
+    /// the answer's body.
+    fn finish(self: Box<Self>, answer: PushAnswer);
+}
+
+/// Takes what became of a batch.
+pub type PushAnswer = Box<dyn FnOnce(Result<Value, CommandError>) + Send>;
+
+/// What the daemon can be told over the unix socket.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Suspends a stage at its next safe point; all stages without one.
     Pause {
@@ -50,8 +90,60 @@ pub enum Command {
         /// The folder, absolute.
         out: PathBuf,
     },
+    /// Trains a cool-down beside the training that goes on, and exports its student.
+    Release {
+        /// Its optimiser steps, at least 1.
+        steps: u64,
+        /// The folder that the student goes to, absolute; `None`: one that the daemon chooses.
+        out: Option<PathBuf>,
+    },
+    /// Ends the release that is running.
+    CancelRelease,
+    /// Has quarantined documents tried again.
+    RetryQuarantined {
+        /// Identifiers of their notes; none: all.
+        ids: Vec<String>,
+        /// All of this corpus alone.
+        corpus: Option<String>,
+    },
+    /// Changes what is read, from a known entry of the log on.
+    ChangeCorpora(CorporaChange),
     /// Drains, makes durable, writes a checkpoint and ends the process.
     Shutdown,
+}
+
+/// A change of what is read while the daemon runs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CorporaChange {
+    /// Suspends a corpus. What arrives meanwhile is kept.
+    Pause {
+        /// Its name.
+        corpus: String,
+    },
+    /// Takes a pause back.
+    Resume {
+        /// Name of the corpus.
+        corpus: String,
+    },
+    /// Gives a language a share of the draws.
+    Share {
+        /// The language.
+        language: String,
+        /// `None`: the share that follows from its characters.
+        share: Option<f64>,
+    },
+    /// Reads one more corpus.
+    Add {
+        /// Its section of the configuration.
+        section: Value,
+        /// What relative paths in it are relative to, absolute.
+        folder: PathBuf,
+    },
+    /// Reads a corpus no more.
+    Remove {
+        /// Its name.
+        corpus: String,
+    },
 }
 
 /// A stage that can be paused.

@@ -61,6 +61,27 @@ pub enum OpsError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The file with the token cannot be read.
+    #[error("[ops] token_file: cannot read {path}: {source}")]
+    TokenFile {
+        /// The configured path.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// What stands in the file is no token.
+    #[error(
+        "[ops] token_file: {path} must hold a token of {least_bytes} to {most_bytes} printable ASCII characters and \
+         nothing else, e.g. from `openssl rand -hex 32`"
+    )]
+    Token {
+        /// The configured path.
+        path: PathBuf,
+        /// Shortest one.
+        least_bytes: usize,
+        /// Longest one.
+        most_bytes: usize,
+    },
     /// A metric of this crate could not be registered: the registry already serves another server.
     #[error("cannot register the metrics of the HTTP server: {0}")]
     Metrics(#[from] prometheus::Error),

@@ -5,7 +5,9 @@
 //! | door | what it is for | who gets in |
 //! | --- | --- | --- |
 //! | loopback TCP | the live page, `/metrics`, health, status, events; read-only | requests whose Host (and Origin, if any) is this machine |
-//! | unix socket, mode 0660 | all of that, and control: pause, resume, checkpoint, export, shutdown | whoever the file's permissions let in |
+//! | unix socket, mode 0660 | all of that, and control: pause, resume, checkpoint, export, shutdown, documents | whoever the file's permissions let in |
+//!
+//! With a token ([`Token`]) control is open on TCP too, for requests that carry it: `Authorization: Bearer <token>`.
 //!
 //! | path | method | answer |
 //! | --- | --- | --- |
@@ -17,6 +19,14 @@
 //! | `/v1/pause`, `/v1/resume` | POST | optional body `{"stage": "ingest" \| "teacher" \| "trainer"}`; without one, all stages |
 //! | `/v1/checkpoint`, `/v1/shutdown` | POST | no body |
 //! | `/v1/export` | POST | body `{"out": "/absolute/folder"}` |
+//! | `/v1/release` | POST | body `{"steps": 1000, "out": "/absolute/folder"}`, `out` is optional; 409 while a release runs |
+//! | `/v1/release/cancel` | POST | no body |
+//! | `/v1/corpora` | GET | what is read: `corpora` of [`Control::status`] |
+//! | `/v1/corpora` | POST | body `{"corpus": {"name": …}, "folder": "/absolute"}`: a `[[corpus]]` table, and what its paths are relative to |
+//! | `/v1/corpora/{name}` | DELETE | the corpus is read no more |
+//! | `/v1/corpora/{name}/pause`, `/v1/corpora/{name}/resume` | POST | no body |
+//! | `/v1/languages/{language}/share` | PUT, DELETE | body `{"share": 0.5}`; DELETE: the share that follows from its characters again |
+//! | `/v1/corpora/{name}/documents` | POST | documents, see [`Push`]; answered when they are durable |
 //!
 //! Every error is `{"error": {"code", "message"}}`; codes are stable, messages are for people. (The one
 //! exception: bytes that are not an HTTP request at all are answered with a bare 400, 414 or 431.)
@@ -31,6 +41,8 @@
 pub mod client;
 mod connection;
 mod control;
+mod corpora;
+mod documents;
 mod error;
 mod events;
 mod guard;
@@ -44,11 +56,15 @@ mod routes;
 mod server;
 mod stages;
 mod stream;
+mod token;
 mod write_deadline;
 
 pub use client::ClientError;
-pub use control::{Command, CommandError, Control, Stage, UnknownStage};
+pub use control::{
+    Command, CommandError, Control, CorporaChange, Push, PushAnswer, PushForm, PushTarget, Stage, UnknownStage,
+};
 pub use error::OpsError;
 pub use events::EventHub;
 pub use limits::Limits;
 pub use server::{OpsOptions, Server};
+pub use token::Token;

@@ -10,8 +10,14 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Header fields of a request.
     pub headers: usize,
-    /// Body of a request.
+    /// Body of a command.
     pub body_bytes: usize,
+    /// Documents of one request. What is refused is read up to here, so that the client gets to read why.
+    pub push_bytes: u64,
+    /// For a request's documents to arrive, from the first byte to the last.
+    pub push_timeout: Duration,
+    /// Silence after which a client that sends documents makes room for others, if there is none.
+    pub push_patience: Duration,
     /// For a request's head, again for its body, and for the pause between two requests of a connection.
     pub read_timeout: Duration,
     /// How long a client may leave an answer, or an event, waiting in its socket.
@@ -40,6 +46,9 @@ impl Default for Limits {
             head_bytes: 16 * 1024,
             headers: 64,
             body_bytes: 64 * 1024,
+            push_bytes: 16 * 1024 * 1024,
+            push_timeout: Duration::from_secs(120),
+            push_patience: Duration::from_secs(1),
             read_timeout: Duration::from_secs(20),
             write_timeout: Duration::from_secs(60),
             query_timeout: Duration::from_secs(10),

@@ -20,11 +20,13 @@ pub(crate) struct Refusal {
     pub(crate) message: String,
     /// For 405: the methods that would do.
     pub(crate) allow: Option<&'static str>,
+    /// For 503 and 507: when to try again, in seconds.
+    pub(crate) retry_after_seconds: Option<u32>,
 }
 
 impl Refusal {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), allow: None }
+        Self { status, code, message: message.into(), allow: None, retry_after_seconds: None }
     }
 
     pub(crate) fn forbidden(code: &'static str, message: String) -> Self {
@@ -44,6 +46,12 @@ impl Refusal {
         let mut response = json(self.status, &self.to_json());
         if let Some(allow) = self.allow {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Some(seconds) = self.retry_after_seconds {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

@@ -4,7 +4,7 @@ use crate::events::Refused;
 use crate::reply::{self, Refusal, ReplyBody};
 use crate::server::Shared;
 use crate::stream::EventBody;
-use crate::{Command, Control, Stage, guard, metrics, stages};
+use crate::{Command, CommandError, Control, Stage, corpora, documents, guard, metrics, stages};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::http::{Method, StatusCode, request};
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::time::timeout;
@@ -36,7 +36,7 @@ impl Door {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Route {
+enum Route<'a> {
     Page,
     Metrics,
     Health,
@@ -44,6 +44,9 @@ enum Route {
     Status,
     Events,
     Control(Verb),
+    /// To the corpus of this name, as it stands in the path.
+    Documents(&'a str),
+    Corpora(corpora::Route<'a>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,10 +55,13 @@ enum Verb {
     Resume,
     Checkpoint,
     Export,
+    Release,
+    CancelRelease,
+    RetryQuarantined,
     Shutdown,
 }
 
-const ROUTES: [(&str, Route); 11] = [
+const ROUTES: [(&str, Route<'static>); 14] = [
     ("/", Route::Page),
     ("/metrics", Route::Metrics),
     ("/healthz", Route::Health),
@@ -66,14 +72,18 @@ const ROUTES: [(&str, Route); 11] = [
     ("/v1/resume", Route::Control(Verb::Resume)),
     ("/v1/checkpoint", Route::Control(Verb::Checkpoint)),
     ("/v1/export", Route::Control(Verb::Export)),
+    ("/v1/release", Route::Control(Verb::Release)),
+    ("/v1/release/cancel", Route::Control(Verb::CancelRelease)),
+    ("/v1/quarantine/retry", Route::Control(Verb::RetryQuarantined)),
     ("/v1/shutdown", Route::Control(Verb::Shutdown)),
 ];
 
 /// Answers any request, and counts it.
 pub(crate) async fn answer(shared: &Arc<Shared>, door: Door, request: Request<Incoming>) -> Response<ReplyBody> {
     let started = Instant::now();
-    let found = ROUTES.iter().find(|(path, _)| *path == request.uri().path());
-    let route = found.map(|(_, route)| *route);
+    let asked = request.uri().path().to_owned();
+    let found = find(&asked);
+    let route = found.map(|(_, route)| route);
     let mut response = respond(shared, door, route, request).await.unwrap_or_else(Refusal::into_response);
     reply::add_defences(response.headers_mut());
     let path = found.map_or("other", |(path, _)| path);
@@ -81,10 +91,22 @@ pub(crate) async fn answer(shared: &Arc<Shared>, door: Door, request: Request<In
     response
 }
 
+/// The route of a path, and the name under which it is counted.
+fn find(path: &str) -> Option<(&'static str, Route<'_>)> {
+    let corpus = path.strip_prefix("/v1/corpora/").and_then(|rest| rest.strip_suffix("/documents"));
+    if let Some(name) = corpus.filter(|name| !name.is_empty() && !name.contains('/')) {
+        return Some(("/v1/corpora/{name}/documents", Route::Documents(name)));
+    }
+    if let Some((name, route)) = corpora::find(path) {
+        return Some((name, Route::Corpora(route)));
+    }
+    ROUTES.iter().find(|(known, _)| *known == path).copied()
+}
+
 async fn respond(
     shared: &Arc<Shared>,
     door: Door,
-    route: Option<Route>,
+    route: Option<Route<'_>>,
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, Refusal> {
     let (head, body) = request.into_parts();
@@ -95,9 +117,20 @@ async fn respond(
         route.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path"))?;
     match route {
         Route::Control(verb) => {
-            check_control(door, &head)?;
+            check_control(shared, door, &head)?;
             let body = read_body(shared, body).await?;
             carry_out(shared, command(verb, &body)?).await
+        }
+        Route::Corpora(route) if route.asks(&head.method) => listing(shared).await,
+        Route::Corpora(route) => {
+            route.check_method(&head.method)?;
+            check_door(shared, door, &head)?;
+            let body = read_body(shared, body).await?;
+            carry_out(shared, route.command(&head.method, &body)?).await
+        }
+        Route::Documents(corpus) => {
+            check_control(shared, door, &head)?;
+            documents::take(shared, corpus, &head, body).await
         }
         _ if head.method != Method::GET && head.method != Method::HEAD => Err(Refusal::method("GET, HEAD")),
         Route::Page => Ok(shared.page.response()),
@@ -109,15 +142,21 @@ async fn respond(
     }
 }
 
-fn check_control(door: Door, head: &request::Parts) -> Result<(), Refusal> {
+fn check_control(shared: &Shared, door: Door, head: &request::Parts) -> Result<(), Refusal> {
     if head.method != Method::POST {
         return Err(Refusal::method("POST"));
     }
-    match door {
-        Door::Unix => Ok(()),
-        Door::Tcp(_) => Err(Refusal::forbidden(
+    check_door(shared, door, head)
+}
+
+fn check_door(shared: &Shared, door: Door, head: &request::Parts) -> Result<(), Refusal> {
+    match (door, &shared.token) {
+        (Door::Unix, _) => Ok(()),
+        (Door::Tcp(_), Some(token)) => token.check(&head.headers),
+        (Door::Tcp(_), None) => Err(Refusal::forbidden(
             "control_needs_socket",
-            "commands are taken on the unix socket alone; try `mergedistill ctl`".to_owned(),
+            "without ops.token_file commands and documents are taken on the unix socket alone; try `mergedistill ctl`"
+                .to_owned(),
         )),
     }
 }
@@ -149,6 +188,12 @@ async fn status(shared: &Arc<Shared>) -> Result<Response<ReplyBody>, Refusal> {
         status
     });
     Ok(reply::json(StatusCode::OK, &status.await?))
+}
+
+/// What is read, as the status says it.
+async fn listing(shared: &Arc<Shared>) -> Result<Response<ReplyBody>, Refusal> {
+    let corpora = ask(shared, |control| control.status()["corpora"].take());
+    Ok(reply::json(StatusCode::OK, &corpora.await?))
 }
 
 fn events(shared: &Shared, head: &request::Parts) -> Result<Response<ReplyBody>, Refusal> {
@@ -214,10 +259,7 @@ async fn carry_out(shared: &Arc<Shared>, command: Command) -> Result<Response<Re
     });
     match done.await {
         Ok(Ok(value)) => Ok(reply::json(StatusCode::OK, &value)),
-        Ok(Err(error)) => {
-            let status = StatusCode::from_u16(error.status).ok().filter(|s| s.is_client_error() || s.is_server_error());
-            Err(Refusal::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), error.code, error.message))
-        }
+        Ok(Err(error)) => Err(refusal(error)),
         Err(error) => Err(internal(format!("the command failed: {error}"))),
     }
 }
@@ -256,6 +298,21 @@ struct ExportBody {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct ReleaseBody {
+    steps: u64,
+    out: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RetryBody {
+    ids: Vec<String>,
+    all: bool,
+    corpus: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct EmptyBody {}
 
 fn command(verb: Verb, body: &[u8]) -> Result<Command, Refusal> {
@@ -272,18 +329,40 @@ fn command(verb: Verb, body: &[u8]) -> Result<Command, Refusal> {
         }
         Verb::Export => {
             let ExportBody { out } = parse(body)?;
-            if !out.is_absolute() {
-                return Err(invalid_body(
-                    "`out` must be an absolute path: the daemon's working directory is not yours",
-                ));
-            }
+            check_absolute(&out)?;
             Command::Export { out }
+        }
+        Verb::Release => {
+            let ReleaseBody { steps, out } = parse(body)?;
+            if steps == 0 {
+                return Err(invalid_body("`steps` must be at least 1"));
+            }
+            out.as_deref().map_or(Ok(()), check_absolute)?;
+            Command::Release { steps, out }
+        }
+        Verb::CancelRelease => {
+            let EmptyBody {} = parse(body)?;
+            Command::CancelRelease
+        }
+        Verb::RetryQuarantined => {
+            let RetryBody { ids, all, corpus } = parse(body)?;
+            if ids.is_empty() != all || (corpus.is_some() && !all) {
+                return Err(invalid_body("give `ids`, or `all` = true and then, if it is about one alone, `corpus`"));
+            }
+            Command::RetryQuarantined { ids, corpus }
         }
     })
 }
 
+fn check_absolute(out: &Path) -> Result<(), Refusal> {
+    if out.is_absolute() {
+        return Ok(());
+    }
+    Err(invalid_body("`out` must be an absolute path: the daemon's working directory is not yours"))
+}
+
 /// A JSON object; no body at all is the empty one.
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     let value: Value = match body.trim_ascii() {
         [] => json!({}),
         body => serde_json::from_slice(body).map_err(|error| invalid_body(&error.to_string()))?,
@@ -294,11 +373,17 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     T::deserialize(value).map_err(|error| invalid_body(&error.to_string()))
 }
 
-fn invalid_body(reason: &str) -> Refusal {
+pub(crate) fn invalid_body(reason: &str) -> Refusal {
     Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", format!("the request's body: {reason}"))
 }
 
-fn internal(message: String) -> Refusal {
+/// What the daemon says no with.
+pub(crate) fn refusal(error: CommandError) -> Refusal {
+    let status = StatusCode::from_u16(error.status).ok().filter(|s| s.is_client_error() || s.is_server_error());
+    Refusal::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), error.code, error.message)
+}
+
+pub(crate) fn internal(message: String) -> Refusal {
     tracing::error!(message, "a request failed");
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
 }

@@ -5,7 +5,7 @@ use crate::listen::{self, SocketFile};
 use crate::metrics::HttpMetrics;
 use crate::page::Page;
 use crate::routes::Door;
-use crate::{Control, EventHub, Limits, OpsError};
+use crate::{Control, EventHub, Limits, OpsError, Token};
 use prometheus::Registry;
 use std::io;
 use std::net::SocketAddr;
@@ -29,6 +29,8 @@ pub struct OpsOptions {
     pub http: Option<SocketAddr>,
     /// Path of the control socket. Missing folders on the way are created.
     pub socket: Option<PathBuf>,
+    /// Opens control on TCP, for requests that carry it.
+    pub token: Option<Token>,
 }
 
 /// A running server. Dropping it stops it.
@@ -51,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) page: Page,
     pub(crate) queries: Arc<Semaphore>,
     pub(crate) commands: Arc<Semaphore>,
+    pub(crate) token: Option<Token>,
 }
 
 /// Becomes true once, when the server is to stop.
@@ -120,6 +123,7 @@ impl Server {
             queries: Arc::new(Semaphore::new(limits.queries)),
             commands: Arc::new(Semaphore::new(limits.commands)),
             limits,
+            token: options.token,
         });
         let (stop, stopped) = watch::channel(false);
         let thread = std::thread::Builder::new()

@@ -6,16 +6,47 @@
 //! groups ─► dispatcher ─► one queue per runner ─► runner ─► assembler ─► complete groups, in order
 //!                └──────────── registration ──────────────►
 //! ```
+//!
+//! The assembler also looks at the runners' clocks ([`TeacherWatch`]). What a runner that is given up
+//! ([`OnStall::DropCopy`](crate::OnStall)) was to label is marked as given up: the group is complete without it, the runner passes over it
+//! if it comes to it, and labels that come nevertheless are not taken.
 
-use crate::{Runner, TeacherError};
-use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
-use model::{RolePool, Working};
-use prometheus::{Histogram, HistogramOpts, IntCounter, Opts, Registry};
+mod assembler;
+mod dispatcher;
+mod runner_thread;
+
+use crate::{TeacherError, TeacherWatch};
+use assembler::{Assembler, WatchedRunner};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use dispatcher::Dispatcher;
+use model::RolePool;
+use prometheus::Registry;
+use runner_thread::{RunnerMetrics, RunnerThread};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use store::stage::{StageControl, StageMetrics};
-use store::{Entry, Group, Label, MaskedCopy, Payload};
+use store::{BatchPlan, Entry, Group, Label, MaskedCopy};
+
+/// While the stage's end waits for a runner, its clock is looked at this often.
+const JOIN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What labels the copies of one teacher.
+pub trait Labeller: Send + Sync + 'static {
+    /// Name in the configuration.
+    fn name(&self) -> &str;
+
+    /// Index in the teacher table.
+    fn index(&self) -> u16;
+
+    /// Labels `copies` (this teacher's own); one label per copy, in order. Called in the pool of labelling.
+    ///
+    /// # Errors
+    /// When the teacher fails; labelling then stops.
+    fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError>;
+}
 
 /// How labelling runs.
 #[derive(Clone, Debug)]
@@ -32,15 +63,28 @@ pub struct LabellingOptions {
 /// The running stage.
 #[derive(Debug)]
 pub struct Labelling {
-    threads: Vec<(String, JoinHandle<Result<(), TeacherError>>)>,
+    /// Dispatcher and assembler.
+    threads: Vec<(String, Thread)>,
+    runners: Vec<JoinableRunner>,
+}
+
+type Thread = JoinHandle<Result<(), TeacherError>>;
+
+#[derive(Debug)]
+struct JoinableRunner {
+    name: String,
+    watch: TeacherWatch,
+    thread: Thread,
+    /// Disconnected once the thread is at its end.
+    end: Receiver<()>,
 }
 
 impl Labelling {
     /// Starts a thread per runner, a dispatcher and an assembler. The stage ends when `groups` is
     /// disconnected and everything inside was handed on, when it is stopped, when `complete` is disconnected, or at the
-    /// first error.
-    pub fn start(
-        runners: Vec<Runner>,
+    /// first error. What each runner is doing is seen through its watch.
+    pub fn start<L: Labeller>(
+        runners: Vec<(L, TeacherWatch)>,
         options: &LabellingOptions,
         groups: Receiver<Group>,
         complete: Sender<Vec<Entry>>,
@@ -53,55 +97,80 @@ impl Labelling {
             let _ = permit_return.send(());
         }
         let (to_assembler, messages) = unbounded(); // bounded by the permits
-        let mut labelling = Self { threads: Vec::new() };
-        let mut queues = HashMap::new();
-        for runner in runners {
-            let (queue, jobs) = bounded(options.depth);
-            queues.insert(runner.index(), queue);
+        let mut labelling = Self { threads: Vec::new(), runners: Vec::new() };
+        let (mut queues, mut watched) = (HashMap::new(), Vec::new());
+        for (runner, watch) in runners {
+            let (queue, jobs) = unbounded(); // bounded by the permits too: see the dispatcher
+            queues.insert(runner.index(), (queue, watch.clone()));
+            watched.push(WatchedRunner::register(registry, runner.name(), runner.index(), watch.clone())?);
             let thread = RunnerThread {
                 metrics: RunnerMetrics::register(registry, runner.name())?,
                 runner,
+                watch,
                 control: options.control.clone(),
                 pool: Arc::clone(&options.pool),
                 results: to_assembler.clone(),
             };
-            labelling.spawn(format!("teacher-{}", thread.runner.name()), move || {
-                thread.run(&jobs);
-                Ok(())
-            })?;
+            labelling.spawn_runner(thread, jobs)?;
         }
         let dispatcher = Dispatcher { permits, queues, to_assembler, metrics: metrics.clone() };
-        labelling.spawn("dispatcher".to_owned(), move || {
+        let dispatch = move || {
             dispatcher.run(&groups);
             Ok(())
-        })?;
-        let assembler = Assembler { permit_return, complete, metrics, pending: BTreeMap::new(), next: 0 };
-        labelling.spawn("assembler".to_owned(), move || assembler.run(&messages))?;
+        };
+        labelling.threads.push(("dispatcher".to_owned(), spawn("dispatcher", dispatch)?));
+        let (pending, next, ended) = (BTreeMap::new(), 0, false);
+        let assembler = Assembler { permit_return, complete, metrics, runners: watched, pending, next, ended };
+        labelling.threads.push(("assembler".to_owned(), spawn("assembler", move || assembler.run(&messages))?));
         Ok(labelling)
     }
 
-    /// Waits for the stage's end.
+    /// Waits for the stage's end. A runner that stalls then is not waited for: nothing that it would still say is used.
     pub fn join(self) -> Result<(), TeacherError> {
         let mut outcome = Ok(());
         for (name, thread) in self.threads {
-            let ended = thread.join().unwrap_or_else(|_| Err(TeacherError::Panicked(name)));
-            outcome = outcome.and(ended);
+            outcome = outcome.and(join(name, thread));
+        }
+        for runner in self.runners {
+            outcome = outcome.and(runner.join());
         }
         outcome
     }
 
-    fn spawn(
-        &mut self,
-        name: String,
-        body: impl FnOnce() -> Result<(), TeacherError> + Send + 'static,
-    ) -> Result<(), TeacherError> {
-        let thread = std::thread::Builder::new()
-            .name(name.clone())
-            .spawn(body)
-            .map_err(|source| TeacherError::Thread { thread: name.clone(), source })?;
-        self.threads.push((name, thread));
+    fn spawn_runner<L: Labeller>(&mut self, thread: RunnerThread<L>, jobs: Receiver<Job>) -> Result<(), TeacherError> {
+        let (name, watch) = (format!("teacher-{}", thread.runner.name()), thread.watch.clone());
+        let (end_of_thread, end) = bounded::<()>(0);
+        let body = move || {
+            thread.run(&jobs);
+            drop(end_of_thread);
+            Ok(())
+        };
+        let thread = spawn(&name, body)?;
+        self.runners.push(JoinableRunner { name, watch, thread, end });
         Ok(())
     }
+}
+
+impl JoinableRunner {
+    fn join(self) -> Result<(), TeacherError> {
+        while self.end.recv_timeout(JOIN_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            let _ = self.watch.look(); // Nobody else looks any more.
+            if self.watch.is_stalled() {
+                tracing::warn!(thread = self.name, "the teacher does not answer; it is left behind");
+                return Ok(());
+            }
+        }
+        join(self.name, self.thread)
+    }
+}
+
+fn join(name: String, thread: Thread) -> Result<(), TeacherError> {
+    thread.join().unwrap_or_else(|_| Err(TeacherError::Panicked(name)))
+}
+
+fn spawn(name: &str, body: impl FnOnce() -> Result<(), TeacherError> + Send + 'static) -> Result<Thread, TeacherError> {
+    let failed = |source| TeacherError::Thread { thread: name.to_owned(), source };
+    std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(failed)
 }
 
 /// One batch of a group, on its way to a runner.
@@ -109,13 +178,17 @@ struct Job {
     number: u64,
     batch: usize,
     group: Arc<Group>,
+    /// By batch of the group: whether it is no longer waited for.
+    given_up: Arc<[AtomicBool]>,
 }
 
 enum Message {
-    /// Comes before any label of the group: the dispatcher sends it before it hands out the batches.
+    /// Comes before any label of the group: the dispatcher sends it before it hands out the batches, those that are given up
+    /// already excepted.
     Registered {
         number: u64,
         group: Arc<Group>,
+        given_up: Arc<[AtomicBool]>,
     },
     Labelled {
         number: u64,
@@ -123,192 +196,12 @@ enum Message {
         labels: Vec<Label>,
     },
     Failed(TeacherError),
+    /// All groups are registered.
+    Ended,
     /// A runner was told to stop: no group that is not complete by now will be.
     Stopped,
 }
 
-struct Dispatcher {
-    permits: Receiver<()>,
-    queues: HashMap<u16, Sender<Job>>,
-    to_assembler: Sender<Message>,
-    metrics: StageMetrics,
-}
-
-impl Dispatcher {
-    fn run(self, groups: &Receiver<Group>) {
-        for (number, group) in (0..).zip(groups) {
-            if self.permits.recv().is_err() || self.dispatch(number, Arc::new(group)).is_none() {
-                return; // The assembler has ended, and says why.
-            }
-        }
-    }
-
-    fn dispatch(&self, number: u64, group: Arc<Group>) -> Option<()> {
-        self.metrics.items_in.inc_by(group.entries.len() as u64);
-        self.metrics.in_flight.add(group.entries.len() as i64);
-        self.to_assembler.send(Message::Registered { number, group: Arc::clone(&group) }).ok()?;
-        for (batch, plan) in group.batches.iter().enumerate() {
-            let queue = self.queues.get(&plan.teacher);
-            assert!(queue.is_some(), "a batch for teacher {}, which has no runner", plan.teacher);
-            queue?.send(Job { number, batch, group: Arc::clone(&group) }).ok()?;
-        }
-        Some(())
-    }
-}
-
-struct RunnerThread {
-    runner: Runner,
-    control: StageControl,
-    pool: Arc<RolePool>,
-    results: Sender<Message>,
-    metrics: RunnerMetrics,
-}
-
-impl RunnerThread {
-    fn run(&self, jobs: &Receiver<Job>) {
-        let mut working = None;
-        while let Some(job) = self.next(jobs, &mut working) {
-            if self.control.paused() {
-                working = None;
-            }
-            if !self.control.proceed() {
-                let _ = self.results.send(Message::Stopped); // The assembler may have ended already.
-                return;
-            }
-            working.get_or_insert_with(|| self.pool.work());
-            let Job { number, batch, group } = job;
-            let labelled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.label(&group, batch)));
-            let panicked = |_| Err(TeacherError::Panicked(format!("teacher-{}", self.runner.name())));
-            let message = match labelled.unwrap_or_else(panicked) {
-                Ok(labels) => Message::Labelled { number, batch, labels },
-                Err(error) => Message::Failed(error),
-            };
-            drop(group); // before the message, so that the assembler is the group's only owner at its end
-            if self.results.send(message).is_err() {
-                return;
-            }
-        }
-    }
-
-    /// The next job; the role is not at work while there is none. `None`: there will be no more.
-    fn next(&self, jobs: &Receiver<Job>, working: &mut Option<Working>) -> Option<Job> {
-        jobs.try_recv().ok().or_else(|| {
-            *working = None;
-            jobs.recv().ok()
-        })
-    }
-
-    fn label(&self, group: &Group, batch: usize) -> Result<Vec<Label>, TeacherError> {
-        let copies: Vec<&MaskedCopy> =
-            group.batches[batch].members.iter().map(|&(entry, copy)| copy_of(group, entry, copy)).collect();
-        let timer = self.metrics.batch_seconds.start_timer();
-        let labels = self.pool.install(|| self.runner.label(&copies))?;
-        timer.observe_duration();
-        self.metrics.copies.inc_by(copies.len() as u64);
-        self.metrics.tokens.inc_by(copies.iter().map(|copy| copy.token_ids.len() as u64).sum());
-        self.metrics.masked_positions.inc_by(copies.iter().map(|copy| copy.masked_positions.len() as u64).sum());
-        Ok(labels)
-    }
-}
-
-fn copy_of(group: &Group, entry: u32, copy: u32) -> &MaskedCopy {
-    match &group.entries[entry as usize].payload {
-        Payload::Record(record) => &record.copies[copy as usize],
-        Payload::Skip(_) | Payload::End => unreachable!("a batch plan names only records"),
-    }
-}
-
-struct RunnerMetrics {
-    copies: IntCounter,
-    tokens: IntCounter,
-    masked_positions: IntCounter,
-    batch_seconds: Histogram,
-}
-
-impl RunnerMetrics {
-    fn register(registry: &Registry, teacher: &str) -> prometheus::Result<Self> {
-        let counter =
-            |name: &str, help: &str| IntCounter::with_opts(Opts::new(name, help).const_label("teacher", teacher));
-        let buckets = prometheus::exponential_buckets(0.004, 2.0, 14)?;
-        let seconds = HistogramOpts::new("mergedistill_teacher_batch_seconds", "Time to label one batch.");
-        let metrics = Self {
-            copies: counter("mergedistill_teacher_copies_total", "Masked copies labelled.")?,
-            tokens: counter("mergedistill_teacher_tokens_total", "Tokens of labelled copies.")?,
-            masked_positions: counter("mergedistill_teacher_masked_positions_total", "Masked positions labelled.")?,
-            batch_seconds: Histogram::with_opts(seconds.const_label("teacher", teacher).buckets(buckets))?,
-        };
-        registry.register(Box::new(metrics.copies.clone()))?;
-        registry.register(Box::new(metrics.tokens.clone()))?;
-        registry.register(Box::new(metrics.masked_positions.clone()))?;
-        registry.register(Box::new(metrics.batch_seconds.clone()))?;
-        Ok(metrics)
-    }
-}
-
-struct Assembler {
-    permit_return: Sender<()>,
-    complete: Sender<Vec<Entry>>,
-    metrics: StageMetrics,
-    pending: BTreeMap<u64, Pending>,
-    next: u64,
-}
-
-struct Pending {
-    group: Arc<Group>,
-    labels: Vec<Option<Vec<Label>>>,
-    missing: usize,
-}
-
-impl Assembler {
-    fn run(mut self, messages: &Receiver<Message>) -> Result<(), TeacherError> {
-        for message in messages {
-            match message {
-                Message::Registered { number, group } => {
-                    let missing = group.batches.len();
-                    self.pending.insert(number, Pending { labels: vec![None; missing], missing, group });
-                }
-                Message::Labelled { number, batch, labels } => {
-                    if let Some(pending) = self.pending.get_mut(&number) {
-                        pending.labels[batch] = Some(labels);
-                        pending.missing -= 1;
-                    }
-                }
-                Message::Failed(error) => return Err(error),
-                Message::Stopped => return Ok(()),
-            }
-            if self.hand_on_complete().is_none() {
-                return Ok(()); // The log has ended, and says why.
-            }
-        }
-        Ok(())
-    }
-
-    /// Hands on every complete group that is next in order.
-    fn hand_on_complete(&mut self) -> Option<()> {
-        while self.pending.get(&self.next).is_some_and(|pending| pending.missing == 0) {
-            let entries = self.pending.remove(&self.next)?.into_entries();
-            let count = entries.len();
-            self.next += 1;
-            self.complete.send(entries).ok()?;
-            self.metrics.items_out.inc_by(count as u64);
-            self.metrics.in_flight.sub(count as i64);
-            self.metrics.progressed();
-            let _ = self.permit_return.send(()); // The dispatcher may be gone: its input has ended.
-        }
-        Some(())
-    }
-}
-
-impl Pending {
-    fn into_entries(self) -> Vec<Entry> {
-        let Group { mut entries, batches } = Arc::unwrap_or_clone(self.group);
-        for (plan, labels) in batches.iter().zip(self.labels) {
-            for (&(entry, copy), label) in plan.members.iter().zip(labels.into_iter().flatten()) {
-                if let Payload::Record(record) = &mut entries[entry as usize].payload {
-                    record.copies[copy as usize].label = Some(label);
-                }
-            }
-        }
-        entries
-    }
+fn copy_count(plan: &BatchPlan) -> u64 {
+    plan.members.len() as u64
 }

@@ -2,7 +2,8 @@
 //!
 //! A [`Runner`] owns one teacher and labels one batch at a time. [`Labelling`] feeds one thread
 //! per runner and puts the groups together again. Invariant: groups leave in the order in which they came,
-//! complete, whatever the order in which runners finish; and at most `depth` groups are inside.
+//! complete, whatever the order in which runners finish; and at most `depth` groups are inside. Complete: with a label for every copy of
+//! a teacher that labels, unless that teacher stalled and is not waited for ([`OnStall`]).
 //!
 //! Batches are formed by ingest and never re-cut here, so that a teacher's rounding does not depend on timing.
 //! This crate does not tokenise, does not mask and does not write.
@@ -11,8 +12,10 @@ mod error;
 mod head;
 mod labelling;
 mod runner;
+mod watch;
 
 pub use error::TeacherError;
 pub use head::{Decoder, HeadScratch, NonFinite, label_rows};
-pub use labelling::{Labelling, LabellingOptions};
+pub use labelling::{Labeller, Labelling, LabellingOptions};
 pub use runner::{Runner, RunnerOptions};
+pub use watch::{Activity, OnStall, StallOptions, TeacherWatch};

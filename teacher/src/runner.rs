@@ -1,6 +1,6 @@
 //! One teacher.
 
-use crate::{Decoder, HeadScratch, NonFinite, TeacherError, label_rows};
+use crate::{Decoder, HeadScratch, Labeller, NonFinite, TeacherError, label_rows};
 use candle_core::{Device, Tensor};
 use model::{Bert, Inference, ModelError, PackedBatch, Tokenizer};
 use std::path::Path;
@@ -104,6 +104,20 @@ impl Runner {
             all.gold_logits.extend(part.gold_logits);
         }
         Ok(split(&all, copies))
+    }
+}
+
+impl Labeller for Runner {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn index(&self) -> u16 {
+        self.index()
+    }
+
+    fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError> {
+        self.label(copies)
     }
 }
 

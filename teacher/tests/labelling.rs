@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use store::stage::StageControl;
 use store::{BatchPlan, Entry, Group, MaskedCopy, Payload, Record, SequenceNumber, SourceCursor, Span};
-use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions, TeacherError};
+use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions, TeacherError, TeacherWatch};
 
 const TEACHERS: [&str; 2] = ["demo-en", "demo-en-de"];
 
@@ -23,6 +23,10 @@ fn load(index: usize, top_k: usize) -> Result<Runner, TeacherError> {
     let tokenizer = Tokenizer::load(&path).unwrap();
     let options = RunnerOptions { name: TEACHERS[index].to_owned(), index: index as u16, top_k };
     Runner::load(&path, &tokenizer, options)
+}
+
+fn watched() -> Vec<(Runner, TeacherWatch)> {
+    (0..2).map(|index| (runner(index), TeacherWatch::default())).collect()
 }
 
 /// Fewer threads than runners, so that they share.
@@ -70,8 +74,7 @@ fn groups_come_out_complete_and_in_order() {
     let (groups_in, groups) = bounded(1);
     let (complete_in, complete) = bounded(1);
     let options = LabellingOptions { depth: 3, control: StageControl::default(), pool: pool() };
-    let labelling =
-        Labelling::start(vec![runner(0), runner(1)], &options, groups, complete_in, &Registry::new()).unwrap();
+    let labelling = Labelling::start(watched(), &options, groups, complete_in, &Registry::new()).unwrap();
     let feeder = std::thread::spawn(move || (0..9).for_each(|number| groups_in.send(group(number)).unwrap()));
     let out: Vec<Vec<Entry>> = complete.iter().collect();
     feeder.join().unwrap();
@@ -104,8 +107,7 @@ fn the_stage_ends_when_nobody_takes_its_groups() {
     let (complete_in, complete) = bounded(1);
     drop(complete);
     let options = LabellingOptions { depth: 2, control: StageControl::default(), pool: pool() };
-    let labelling =
-        Labelling::start(vec![runner(0), runner(1)], &options, groups, complete_in, &Registry::new()).unwrap();
+    let labelling = Labelling::start(watched(), &options, groups, complete_in, &Registry::new()).unwrap();
     for number in 0..5 {
         let _ = groups_in.send(group(number)); // The stage may have ended already.
     }
@@ -119,8 +121,7 @@ fn a_stop_leaves_no_group_incomplete() {
     let (complete_in, complete) = bounded(1);
     let control = StageControl::default();
     let options = LabellingOptions { depth: 2, control: control.clone(), pool: pool() };
-    let labelling =
-        Labelling::start(vec![runner(0), runner(1)], &options, groups, complete_in, &Registry::new()).unwrap();
+    let labelling = Labelling::start(watched(), &options, groups, complete_in, &Registry::new()).unwrap();
     // Goes on sending for as long as anybody receives: the stop alone has to end the stage.
     let feeder = std::thread::spawn(move || (0..).map(group).all(|group| groups_in.send(group).is_ok()));
     let first = complete.recv().unwrap();

@@ -248,13 +248,50 @@ impl Checkpoints {
     /// # Errors
     /// When there are checkpoints but all are damaged.
     pub fn newest(&self, usable: impl Fn(&TrainerState) -> bool) -> Result<Option<Loaded>, TrainerError> {
+        self.find(usable, load)
+    }
+
+    /// Puts the newest valid checkpoint whose state `usable` accepts into `other` too, durably, and returns its state. The files
+    /// are the same ones where the file system can do that: they are never written again. `None`: there is no such checkpoint.
+    ///
+    /// # Errors
+    /// When all checkpoints are damaged, or `other` cannot be written.
+    pub fn share_newest(
+        &self,
+        usable: impl Fn(&TrainerState) -> bool,
+        other: &Self,
+    ) -> Result<Option<TrainerState>, TrainerError> {
+        self.find(usable, |path, state| {
+            verify(path)?;
+            let to = other.path(state.step);
+            fs::create_dir(&to).map_err(TrainerError::io("create", &to))?;
+            for name in names(path)? {
+                let (from, to) = (path.join(&name), to.join(&name));
+                if fs::hard_link(&from, &to).is_err() {
+                    fs::copy(&from, &to).map_err(TrainerError::io("copy", &from))?;
+                    let file = File::open(&to).map_err(TrainerError::io("open", &to))?;
+                    file.sync_all().map_err(TrainerError::io("make durable", &to))?;
+                }
+            }
+            durable::sync_folder(&to)?;
+            durable::sync_folder(&other.folder)?;
+            Ok(state)
+        })
+    }
+
+    /// What `read` makes of the newest valid checkpoint whose state `usable` accepts; those that it finds damaged are passed over.
+    fn find<T>(
+        &self,
+        usable: impl Fn(&TrainerState) -> bool,
+        read: impl Fn(&Path, TrainerState) -> Result<T, TrainerError>,
+    ) -> Result<Option<T>, TrainerError> {
         let mut damaged = None;
         for step in self.steps()?.into_iter().rev() {
             let path = self.path(step);
             match read_state(&path)
-                .and_then(|state| if usable(&state) { load(&path, state).map(Some) } else { Ok(None) })
+                .and_then(|state| if usable(&state) { read(&path, state).map(Some) } else { Ok(None) })
             {
-                Ok(Some(loaded)) => return Ok(Some(loaded)),
+                Ok(Some(found)) => return Ok(Some(found)),
                 Ok(None) => {}
                 Err(error @ (TrainerError::Corrupt { .. } | TrainerError::Model(_))) => {
                     tracing::warn!(%error, "a checkpoint is damaged; trying the one before it");

@@ -33,6 +33,8 @@ pub struct StreamOptions {
     pub sampler: SamplerOptions,
     /// Which copies of an example are taken.
     pub copies: CopyOptions,
+    /// By index into the log's teacher table: whether the teacher labels.
+    pub labels: Vec<bool>,
     /// Copies of a batch.
     pub batch_examples: usize,
     /// Tokens of a micro-batch.
@@ -104,7 +106,7 @@ impl CopyStream {
     #[must_use]
     pub fn new(seed: u64, options: StreamOptions, vocabulary: Arc<Vocabulary>, state: StreamState) -> Self {
         Self {
-            maker: CopyMaker::new(vocabulary, options.copies),
+            maker: CopyMaker::new(vocabulary, options.labels.clone(), options.copies),
             shuffle: Philox::new(seed, "shuffle", &[]),
             sampler: Sampler::new(seed, options.sampler.clone(), state.sampler.clone()),
             options,

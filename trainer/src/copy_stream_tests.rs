@@ -1,9 +1,9 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::inputs::{Input, Inputs};
 use crate::options::{BestBy, Copies, CopyWeight, WhenShort};
 use crate::records::memory::{MemoryLog, copy};
-use crate::sampler::Input;
 use crate::vocabulary::TeacherTokens;
 use model::{Normalisation, SpecialTokens};
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ fn options(copies: Copies) -> StreamOptions {
             alpha: 0.7,
             max_passes: 0,
             when_short: WhenShort::Wait,
-            inputs: vec![input("en"), input("de")],
+            inputs: vec![input("en"), input("de")].into(),
         },
         copies: CopyOptions {
             copies,
@@ -71,6 +71,7 @@ fn options(copies: Copies) -> StreamOptions {
             copy_weight: CopyWeight::Equal,
             max_sequence_length: 8,
         },
+        labels: Vec::new(),
         batch_examples: 10,
         micro_batch_tokens: 20,
         kd_target: KdTarget::Renormalised,
@@ -284,9 +285,13 @@ fn a_state_of_other_settings_is_refused() {
 /// `options` with more inputs: of a new language, and of one that has ended.
 fn with_new_inputs(options: &StreamOptions) -> StreamOptions {
     let mut more = options.clone();
-    for (source, language, finite) in [("fi", "fi", true), ("en/more", "en", true), ("de/stream", "de", false)] {
-        more.sampler.inputs.push(Input { source: source.to_owned(), language: language.to_owned(), finite });
-    }
+    let new = [("fi", "fi", true), ("en/more", "en", true), ("de/stream", "de", false)];
+    let input = |(source, language, finite): (&str, &str, bool)| Input {
+        source: source.to_owned(),
+        language: language.to_owned(),
+        finite,
+    };
+    more.sampler.inputs = options.sampler.inputs.get().iter().cloned().chain(new.map(input)).collect();
     more
 }
 
@@ -311,7 +316,7 @@ fn known_windows_are_formed_again_after_inputs_were_added() {
     assert_eq!(short.language, "fi");
     // And without any of the inputs, from the log alone.
     let mut none = options.clone();
-    none.sampler.inputs.clear();
+    none.sampler.inputs = Inputs::default();
     assert_eq!(read_all(&log, &none, &mut run, 30), reference);
 }
 

@@ -9,10 +9,11 @@
 //! there is one.
 
 use crate::TrainerError;
+use crate::options::TrainerOptions;
 use crate::records::{EVALUATION_PREFIX, Records};
 use crate::student::Student;
 use crate::vocabulary::VocabularyMap;
-use model::{PackedBatch, RolePool};
+use model::PackedBatch;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -179,10 +180,8 @@ pub struct Evaluator<'a> {
     pub student: &'a mut Student,
     /// Maps into the student's vocabulary, by index into the log's teacher table.
     pub maps: &'a [VocabularyMap],
-    /// Tokens per forward pass.
-    pub batch_tokens: usize,
-    /// The threads of each batch; `None`: those of the pool that this is called in.
-    pub pool: Option<&'a RolePool>,
+    /// How many tokens a forward pass has, and whose threads compute each batch.
+    pub options: &'a TrainerOptions,
 }
 
 impl Evaluator<'_> {
@@ -234,7 +233,7 @@ impl Evaluator<'_> {
         // Neighbours of equal length are computed together; the sort is stable.
         copies.sort_by_key(|copy| copy.token_ids.len());
         let mut sums: BTreeMap<u16, Sums> = BTreeMap::new();
-        for batch in cut(&copies, self.batch_tokens) {
+        for batch in cut(&copies, self.options.train.micro_batch_tokens) {
             if !proceed() {
                 return Ok(None);
             }
@@ -257,15 +256,15 @@ impl Evaluator<'_> {
         if gold_ids.is_empty() {
             return Ok(());
         }
-        let scores = match self.pool {
-            Some(pool) => pool.install(|| self.student.score(&batch, &gold_ids)),
-            None => self.student.score(&batch, &gold_ids),
-        };
-        let mut scores = scores?.into_iter();
+        let student = &mut *self.student;
+        let mut scores = self.options.compute(|| student.score(&batch, &gold_ids))?.into_iter();
         for copy in copies {
             let sums = sums.entry(copy.teacher).or_default();
             for score in scores.by_ref().take(copy.gold_ids.len()) {
                 sums.student.add(score.loss, score.correct);
+                if copy.label.is_some() {
+                    sums.compared.add(score.loss, score.correct);
+                }
             }
             if let Some(label) = &copy.label {
                 for (position, gold) in copy.gold_ids.iter().enumerate() {
@@ -309,11 +308,11 @@ impl Evaluator<'_> {
             student.correct += sums.student.correct;
             student.positions += sums.student.positions;
             if sums.teacher.positions > 0 {
-                let (top1, student_top1) = (sums.teacher.top1(), sums.student.top1());
+                let (top1, student_top1) = (sums.teacher.top1(), sums.compared.top1());
                 let result = TeacherEvaluation {
                     loss: sums.teacher.mean_loss(),
                     top1,
-                    student_loss: sums.student.mean_loss(),
+                    student_loss: sums.compared.mean_loss(),
                     student_top1,
                     rdt: (top1 > 0.0).then(|| 100.0 * (student_top1 - top1) / top1),
                     positions: sums.teacher.positions,
@@ -335,6 +334,8 @@ impl Evaluator<'_> {
 #[derive(Clone, Copy, Debug, Default)]
 struct Sums {
     student: Tally,
+    /// The student at the positions that the teacher labelled: not all, if it stalled.
+    compared: Tally,
     teacher: Tally,
 }
 

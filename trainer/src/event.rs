@@ -3,6 +3,8 @@
 use crate::batch::Batch;
 use crate::evaluate::EvaluationReport;
 use crate::learner::Learned;
+use crate::release::ReleaseStatus;
+use crate::schedule::Rates;
 use crossbeam::channel::Sender;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -38,6 +40,23 @@ pub enum Request {
         /// Where the answer goes.
         reply: Sender<Result<PathBuf, String>>,
     },
+    /// Begin the state folder of a release, from the newest checkpoint: that checkpoint, and what the journal says of it. Nothing
+    /// of the trunk changes.
+    Branch {
+        /// The folder, which is not there yet.
+        folder: PathBuf,
+        /// Where the answer goes.
+        reply: Sender<Result<BranchPoint, String>>,
+    },
+}
+
+/// Where a release branches from the trunk.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BranchPoint {
+    /// Steps that are done there.
+    pub step: u64,
+    /// The rates of the trunk's next step.
+    pub rates: Rates,
 }
 
 /// What a trainer reports.
@@ -59,6 +78,8 @@ pub enum Event {
         /// The language whose records are missing.
         language: String,
     },
+    /// A release began, was evaluated, or ended.
+    Release(ReleaseStatus),
     /// Training goes on from a checkpoint.
     Resumed {
         /// Steps done.

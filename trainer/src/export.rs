@@ -61,7 +61,7 @@ pub fn export_newest(state_dir: &Path, out: &Path) -> Result<u64, TrainerError> 
 }
 
 /// Whether there is something at `out`, which may be replaced then.
-fn check_target(out: &Path) -> Result<bool, TrainerError> {
+pub(crate) fn check_target(out: &Path) -> Result<bool, TrainerError> {
     let refused = || TrainerError::ExportTarget { path: out.to_owned() };
     match fs::read_dir(out) {
         Ok(mut entries) => {

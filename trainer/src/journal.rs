@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use store::{DurablePosition, SequenceNumber};
 
 /// One line of the journal.
@@ -36,6 +37,29 @@ pub enum JournalEntry {
     Rollback(Rollback),
     /// The vocabulary grew at its end.
     VocabularyGrowth(VocabularyGrowth),
+    /// The journal is that of a release: its first line.
+    Branch(Branch),
+}
+
+impl JournalEntry {
+    /// Whether training that goes on from a checkpoint after `step` steps has to know of it. Windows are looked at apart.
+    fn concerns(&self, step: u64) -> bool {
+        match self {
+            Self::Rollback(_) => true,
+            Self::SkippedStep(skip) => skip.step <= step,
+            Self::VocabularyGrowth(growth) => growth.step <= step,
+            Self::Window(_) | Self::Branch(_) => false,
+        }
+    }
+}
+
+/// Where a release branches from the trunk. What came before is in the trunk's journal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Branch {
+    /// Steps that were done.
+    pub step: u64,
+    /// The first window that this journal knows.
+    pub window: u64,
 }
 
 /// A window, before it is used.
@@ -64,7 +88,8 @@ struct Seen {
     begin: SequenceNumber,
     durable: DurablePosition,
     oldest: SequenceNumber,
-    open: Option<OpenInputs>,
+    /// Shared with the window before, if they are the same: a run may have millions of windows.
+    open: Option<Arc<OpenInputs>>,
 }
 
 /// A step without effect on the weights.
@@ -178,13 +203,46 @@ impl Journal {
     /// The inputs that were open for a window, if it was formed before and they were noted.
     #[must_use]
     pub fn open_inputs(&self, window: u64) -> Option<&OpenInputs> {
-        self.windows.get(&window)?.open.as_ref()
+        self.windows.get(&window)?.open.as_deref()
     }
 
     /// The number of the last window formed.
     #[must_use]
     pub fn last_window(&self) -> Option<u64> {
         self.windows.last_key_value().map(|(window, _)| *window)
+    }
+
+    /// The first window that is to be known: 0, but in the journal of a release.
+    fn first_window(&self) -> u64 {
+        let branch = self.events.iter().find_map(|event| match event {
+            JournalEntry::Branch(branch) => Some(branch.window),
+            _ => None,
+        });
+        branch.unwrap_or(0)
+    }
+
+    /// Writes to `path` the journal of a release that branches from a checkpoint after `step` steps, which has used the windows
+    /// below `windows` and may need those from `first` on.
+    ///
+    /// # Errors
+    /// When this journal cannot be read, or the other one not be written.
+    pub fn branch(&self, path: &Path, step: u64, first: u64, windows: u64) -> Result<(), TrainerError> {
+        let bytes = fs::read(&self.path).map_err(TrainerError::io("read", &self.path))?;
+        // A window is in the journal once, and they are in order: those that are wanted are among the last.
+        let mut known = Vec::new();
+        for line in bytes.split_inclusive(|byte| *byte == b'\n').rev() {
+            match decode(line).map_err(|reason| TrainerError::corrupt(&self.path, reason))? {
+                JournalEntry::Window(entry) if entry.window < first => break,
+                JournalEntry::Window(entry) if entry.window < windows => known.push(JournalEntry::Window(entry)),
+                _ => {}
+            }
+        }
+        let mut entries = vec![JournalEntry::Branch(Branch { step, window: first })];
+        entries.extend(self.events.iter().filter(|event| event.concerns(step)).cloned());
+        entries.extend(known.into_iter().rev());
+        let lines = entries.iter().map(encode).collect::<serde_json::Result<Vec<String>>>();
+        let lines = lines.map_err(|error| TrainerError::corrupt(path, error))?;
+        durable::replace(path, lines.concat().as_bytes())
     }
 
     /// How far the log must reach: beyond what any window saw.
@@ -211,11 +269,12 @@ impl Journal {
     /// [`TrainerError::Corrupt`] if the journal lacks one of those windows, [`TrainerError::LogBehind`] if the log ends
     /// before what a window saw.
     pub fn check_reaches(&self, windows: u64, durable: DurablePosition) -> Result<(), TrainerError> {
-        if self.windows.len() as u64 != self.last_window().map_or(0, |last| last + 1) {
+        let first = self.first_window();
+        let known = self.last_window().map_or(first, |last| last + 1);
+        if self.windows.len() as u64 != known.saturating_sub(first) {
             return Err(TrainerError::corrupt(&self.path, "windows are missing from it; restore the file"));
         }
-        if (self.windows.len() as u64) < windows {
-            let known = self.windows.len();
+        if known < windows {
             let reason =
                 format!("it ends after {known} windows, but a checkpoint has used {windows}; restore the file");
             return Err(TrainerError::corrupt(&self.path, reason));
@@ -279,6 +338,11 @@ impl Journal {
         match entry {
             JournalEntry::Window(entry) => {
                 let WindowEntry { window, begin, durable, oldest, open, state } = entry;
+                let before = self.windows.last_key_value().and_then(|(_, seen)| seen.open.as_ref());
+                let open = open.map(|open| match before {
+                    Some(before) if **before == open => Arc::clone(before),
+                    _ => Arc::new(open),
+                });
                 self.windows.insert(window, Seen { begin, durable, oldest, open });
                 self.last_state = Some(state);
             }
@@ -324,127 +388,5 @@ fn decode(line: &[u8]) -> Result<JournalEntry, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    fn window(number: u64, durable: u64) -> JournalEntry {
-        let mut state = SamplerState { window: number, ..SamplerState::default() };
-        state.cursors.insert("en".to_owned(), Default::default());
-        let open = (number > 0).then(|| OpenInputs::from([("web".to_owned(), "en".to_owned())]));
-        let (begin, oldest) = (SequenceNumber(number), SequenceNumber(durable / 2));
-        let durable = DurablePosition::from_log(durable);
-        JournalEntry::Window(WindowEntry { window: number, begin, durable, oldest, open, state })
-    }
-
-    fn rollback() -> JournalEntry {
-        JournalEntry::Rollback(Rollback { from_step: 9, to_step: 5, left_out: vec![SequenceNumber(17)] })
-    }
-
-    /// A journal of three windows and an event, and its bytes.
-    fn written() -> (tempfile::TempDir, PathBuf, Vec<u8>) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("journal");
-        let mut journal = Journal::open(&path).unwrap();
-        for entry in [window(0, 10), window(1, 30), rollback(), window(2, 20)] {
-            journal.append(entry).unwrap();
-        }
-        let bytes = fs::read(&path).unwrap();
-        (folder, path, bytes)
-    }
-
-    #[test]
-    fn entries_survive_reopening() {
-        let (_folder, path, bytes) = written();
-        let mut journal = Journal::open(&path).unwrap();
-        assert_eq!(journal.window(1), Some(DurablePosition::from_log(30)));
-        assert_eq!((journal.window(3), journal.last_window()), (None, Some(2)));
-        assert_eq!(journal.open_inputs(1).unwrap()["web"], "en");
-        assert_eq!((journal.begin(2), journal.begin(3)), (Some(SequenceNumber(2)), None));
-        assert_eq!(journal.oldest_from(0), Some((0, SequenceNumber(5))));
-        assert_eq!(journal.oldest_from(1), Some((2, SequenceNumber(10))));
-        assert_eq!(journal.oldest_from(3), None);
-        assert_eq!(journal.last_state().unwrap().window, 2);
-        assert_eq!(journal.open_inputs(0), None, "a line of an older version");
-        assert_eq!(journal.highest_durable(), DurablePosition::from_log(30));
-        assert_eq!(journal.events(), [rollback()]);
-        // Written once only, and never with another position.
-        journal.append(window(2, 20)).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), bytes);
-        assert!(journal.append(window(2, 21)).unwrap_err().to_string().contains("window 2 saw the log up to 20"));
-        journal.append(window(3, 50)).unwrap();
-        assert_eq!(Journal::open(&path).unwrap().last_window(), Some(3));
-    }
-
-    #[test]
-    fn every_line_is_json() {
-        let (_folder, _path, bytes) = written();
-        let lines: Vec<serde_json::Value> =
-            String::from_utf8(bytes).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(lines[0]["event"], "window");
-        assert_eq!(lines[1]["durable"], 30);
-        assert_eq!(lines[0]["state"]["cursors"]["en"]["next"], 0);
-        assert_eq!(lines[2]["left_out"][0], 17);
-    }
-
-    #[test]
-    fn a_torn_last_line_is_cut_wherever_it_was_torn() {
-        let (_folder, path, bytes) = written();
-        let last = bytes[..bytes.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
-        for end in last..bytes.len() {
-            fs::write(&path, &bytes[..end]).unwrap();
-            let mut journal = Journal::open(&path).unwrap();
-            assert_eq!((journal.last_window(), journal.cut_bytes()), (Some(1), (end - last) as u64));
-            assert_eq!(fs::read(&path).unwrap(), bytes[..last]);
-            if end > last {
-                assert_eq!(fs::read(path.with_extension("torn")).unwrap(), bytes[last..end]);
-            }
-            journal.append(window(2, 20)).unwrap();
-            assert_eq!(fs::read(&path).unwrap(), bytes);
-        }
-        // Blocks of the last line that never reached the disk read as zeros.
-        let mut zeroed = bytes.clone();
-        zeroed[last + 5..last + 25].fill(0);
-        fs::write(&path, &zeroed).unwrap();
-        assert_eq!(Journal::open(&path).unwrap().last_window(), Some(1));
-    }
-
-    #[test]
-    fn damage_in_the_middle_is_corruption() {
-        let (_folder, path, bytes) = written();
-        let text = String::from_utf8(bytes).unwrap();
-        for (from, to, line) in [
-            ("\"durable\":10", "\"durable\":11", 1),
-            ("\"durable\":30", "\"durable\":3", 2),
-            ("rollback", "rollbacc", 3),
-        ] {
-            fs::write(&path, text.replacen(from, to, 1)).unwrap();
-            let error = Journal::open(&path).unwrap_err().to_string();
-            assert!(error.contains(&format!("line {line}: ")), "{error}");
-        }
-        // A broken line before a torn one is not a torn tail.
-        let torn = text.replacen("\"window\":1", "\"window\":7", 1);
-        fs::write(&path, &torn[..torn.len() - 9]).unwrap();
-        assert!(Journal::open(&path).unwrap_err().to_string().contains("line 2: "));
-    }
-
-    #[test]
-    fn checkpoint_and_log_must_agree_with_it() {
-        let (_folder, path, bytes) = written();
-        let log = DurablePosition::from_log;
-        let journal = Journal::open(&path).unwrap();
-        journal.check_reaches(3, log(30)).unwrap();
-        journal.check_reaches(0, log(99)).unwrap();
-        assert!(matches!(journal.check_reaches(4, log(99)), Err(TrainerError::Corrupt { .. })));
-        assert!(matches!(
-            journal.check_reaches(3, log(29)),
-            Err(TrainerError::LogBehind { durable: 29, needed: 30, .. })
-        ));
-        // Without its first line.
-        let second = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
-        fs::write(&path, &bytes[second..]).unwrap();
-        let error = Journal::open(&path).unwrap().check_reaches(1, log(99)).unwrap_err();
-        assert!(error.to_string().contains("missing"), "{error}");
-    }
-}
+#[path = "journal_tests.rs"]
+mod tests;

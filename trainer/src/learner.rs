@@ -5,7 +5,7 @@ use crate::batch::Batch;
 use crate::loss::LossSums;
 use crate::optimiser::{self, AdamW, Update};
 use crate::options::TrainOptions;
-use crate::schedule;
+use crate::schedule::{self, Rates};
 use crate::student::Student;
 use model::Dropout;
 use model::random::Philox;
@@ -49,8 +49,7 @@ impl Learner {
     /// # Errors
     /// When the batch does not fit the student.
     pub fn step(&mut self, step: u64, batch: &Batch, options: &TrainOptions) -> Result<Learned, TrainerError> {
-        let lambda = schedule::lambda(step, options.lambda_start, options.lambda_end, options.steps);
-        let learning_rate = schedule::learning_rate(step, options.learning_rate, options.warmup_steps, options.steps);
+        let Rates { learning_rate, lambda } = schedule::rates(step, options);
         let mut sums = LossSums::default();
         for (part, number) in batch.micro_batches.iter().zip(0..) {
             let dropout = self.dropout.map(|stream| Dropout { stream, step: step * MICRO_BATCHES_MAX + number });

@@ -25,6 +25,7 @@ pub mod loss;
 pub mod optimiser;
 pub mod options;
 pub mod records;
+pub mod release;
 pub mod sampler;
 pub mod schedule;
 pub mod student;
@@ -33,26 +34,32 @@ pub mod trainer;
 pub mod training_copy;
 pub mod vocabulary;
 
+mod branch;
 mod durable;
 mod error;
 mod event;
+mod inputs;
 mod metrics;
 mod need;
 mod newest;
 mod resume;
 mod run_log;
 mod state_folder;
+mod turns;
 
 pub use error::TrainerError;
 pub use evaluate::{EvaluationReport, LanguageEvaluation, TeacherEvaluation};
-pub use event::{Event, Outcome, Request, StepReport, TrainerProgress};
+pub use event::{BranchPoint, Event, Outcome, Request, StepReport, TrainerProgress};
 pub use export::export_newest;
+pub use inputs::{Input, Inputs};
 pub use newest::{evaluate_newest, need_of_state, required_position};
 pub use options::{
     BestBy, Copies, CopyWeight, EvaluationOptions, KdTarget, LossNorm, StudentOptions, TrainOptions, TrainerOptions,
     TrainerTeacher, WhenShort,
 };
-pub use sampler::Input;
+pub use release::{ReleaseError, ReleaseStatus, Releases};
+pub use schedule::{CoolDown, Schedule};
 pub use state_folder::held_out_path;
 pub use trainer::Trainer;
+pub use turns::Turns;
 pub use vocabulary::{TeacherTokens, Vocabulary};

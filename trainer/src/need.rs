@@ -6,6 +6,8 @@
 //! | a resume from the oldest checkpoint that is kept (from the start, if there is none) | the oldest entry that was read by a window that it would form again |
 //! | an evaluation after that checkpoint | the cursors at the durable position of the window before |
 //!
+//! A release has the same needs, from the checkpoint on that it branches from; they count until it has ended.
+//!
 //! All other checkpoints are newer, and need less. The start is not needed once there is a checkpoint: where training goes back
 //! to the start because nothing else helps, and the log does not reach back so far, it ends instead.
 
@@ -20,6 +22,8 @@ use store::log::{Need, Needed};
 #[derive(Debug)]
 pub(crate) struct LogNeeds {
     shared: Need,
+    /// The release whose needs these are; `None`: they are the run's.
+    release: Option<String>,
     oldest: OldestCheckpoint,
     /// The oldest record that training has not read.
     unread: SequenceNumber,
@@ -37,10 +41,11 @@ struct OldestCheckpoint {
 }
 
 impl LogNeeds {
-    /// Tells `shared`. Until the first update everything is needed.
-    pub(crate) fn new(shared: Need) -> Self {
+    /// Tells `shared` what a run needs, or its `release`. Until the first update everything is needed.
+    pub(crate) fn new(shared: Need, release: Option<String>) -> Self {
         Self {
             shared,
+            release,
             oldest: OldestCheckpoint::default(),
             unread: SequenceNumber::default(),
             needed: Needed::default(),
@@ -49,7 +54,7 @@ impl LogNeeds {
 
     /// While old entries are looked for nothing may be removed, until [`LogNeeds::let_go`] or an update.
     pub(crate) fn hold(&self, records: &dyn Records) {
-        self.shared.include(records.begin(), "training is reading old entries at this moment");
+        self.shared.include(records.begin(), self.because("training is reading old entries at this moment".to_owned()));
     }
 
     /// Takes [`LogNeeds::hold`] back.
@@ -89,8 +94,16 @@ impl LogNeeds {
         if let Some(seen) = window.checked_sub(1).and_then(|before| journal.window(before)) {
             include(seen.end(), format!("an evaluation after {place} reads the log as it was there"));
         }
-        self.needed = needed;
+        self.needed = Needed { from: needed.from, why: self.because(needed.why.into_owned()).into() };
         self.let_go();
+    }
+
+    /// A reason, with the name of the release whose it is.
+    fn because(&self, why: String) -> String {
+        match &self.release {
+            Some(name) => format!("release {name}: {why}"),
+            None => why,
+        }
     }
 }
 
@@ -129,7 +142,7 @@ mod tests {
     #[track_caller]
     fn check(windows: &[(u64, u64)], window: u64, unread: u64, from: u64, why: &str) {
         let (_folder, journal) = journal(windows);
-        let mut needs = LogNeeds::new(Need::default());
+        let mut needs = LogNeeds::new(Need::default(), None);
         assert_eq!(needs.shared.get().from, SequenceNumber(0), "at first everything is needed");
         needs.oldest = OldestCheckpoint { step: (window > 0).then_some(7), window };
         needs.has_read(SequenceNumber(unread), &journal);
@@ -153,7 +166,7 @@ mod tests {
         let log = crate::records::memory::MemoryLog::default();
         log.remove_below(20);
         let (_folder, journal) = journal(&[]);
-        let mut needs = LogNeeds::new(Need::default());
+        let mut needs = LogNeeds::new(Need::default(), None);
         needs.has_read(SequenceNumber(50), &journal);
         needs.hold(&log);
         assert_eq!(needs.shared.get().from, SequenceNumber(20));

@@ -6,11 +6,12 @@ use crate::evaluate::{EvaluationReport, Evaluator, HeldOut};
 use crate::journal::Journal;
 use crate::need::LogNeeds;
 use crate::options::TrainerOptions;
+use crate::release;
 use crate::resume;
 use crate::state_folder::{checkpoints_path, held_out_path, journal_path, union_vocabulary};
 use crate::student::Student;
 use std::path::Path;
-use store::log::Need;
+use store::log::{Need, Needed};
 use store::{LogReader, SequenceNumber, StoreError};
 
 /// Evaluates the newest checkpoint on all held-out records of the log, up to the options' limit. It writes nothing: the run
@@ -36,42 +37,56 @@ pub fn evaluate_newest(options: &TrainerOptions, reader: &LogReader) -> Result<E
             extended => break extended?,
         }
     }
-    let batch_tokens = options.train.micro_batch_tokens;
-    let pool = options.pool.as_deref();
-    let mut evaluator = Evaluator { student: &mut student, maps: vocabulary.maps(), batch_tokens, pool };
+    let mut evaluator = Evaluator { student: &mut student, maps: vocabulary.maps(), options };
     let report = evaluator.evaluate(state.step, &held_out, up_to, &mut || true)?;
     Ok(report.unwrap_or_default())
 }
 
-/// From where on a log is needed by the training that a state folder tells of; `None`: it tells of none. For a run that does
-/// not train.
+/// From where on a log is needed by the training that a state folder tells of, its releases included; `None`: it tells of none.
+/// For a run that does not train.
 ///
 /// # Errors
 /// When the journal or a checkpoint cannot be read or is damaged.
 pub fn need_of_state(state_dir: &Path, reader: &LogReader) -> Result<Option<Need>, TrainerError> {
-    let path = journal_path(state_dir);
+    let Some(needed) = needed_by(state_dir, None, reader)? else { return Ok(None) };
+    let need = Need::default();
+    need.set(needed.from, needed.why);
+    for release in release::unfinished(state_dir)? {
+        if let Some(needed) = needed_by(&release.path, Some(release.name), reader)? {
+            need.include(needed.from, needed.why);
+        }
+    }
+    Ok(Some(need))
+}
+
+/// What the run with this state folder, or its `release`, needs of the log.
+fn needed_by(folder: &Path, release: Option<String>, reader: &LogReader) -> Result<Option<Needed>, TrainerError> {
+    let path = journal_path(folder);
     if !path.exists() {
         return Ok(None);
     }
     let journal = Journal::open(&path)?;
     let need = Need::default();
-    let mut needs = LogNeeds::new(need.clone());
-    needs.has_checkpoints(&Checkpoints::at(&checkpoints_path(state_dir)), &journal)?;
+    let mut needs = LogNeeds::new(need.clone(), release);
+    needs.has_checkpoints(&Checkpoints::at(&checkpoints_path(folder)), &journal)?;
     let durable = reader.durable();
     let state = journal.last_state().cloned().unwrap_or_default();
     let unread = state.oldest_unread(reader, durable)?;
     needs.has_read(unread.unwrap_or(durable.end()), &journal);
-    Ok(Some(need))
+    Ok(Some(need.get()))
 }
 
-/// How far the log must reach: beyond every entry that the journal of a state folder refers to.
+/// How far the log must reach: beyond every entry that the journal of a state folder refers to, or that of a release which is to
+/// go on.
 ///
 /// # Errors
-/// When the journal cannot be read or is damaged.
+/// When a journal cannot be read or is damaged.
 pub fn required_position(state_dir: &Path) -> Result<SequenceNumber, TrainerError> {
-    let path = journal_path(state_dir);
-    if !path.exists() {
-        return Ok(SequenceNumber::default());
+    let releases = release::unfinished(state_dir)?;
+    let journals = releases.iter().map(|release| journal_path(&release.path)).chain([journal_path(state_dir)]);
+    let mut required = SequenceNumber::default();
+    for path in journals.filter(|path| path.exists()) {
+        required = required.max(Journal::open(&path)?.highest_durable().end());
     }
-    Ok(Journal::open(&path)?.highest_durable().end())
+    Ok(required)
 }

@@ -1,6 +1,10 @@
 //! Everything that can be set about training, in one place.
 
-use crate::sampler::Input;
+use crate::TrainerError;
+use crate::inputs::Inputs;
+use crate::schedule::Schedule;
+use crate::state_folder::held_out_path;
+use crate::turns::Turns;
 use model::{Architecture, Configuration, RolePool, Tokenizer};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -24,9 +28,62 @@ pub struct TrainerOptions {
     /// Teachers in the order of the log's teacher table, those that the log does not know yet last.
     pub teachers: Vec<TrainerTeacher>,
     /// What ingestion reads for training while this trainer runs; empty: train from the log as it is.
-    pub inputs: Vec<Input>,
+    pub inputs: Inputs,
     /// The threads of training; `None`: those of the pool it is called in.
     pub pool: Option<Arc<RolePool>>,
+    /// Who computes next on these threads: trainers with clones of it take turns.
+    pub turns: Turns,
+    /// The state folder of the run that this is a release of; `None`: this is the run itself.
+    pub trunk: Option<PathBuf>,
+}
+
+impl TrainerOptions {
+    /// Checks what the options can say about themselves.
+    pub(crate) fn check(&self) -> Result<(), TrainerError> {
+        let train = &self.train;
+        let counts = [
+            ("train.batch_examples", train.batch_examples),
+            ("train.micro_batch_tokens", train.micro_batch_tokens),
+            ("train.shuffle_examples", train.shuffle_examples),
+        ];
+        if let Some((key, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            return Err(TrainerError::Configuration(format!("`{key}` is 0; expected at least 1")));
+        }
+        if train.schedule == Schedule::Linear && train.steps.is_none() {
+            let message = "`train.steps` is missing, and the linear schedule ends with it; set it, or train without end \
+                           by schedule = \"trunk\"";
+            return Err(TrainerError::Configuration(message.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The step at which training begins: that of the checkpoint which a release branches from, 0 otherwise.
+    pub(crate) fn first_step(&self) -> u64 {
+        match self.train.schedule {
+            Schedule::CoolDown(branch) => branch.from_step,
+            Schedule::Linear | Schedule::Trunk { .. } => 0,
+        }
+    }
+
+    /// The name of the release that is trained; `None`: it is the run.
+    pub(crate) fn release_name(&self) -> Option<String> {
+        self.trunk.as_ref()?;
+        self.state_dir.file_name().map(|name| name.to_string_lossy().into_owned())
+    }
+
+    /// Where the held-out records are that retention removed from the log.
+    pub(crate) fn held_out_path(&self) -> PathBuf {
+        held_out_path(self.trunk.as_ref().unwrap_or(&self.state_dir))
+    }
+
+    /// Does one unit of work on training's threads, when it is this trainer's turn.
+    pub(crate) fn compute<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        let _turn = self.turns.take();
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
 }
 
 /// What training needs to know of a teacher.
@@ -90,8 +147,10 @@ impl StudentOptions {
 /// How the student is trained. Field names are the keys of `[train]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainOptions {
-    /// Optimiser steps of the whole run: what the schedules of learning rate and λ span.
-    pub steps: u64,
+    /// Optimiser steps of the whole run: what the linear schedule of learning rate and λ spans; `None`: training has no end.
+    pub steps: Option<u64>,
+    /// What learning rate and λ follow.
+    pub schedule: Schedule,
     /// Stop early after this step; alters no schedule.
     pub until_step: Option<u64>,
     /// Copies per step.
@@ -100,7 +159,7 @@ pub struct TrainOptions {
     pub micro_batch_tokens: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Steps of linear warm-up; a linear decay to 0 at `steps` follows.
+    /// Steps of linear warm-up.
     pub warmup_steps: u64,
     /// Decoupled weight decay of matrices; biases and LayerNorms have none.
     pub weight_decay: f64,
@@ -108,7 +167,7 @@ pub struct TrainOptions {
     pub clip_norm: f64,
     /// λ at the first step: the weight of distillation against gold labels.
     pub lambda_start: f64,
-    /// λ at the last step.
+    /// λ at the last step, of the run or of a release.
     pub lambda_end: f64,
     /// Which of an example's copies are trained on.
     pub copies: Copies,
@@ -226,7 +285,8 @@ impl Default for StudentOptions {
 impl Default for TrainOptions {
     fn default() -> Self {
         Self {
-            steps: 1000,
+            steps: Some(1000),
+            schedule: Schedule::Linear,
             until_step: None,
             batch_examples: 64,
             micro_batch_tokens: 4096,

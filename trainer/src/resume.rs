@@ -8,6 +8,7 @@ use crate::learner::Learner;
 use crate::optimiser::AdamW;
 use crate::options::TrainerOptions;
 use crate::sampler::SamplerOptions;
+use crate::state_folder::checkpoints_path;
 use crate::student::Student;
 use crate::training_copy::CopyOptions;
 use crate::vocabulary::{SPECIAL, Vocabulary};
@@ -28,7 +29,7 @@ pub(crate) struct Resumed {
 }
 
 /// Restores the newest checkpoint whose step `wanted` accepts and that no later return to an earlier one has made void;
-/// without one, training begins.
+/// without one, training begins, but a release cannot.
 pub(crate) fn resume(
     options: &TrainerOptions,
     vocabulary: &Vocabulary,
@@ -40,6 +41,9 @@ pub(crate) fn resume(
     let loaded = checkpoints.newest(|state| wanted(state.step) && is_valid(state, &rollbacks))?;
     let mut resumed = match loaded {
         Some(loaded) => restore(options, vocabulary, journal, loaded)?,
+        None if options.trunk.is_some() => {
+            return Err(TrainerError::NoCheckpoint { path: checkpoints_path(&options.state_dir) });
+        }
         None => begin(options, vocabulary)?,
     };
     let earlier = usize::try_from(resumed.state.rollbacks).unwrap_or(usize::MAX);
@@ -88,6 +92,7 @@ pub(crate) fn stream(options: &TrainerOptions, vocabulary: &Arc<Vocabulary>, sta
             copy_weight: train.copy_weight,
             max_sequence_length: options.student.max_sequence_length,
         },
+        labels: options.teachers.iter().map(|teacher| teacher.labels).collect(),
         batch_examples: train.batch_examples,
         micro_batch_tokens: train.micro_batch_tokens,
         kd_target: train.kd_target,
@@ -103,9 +108,9 @@ pub(crate) fn configuration(options: &TrainerOptions, vocabulary: &Vocabulary) -
     Ok(configuration)
 }
 
-/// Whether a checkpoint lies on the way that training took in the end: it must not be later than the target of any return
+/// Whether a checkpoint lies on the way that training took in the end, going back by `rollbacks`: it must not be later than the target of any return
 /// that came after it.
-fn is_valid(state: &TrainerState, rollbacks: &[Rollback]) -> bool {
+pub(crate) fn is_valid(state: &TrainerState, rollbacks: &[Rollback]) -> bool {
     let earlier = usize::try_from(state.rollbacks).unwrap_or(usize::MAX);
     rollbacks.iter().skip(earlier).all(|rollback| state.step <= rollback.to_step)
 }

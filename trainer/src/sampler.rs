@@ -24,6 +24,7 @@
 //! oldest entry that the window read, and as long as the window may have to be formed again retention leaves that one.
 
 use crate::error::TrainerError;
+use crate::inputs::{Input, Inputs};
 use crate::options::WhenShort;
 use crate::records::{EVALUATION_PREFIX, Records};
 use model::random::Philox;
@@ -45,19 +46,7 @@ pub struct SamplerOptions {
     pub when_short: WhenShort,
     /// What ingestion reads for training, now or later in this run; a source that is not listed has ended, whatever
     /// the log says. Empty: train from the log alone.
-    pub inputs: Vec<Input>,
-}
-
-/// A source that is being read for training.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Input {
-    /// Name of the corpus.
-    pub source: String,
-    /// Its language.
-    pub language: String,
-    /// Whether it is certain to write to the log soon: the next window waits for its first entry. False for a stream on
-    /// which nothing may arrive for days.
-    pub finite: bool,
+    pub inputs: Inputs,
 }
 
 /// The inputs of which more may come when a window is formed: source → language.
@@ -215,11 +204,12 @@ impl Sampler {
     pub fn window(&mut self, records: &dyn Records, durable: DurablePosition) -> Result<Draw, TrainerError> {
         let cursors = records.cursors(durable)?;
         let waited_for = |input: &&Input| input.finite && !cursors.contains_key(input.source.as_str());
-        if let Some(input) = self.options.inputs.iter().find(waited_for) {
+        let inputs = self.options.inputs.get();
+        if let Some(input) = inputs.iter().find(waited_for) {
             let from = SequenceNumber::default();
             return Ok(Draw::Short(Short { language: input.language.clone(), from }));
         }
-        let open = self.open_inputs(|source| cursors.get(source).is_none_or(|cursor| !cursor.ended));
+        let open = open_inputs(&inputs, |source| cursors.get(source).is_none_or(|cursor| !cursor.ended));
         self.form(records, View { begin: records.begin(), durable, open }, &cursors)
     }
 
@@ -236,16 +226,10 @@ impl Sampler {
         open: Option<&OpenInputs>,
     ) -> Result<Draw, TrainerError> {
         let cursors = records.cursors(durable)?;
-        let open = open
-            .cloned()
-            .unwrap_or_else(|| self.open_inputs(|source| cursors.get(source).is_some_and(|cursor| !cursor.ended)));
+        let open = open.cloned().unwrap_or_else(|| {
+            open_inputs(&self.options.inputs.get(), |source| cursors.get(source).is_some_and(|cursor| !cursor.ended))
+        });
         self.form(records, View { begin, durable, open }, &cursors)
-    }
-
-    /// The inputs whose source `is_open`.
-    fn open_inputs(&self, is_open: impl Fn(&str) -> bool) -> OpenInputs {
-        let inputs = self.options.inputs.iter().filter(|input| is_open(&input.source));
-        inputs.map(|input| (input.source.clone(), input.language.clone())).collect()
     }
 
     fn form(&mut self, records: &dyn Records, view: View, cursors: &Cursors) -> Result<Draw, TrainerError> {
@@ -298,6 +282,12 @@ impl Sampler {
         let arrived = records.next_record(&short.language, false, short.from, durable)?.is_some();
         Ok(if arrived { None } else { Some(short.clone()) })
     }
+}
+
+/// The inputs whose source `is_open`.
+fn open_inputs(inputs: &[Input], is_open: impl Fn(&str) -> bool) -> OpenInputs {
+    let inputs = inputs.iter().filter(|input| is_open(&input.source));
+    inputs.map(|input| (input.source.clone(), input.language.clone())).collect()
 }
 
 /// The state of every source in the log.

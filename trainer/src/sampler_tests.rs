@@ -262,7 +262,9 @@ fn a_log_alone_has_ended() {
 #[test]
 fn a_stream_on_which_nothing_has_arrived_holds_nobody_up() {
     let mut stream = options(&["en", "de"]);
-    stream.inputs[1].finite = false;
+    let mut inputs = stream.inputs.get().to_vec();
+    inputs[1].finite = false;
+    stream.inputs = inputs.into();
     let mut log = MemoryLog::default();
     let mut sampler = Sampler::new(1, stream.clone(), SamplerState::default());
     assert!(matches!(draw(&mut sampler, &log), Draw::Short(_)));
@@ -280,6 +282,22 @@ fn a_stream_on_which_nothing_has_arrived_holds_nobody_up() {
         log.record("de", 10, Vec::new());
     }
     assert!(languages(draw(&mut sampler, &log)).iter().all(|language| language == "de"));
+}
+
+#[test]
+fn inputs_that_change_while_it_runs_are_taken_up_by_the_next_window() {
+    let mut log = MemoryLog::default();
+    interleave(&mut log, &[("en", 1000, 16)]);
+    let options = options(&["en"]);
+    let inputs = options.inputs.clone();
+    let mut sampler = Sampler::new(1, options, SamplerState::default());
+    assert_eq!(examples(draw(&mut sampler, &log)).len(), 8);
+    let input = |source: &str| Input { source: source.to_owned(), language: source.to_owned(), finite: true };
+    inputs.set(vec![input("en"), input("de")]);
+    let Draw::Short(short) = draw(&mut sampler, &log) else { panic!("the new source has no entry yet") };
+    assert_eq!(short.language, "de");
+    inputs.set(vec![input("en")]);
+    assert_eq!(examples(draw(&mut sampler, &log)).len(), 8);
 }
 
 #[test]

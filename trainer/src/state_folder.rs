@@ -19,6 +19,11 @@ pub(crate) fn journal_path(state_dir: &Path) -> PathBuf {
     state_dir.join("journal")
 }
 
+/// Where its releases are, each in a state folder of its own.
+pub(crate) fn releases_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("releases")
+}
+
 /// Where its line for every step and evaluation is.
 pub(crate) fn metrics_path(state_dir: &Path) -> PathBuf {
     state_dir.join("metrics.jsonl")

@@ -3,47 +3,51 @@
 //! After every step, in this order: its line in `metrics.jsonl`; an evaluation, if one is due; a checkpoint, if one is due.
 //! Stops, pauses and requests are attended to between steps, and while waiting for the log.
 //!
+//! A release is trained by a trainer of its own, in a folder of its own, which begins at a checkpoint of the trunk's
+//! ([`crate::release`]).
+//!
 //! Steps whose loss or gradient is not finite leave the weights alone. After three in a row training goes back to the last
 //! checkpoint of the schedule, without the examples of their batches. If that did not help before, what does not work may be
 //! inside that checkpoint: training then goes back to the one before it, and from the last of them to the start. How far it
 //! goes back does not depend on checkpoints that somebody happened to ask for.
 
+mod going_back;
+
 use crate::TrainerError;
 use crate::batch::Batch;
+use crate::branch::branch;
 use crate::checkpoint::{Checkpoints, TrainerState};
 use crate::copy_stream::{CopyStream, Next};
 use crate::evaluate::{EvaluationReport, Evaluator, HeldOut};
 use crate::event::{Event, Outcome, Request, StepReport, TrainerProgress};
 use crate::export;
-use crate::journal::{Journal, JournalEntry, Rollback, SkippedStep};
+use crate::journal::Journal;
 use crate::learner::Learner;
 use crate::metrics::Metrics;
-use crate::need::{LogNeeds, can_form_again};
+use crate::need::LogNeeds;
 use crate::options::TrainerOptions;
 use crate::resume::{self, Resumed};
 use crate::run_log::RunLog;
+use crate::schedule::Schedule;
 use crate::state_folder::{
-    checkpoints_path, held_out_path, journal_path, keep_tokenizers, metrics_path, open_vocabulary, tokenizers_path,
+    checkpoints_path, journal_path, keep_tokenizers, metrics_path, open_vocabulary, tokenizers_path,
 };
 use crate::vocabulary::Vocabulary;
-use crossbeam::channel::Receiver;
+use crossbeam::channel::{Receiver, Sender};
 use model::{RolePool, Working};
 use prometheus::Registry;
 use serde::Serialize;
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use store::LogReader;
 use store::stage::StageControl;
-use store::{LogReader, SequenceNumber};
 
 /// How long a wait lasts before stops and requests are looked at.
 const ATTENTION: Duration = Duration::from_millis(100);
 /// Skipped steps in a row after which training goes back.
 const SKIPS_MAX: u32 = 3;
-/// Times that training goes back to its start, without getting anywhere, before it gives up.
-const ROLLBACKS_MAX: usize = 5;
 
 /// The training stage.
 pub struct Trainer {
@@ -96,7 +100,10 @@ impl Trainer {
         progress: Arc<TrainerProgress>,
         registry: &Registry,
     ) -> Result<Self, TrainerError> {
-        check_options(&options)?;
+        options.check()?;
+        if matches!(options.train.schedule, Schedule::Trunk { lambda_floor, .. } if lambda_floor <= 0.0) {
+            tracing::warn!("train.lambda_floor is 0: a teacher that is added later teaches nothing but gold labels");
+        }
         let vocabulary = Arc::new(open_vocabulary(&options, &reader)?);
         vocabulary.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
         keep_tokenizers(&options, &vocabulary)?;
@@ -109,12 +116,12 @@ impl Trainer {
         metrics.step.set(i64::try_from(state.step).unwrap_or(i64::MAX));
         let run_log = RunLog::open(&metrics_path(&options.state_dir), state.step, state.evaluated)?;
         run_log.evaluation().into_iter().for_each(|evaluation| metrics.observe_evaluation(evaluation));
-        let mut needs = LogNeeds::new(progress.need.clone());
+        let mut needs = LogNeeds::new(progress.need.clone(), options.release_name());
         needs.has_checkpoints(&checkpoints, &journal)?;
         let mut trainer = Self {
             stream: resume::stream(&options, &vocabulary, &state.stream),
             drawn: None,
-            held_out: HeldOut::new(options.evaluation.max_examples, &held_out_path(&options.state_dir)),
+            held_out: HeldOut::new(options.evaluation.max_examples, &options.held_out_path()),
             run_log,
             options,
             reader,
@@ -153,6 +160,11 @@ impl Trainer {
         outcome
     }
 
+    /// Training has ended although the daemon goes on: nothing that is written to the log now is a backlog.
+    pub(crate) fn needs_nothing_more(&self) {
+        self.progress.needed_from.store(u64::MAX, Ordering::Relaxed);
+    }
+
     fn resumed(&self) -> Event {
         Event::Resumed { step: self.state.step, evaluation: self.run_log.evaluation().cloned() }
     }
@@ -166,7 +178,7 @@ impl Trainer {
             if step > 0 && self.evaluation_due() && !self.evaluate(desk)? {
                 continue;
             }
-            if step >= self.options.train.steps {
+            if self.options.train.steps.is_some_and(|steps| step >= steps) {
                 return self.finish(desk, Outcome::Finished);
             }
             if is_due(&self.options, step) {
@@ -203,10 +215,7 @@ impl Trainer {
         self.work();
         let (learner, step, options) = (&mut self.learner, self.state.step, &self.options.train);
         self.metrics.stage.in_flight.set(i64::try_from(batch.copies).unwrap_or(i64::MAX));
-        let learned = match &self.options.pool {
-            Some(pool) => pool.install(|| learner.step(step, batch, options)),
-            None => learner.step(step, batch, options),
-        }?;
+        let learned = self.options.compute(|| learner.step(step, batch, options))?;
         self.metrics.stage.in_flight.set(0);
         let report = StepReport::new(step + 1, batch, &learned, started.elapsed());
         if let Some(reason) = learned.skipped {
@@ -225,76 +234,6 @@ impl Trainer {
         if self.state.skipped_in_a_row >= SKIPS_MAX { self.roll_back(desk) } else { Ok(()) }
     }
 
-    /// Notes in the journal that the step about to be counted was skipped, unless it knows.
-    fn note_skip(&mut self, reason: String, batch: &Batch) -> Result<(), TrainerError> {
-        let skip = SkippedStep { step: self.state.step + 1, reason, sequences: batch.sequences.clone() };
-        tracing::warn!(step = skip.step, reason = skip.reason, "a step was skipped");
-        if self.skips_since_rollback().any(|known| known.step == skip.step && known.sequences == skip.sequences) {
-            return Ok(());
-        }
-        self.journal.append(JournalEntry::SkippedStep(skip))
-    }
-
-    /// Steps skipped since training last went back, the latest first.
-    fn skips_since_rollback(&self) -> impl Iterator<Item = &SkippedStep> {
-        let entries = self.journal.events().iter().rev();
-        entries.take_while(|entry| !matches!(entry, JournalEntry::Rollback(_))).filter_map(|entry| match entry {
-            JournalEntry::SkippedStep(skip) => Some(skip),
-            _ => None,
-        })
-    }
-
-    /// Goes back to the last checkpoint of the schedule, without the examples of the batches that were skipped in a row.
-    fn roll_back(&mut self, desk: &mut Desk<'_>) -> Result<(), TrainerError> {
-        let from_step = self.state.step;
-        let in_a_row = from_step - u64::from(self.state.skipped_in_a_row)..from_step;
-        let skips = self.skips_since_rollback().filter(|skip| in_a_row.contains(&(skip.step - 1)));
-        let left_out: BTreeSet<SequenceNumber> = skips.flat_map(|skip| skip.sequences.iter().copied()).collect();
-
-        let options = &self.options;
-        let rollbacks = resume::rollbacks(&self.journal);
-        // Weights from before these steps: those of a later checkpoint are the ones that do not work. Nor do those that
-        // training went back to in vain.
-        let is_target = |step| {
-            step <= in_a_row.start
-                && is_target(options, step)
-                && (step == 0 || resume::returns_to(&rollbacks, step) == 0)
-        };
-        // Of what is found only the state: the weights are read again below, and are too large to be there twice.
-        let Resumed { state: target, .. } =
-            resume::resume(options, &self.vocabulary, &self.checkpoints, &mut self.journal, is_target)?;
-        let to_step = target.step;
-        self.needs.hold(&self.reader);
-        let can_form_again = can_form_again(target.stream.sampler.window, &self.journal, &self.reader);
-        if resume::returns_to(&rollbacks, to_step) >= ROLLBACKS_MAX || !can_form_again {
-            let left_out = target.stream.left_out.len();
-            return Err(TrainerError::Diverged { step: to_step, left_out });
-        }
-        tracing::warn!(from_step, to_step, left_out = left_out.len(), "going back to a checkpoint");
-        let rollback = Rollback { from_step, to_step, left_out: left_out.into_iter().collect() };
-        self.journal.append(JournalEntry::Rollback(rollback))?;
-        for step in self.checkpoints.steps()?.into_iter().filter(|step| *step > to_step) {
-            self.checkpoints.remove(step)?;
-        }
-        // Read again, now that the journal says what to leave out.
-        self.restart(|step| step <= to_step)?;
-        desk.report(self.resumed());
-        Ok(())
-    }
-
-    fn restart(&mut self, wanted: impl Fn(u64) -> bool) -> Result<(), TrainerError> {
-        let resumed = resume::resume(&self.options, &self.vocabulary, &self.checkpoints, &mut self.journal, wanted)?;
-        (self.learner, self.state) = (resumed.learner, resumed.state);
-        self.needs.has_checkpoints(&self.checkpoints, &self.journal)?;
-        self.stream = resume::stream(&self.options, &self.vocabulary, &self.state.stream);
-        (self.drawn, self.progress_window) = (None, None);
-        let path = metrics_path(&self.options.state_dir);
-        self.run_log = RunLog::open(&path, self.state.step, self.state.evaluated)?;
-        self.run_log.evaluation().into_iter().for_each(|evaluation| self.metrics.observe_evaluation(evaluation));
-        self.metrics.step.set(i64::try_from(self.state.step).unwrap_or(i64::MAX));
-        Ok(())
-    }
-
     // --- the log ---------------------------------------------------------------------------------------------------
 
     /// The next batch; waits for the log to reach far enough.
@@ -305,6 +244,7 @@ impl Trainer {
         let mut reported = None;
         loop {
             let seen = self.reader.durable();
+            let inputs = self.options.inputs.get();
             self.needs.hold(&self.reader);
             let next = self.stream.next_batch(&self.reader, &mut self.journal)?;
             self.update_progress(matches!(next, Next::Short(_)))?;
@@ -319,7 +259,7 @@ impl Trainer {
                 reported = Some(short.language);
             }
             self.working = None;
-            while self.reader.wait_beyond(seen, ATTENTION) <= seen {
+            while self.reader.wait_beyond(seen, ATTENTION) <= seen && self.options.inputs.get() == inputs {
                 if !self.attend(desk) {
                     return Ok(Drawn::Stop);
                 }
@@ -362,12 +302,8 @@ impl Trainer {
         self.held_out.extend(&self.reader, up_to)?;
         self.needs.let_go();
         self.work();
-        let mut evaluator = Evaluator {
-            student: &mut self.learner.student,
-            maps: self.vocabulary.maps(),
-            batch_tokens: self.options.train.micro_batch_tokens,
-            pool: self.options.pool.as_deref(),
-        };
+        let mut evaluator =
+            Evaluator { student: &mut self.learner.student, maps: self.vocabulary.maps(), options: &self.options };
         let control = desk.control.clone();
         let report = evaluator.evaluate(step, &self.held_out, up_to, &mut || !control.stopping())?;
         let Some(report) = report else { return Ok(false) };
@@ -392,7 +328,7 @@ impl Trainer {
         let mut targets = self.checkpoints.steps()?;
         targets.retain(|step| *step <= last_good && is_target(&self.options, *step));
         let targets = &targets[targets.len().saturating_sub(keep)..];
-        self.checkpoints.prune(keep, |step| targets.contains(&step))?;
+        self.checkpoints.prune(keep, |step| targets.contains(&step) || is_branch(&self.options, step))?;
         self.needs.has_checkpoints(&self.checkpoints, &self.journal)?;
         desk.report(Event::Checkpoint { step, path: path.clone() });
         Ok(path)
@@ -416,20 +352,18 @@ impl Trainer {
     }
 
     fn answer(&mut self, request: Request, desk: &mut Desk<'_>) {
-        let (reply, answer) = match request {
-            Request::Checkpoint { reply } => (reply, self.checkpoint(desk)),
+        match request {
+            Request::Checkpoint { reply } => send(&reply, self.checkpoint(desk)),
             Request::Export { out, reply } => {
                 let tokenizers = tokenizers_path(&self.options.state_dir);
                 let bert = self.learner.student.to_bert();
                 let exported = bert.and_then(|bert| export::export(&out, &bert, &tokenizers, self.state.step));
-                (reply, exported.map(|()| out))
+                send(&reply, exported.map(|()| out));
             }
-        };
-        if let Err(error) = &answer {
-            tracing::error!(%error, "a request failed");
+            Request::Branch { folder, reply } => {
+                send(&reply, branch(&folder, &self.options, &self.checkpoints, &self.journal));
+            }
         }
-        // Whoever asked may have stopped waiting.
-        let _ = reply.send(answer.map_err(|error| error.to_string()));
     }
 
     /// The last evaluation, then the last checkpoint.
@@ -458,17 +392,12 @@ impl Desk<'_> {
     }
 }
 
-fn check_options(options: &TrainerOptions) -> Result<(), TrainerError> {
-    let train = &options.train;
-    let counts = [
-        ("train.batch_examples", train.batch_examples),
-        ("train.micro_batch_tokens", train.micro_batch_tokens),
-        ("train.shuffle_examples", train.shuffle_examples),
-    ];
-    match counts.iter().find(|(_, count)| *count == 0) {
-        Some((key, _)) => Err(TrainerError::Configuration(format!("`{key}` is 0; expected at least 1"))),
-        None => Ok(()),
+/// Answers a request. Whoever asked may have stopped waiting.
+fn send<T>(reply: &Sender<Result<T, String>>, answer: Result<T, TrainerError>) {
+    if let Err(error) = &answer {
+        tracing::error!(%error, "a request failed");
     }
+    let _ = reply.send(answer.map_err(|error| error.to_string()));
 }
 
 /// Whether a checkpoint is due after `step`.
@@ -477,7 +406,13 @@ fn is_due(options: &TrainerOptions, step: u64) -> bool {
     step > 0 && every > 0 && step.is_multiple_of(every)
 }
 
-/// Whether training may go back to a checkpoint after `step`: one of the schedule, if there is a schedule.
+/// Whether training may go back to a checkpoint after `step`: one of the schedule, if there is a schedule, or the one that a
+/// release branches from.
 fn is_target(options: &TrainerOptions, step: u64) -> bool {
-    options.train.checkpoint_every_steps == 0 || is_due(options, step)
+    options.train.checkpoint_every_steps == 0 || is_due(options, step) || is_branch(options, step)
+}
+
+/// Whether a release branches from the checkpoint after `step`, which is its beginning.
+fn is_branch(options: &TrainerOptions, step: u64) -> bool {
+    options.trunk.is_some() && step == options.first_step()
 }

@@ -3,6 +3,11 @@
 //! Copies are mapped when they are read; the log keeps the teachers' own ids. Maps are injective
 //! ([`crate::vocabulary`]), yet whoever uses `top_ids` must not rely on it: equal ids at one position are kept as
 //! separate entries whose probabilities add up.
+//!
+//! A copy has no label for one of two reasons. Its teacher lends only its tokenizer: then it is trained on gold labels, as the
+//! configuration wants. Or its teacher labels, but had stalled, and its labels were not waited for: then the copy is left out, for
+//! the record's other copies say what is to be learnt. If it has none, its gold labels are learnt from all the same, so that
+//! a language whose only teacher stalls keeps its share of the training.
 
 use crate::error::TrainerError;
 use crate::options::{BestBy, Copies, CopyWeight, KdTarget};
@@ -31,6 +36,8 @@ pub struct CopyMaker {
     vocabulary: Arc<Vocabulary>,
     /// By student id.
     characters: Vec<u32>,
+    /// By index into the teacher table.
+    labels: Vec<bool>,
     options: CopyOptions,
 }
 
@@ -48,22 +55,24 @@ pub struct CopyOptions {
 }
 
 impl CopyMaker {
-    /// `vocabulary`'s maps are in the order of the log's teacher table.
+    /// `vocabulary`'s maps are in the order of the log's teacher table, and so is `labels`: whether each teacher labels.
     #[must_use]
-    pub fn new(vocabulary: Arc<Vocabulary>, options: CopyOptions) -> Self {
-        Self { characters: vocabulary.characters(), vocabulary, options }
+    pub fn new(vocabulary: Arc<Vocabulary>, labels: Vec<bool>, options: CopyOptions) -> Self {
+        Self { characters: vocabulary.characters(), vocabulary, labels, options }
     }
 
     /// Indices of the copies that `record` is trained on. With "best", the one whose teacher has the lowest loss (ties:
-    /// configuration order); copies without labels have no loss and count only if there is no other.
+    /// configuration order); copies without labels have no loss and count only if there is no other. Copies whose labels
+    /// were dropped are left out, unless there are no others.
     #[must_use]
     pub fn choose(&self, record: &Record) -> Vec<usize> {
-        let all = 0..record.copies.len();
+        let copies = self.usable(record);
         if self.options.copies == Copies::All {
-            return all.collect();
+            return copies;
         }
         let loss = |index: usize| self.teacher_loss(&record.copies[index]);
-        let best = all.reduce(|best, index| if loss(index).total_cmp(&loss(best)).is_lt() { index } else { best });
+        let copies = copies.into_iter();
+        let best = copies.reduce(|best, index| if loss(index).total_cmp(&loss(best)).is_lt() { index } else { best });
         best.into_iter().collect()
     }
 
@@ -86,8 +95,18 @@ impl CopyMaker {
             return Err(unusable(sequence, source, &reason));
         }
         let shared = self.options.copies == Copies::All && self.options.copy_weight == CopyWeight::Shared;
-        let weight = if shared { 1.0 / record.copies.len() as f64 } else { 1.0 };
+        let weight = if shared { 1.0 / self.usable(record).len() as f64 } else { 1.0 };
         Ok(TrainingCopy { sequence, pass, language: record.language.clone(), weight, copy })
+    }
+
+    /// Indices of the copies whose labels were not dropped; of all, if there is no such copy.
+    fn usable(&self, record: &Record) -> Vec<usize> {
+        let is_dropped = |index: &usize| {
+            let copy = &record.copies[*index];
+            copy.label.is_none() && self.labels.get(usize::from(copy.teacher)).is_some_and(|labels| *labels)
+        };
+        let usable: Vec<usize> = (0..record.copies.len()).filter(|index| !is_dropped(index)).collect();
+        if usable.is_empty() { (0..record.copies.len()).collect() } else { usable }
     }
 
     /// The teacher's loss on a copy; infinite where there is none.

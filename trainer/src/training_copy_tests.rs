@@ -21,7 +21,11 @@ fn vocabulary() -> Arc<Vocabulary> {
 }
 
 fn maker(copies: Copies, best_by: BestBy, copy_weight: CopyWeight) -> CopyMaker {
-    CopyMaker::new(vocabulary(), CopyOptions { copies, best_by, copy_weight, max_sequence_length: 5 })
+    maker_of([false; 2], copies, best_by, copy_weight)
+}
+
+fn maker_of(labels: [bool; 2], copies: Copies, best_by: BestBy, copy_weight: CopyWeight) -> CopyMaker {
+    CopyMaker::new(vocabulary(), labels.to_vec(), CopyOptions { copies, best_by, copy_weight, max_sequence_length: 5 })
 }
 
 /// [CLS] [MASK] `second` [SEP] with gold `gold`; `loss` is that of the teacher.
@@ -114,6 +118,27 @@ fn weights_of_copies() {
     ] {
         let made = maker(copies, BestBy::Position, copy_weight).make(SequenceNumber(0), 0, &record, 0).unwrap();
         assert_eq!(made.weight, expected, "{copies:?} {copy_weight:?}");
+    }
+}
+
+#[test]
+fn copies_whose_labels_were_dropped_are_left_out_unless_there_is_no_other() {
+    // Teacher 0 labels; teacher 1 does or does not.
+    for (labels, losses, all, best) in [
+        ([true, true], [None, Some(1.0)], vec![1], 1),
+        ([true, true], [Some(1.0), None], vec![0], 0),
+        ([true, false], [None, None], vec![1], 1),
+        ([true, false], [Some(1.0), None], vec![0, 1], 0),
+        ([true, true], [None, None], vec![0, 1], 0),
+    ] {
+        let record = record(vec![copy(0, 5, losses[0]), copy(1, 5, losses[1])]);
+        let maker = |copies| maker_of(labels, copies, BestBy::Position, CopyWeight::Shared);
+        assert_eq!(maker(Copies::All).choose(&record), all, "{labels:?} {losses:?}");
+        assert_eq!(maker(Copies::Best).choose(&record), [best], "{labels:?} {losses:?}");
+        for index in &all {
+            let made = maker(Copies::All).make(SequenceNumber(0), 0, &record, *index).unwrap();
+            assert_eq!(made.weight, 1.0 / all.len() as f64, "{labels:?} {losses:?}");
+        }
     }
 }
 

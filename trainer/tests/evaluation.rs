@@ -33,7 +33,7 @@ fn evaluations(scene: &Scene, options: &trainer::TrainerOptions) -> Vec<Evaluati
 fn it_is_made_at_the_start_on_schedule_and_at_the_end() {
     let scene = scene_with_unseen_text();
     let mut options = scene.options("state");
-    (options.train.steps, options.train.learning_rate, options.evaluation.every_steps) = (50, 3e-2, 20);
+    (options.train.steps, options.train.learning_rate, options.evaluation.every_steps) = (Some(50), 3e-2, 20);
     let reports = evaluations(&scene, &options);
     assert_eq!(reports.iter().map(|report| report.step).collect::<Vec<_>>(), [0, 20, 40, 50]);
     for report in &reports {
@@ -127,7 +127,7 @@ fn figures_agree_with_a_plain_computation() {
 fn training_ends_when_records_run_out() {
     let scene = Scene::with_log(&mixture(24));
     let mut options = scene.options("state");
-    options.train.steps = 100;
+    options.train.steps = Some(100);
     options.train.max_passes = 1;
     let Outcome::Exhausted { step } = scene.run(&options, |_| ()).unwrap() else { panic!("it found more") };
     assert!((5..15).contains(&step), "{step}");
@@ -222,17 +222,10 @@ fn a_new_teacher_extends_the_student() {
     scene.run(&options, |_| ()).unwrap();
     let before = Bert::load(&options.state_dir.join("checkpoints/step-3"), &Device::Cpu).unwrap();
 
-    let third = scene.path("third");
-    fs::create_dir(&third).unwrap();
-    fs::write(third.join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nneu\nw1").unwrap();
-    fs::write(third.join("tokenizer_config.json"), r#"{"do_lower_case": false}"#).unwrap();
     let mut grown = options.clone();
     grown.state_dir = scene.path("grown");
     copy_folder(&options.state_dir, &grown.state_dir);
-    let tokenizer = std::sync::Arc::new(model::Tokenizer::load(&third).unwrap());
-    let mut teacher = grown.teachers[0].clone();
-    (teacher.name, teacher.tokenizer) = ("third".to_owned(), tokenizer);
-    grown.teachers.push(teacher);
+    grown.teachers.push(scene.third_teacher());
     grown.train.until_step = None;
     // An evaluation by command looks at the run and leaves it alone.
     let words = || fs::read(grown.state_dir.join("vocab/vocab.txt")).unwrap();

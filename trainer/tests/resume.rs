@@ -95,7 +95,7 @@ fn check_kills(scene: &Scene, options: &TrainerOptions) {
         let metrics = killed.state_dir.join("metrics.jsonl");
         fs::write(&metrics, [fs::read(&metrics).unwrap(), b"{\"step\":".to_vec()].concat()).unwrap();
         assert_eq!(scene.run(&killed, |_| ()).unwrap(), Outcome::Finished, "kill {kill}");
-        assert_same(options, &killed, options.train.steps);
+        assert_same(options, &killed, options.train.steps.unwrap());
         assert!(!killed.state_dir.join("checkpoints/.partial-step-5").exists());
     }
 }
@@ -111,7 +111,7 @@ fn a_growing_log_is_waited_for() {
     let mut writer = growing.writer();
     append(&mut writer, &examples[..8], 8);
     let mut options = growing.options("state");
-    options.inputs = inputs();
+    options.inputs = inputs().into();
     let progress: Arc<TrainerProgress> = Arc::default();
     let registry = prometheus::Registry::new();
     let mut trainer = Trainer::open(options.clone(), writer.reader(), Arc::clone(&progress), &registry).unwrap();
@@ -142,7 +142,7 @@ fn stops_and_requests_are_attended_to_while_waiting() {
     let mut writer = scene.writer();
     append(&mut writer, &mixture(8), 8);
     let mut options = scene.options("state");
-    options.inputs = inputs();
+    options.inputs = inputs().into();
     let mut trainer =
         Trainer::open(options.clone(), writer.reader(), Arc::default(), &prometheus::Registry::new()).unwrap();
     let control = StageControl::default();
@@ -296,7 +296,7 @@ fn a_checkpoint_is_replaced_only_by_a_complete_one() {
 fn a_checkpoint_that_does_not_work_is_not_gone_back_to_twice() {
     let scene = Scene::with_log(&mixture(300));
     let mut options = scene.options("state");
-    (options.train.steps, options.evaluation.every_steps) = (12, 0);
+    (options.train.steps, options.evaluation.every_steps) = (Some(12), 0);
     options.train.until_step = Some(6);
     scene.run(&options, |_| ()).unwrap();
     scene::poison(&options.state_dir.join("checkpoints/step-6"));
@@ -320,12 +320,13 @@ fn a_new_corpus_is_waited_for_once_the_known_windows_are_used() {
     append(&mut writer, &mixture(40), 8);
     append_ends(&mut writer);
     let mut options = scene.options("state");
-    options.inputs = inputs();
+    options.inputs = inputs().into();
     options.train.until_step = Some(4);
     scene.run(&options, |_| ()).unwrap();
     let mut last = None;
     options.train.until_step = None;
-    options.inputs.push(Input { source: "more/en".to_owned(), language: "en".to_owned(), finite: true });
+    let more = Input { source: "more/en".to_owned(), language: "en".to_owned(), finite: true };
+    options.inputs = inputs().into_iter().chain([more]).collect();
     let registry = prometheus::Registry::new();
     let mut trainer = Trainer::open(options, writer.reader(), Arc::default(), &registry).unwrap();
     let outcome = scene::run(&mut trainer, |event| match event {

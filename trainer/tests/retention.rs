@@ -75,7 +75,7 @@ fn check(scene: &Scene, mut writer: LogWriter, options: &TrainerOptions, retain_
                 .unwrap();
         }
         finish(&killed, &folder);
-        let steps = options.train.steps;
+        let steps = options.train.steps.unwrap();
         assert!(checkpoint(&options.state_dir, steps) == checkpoint(&killed.state_dir, steps), "kill {kill}");
         assert_eq!(metrics(&options.state_dir), metrics(&killed.state_dir), "kill {kill}");
     }
@@ -94,7 +94,7 @@ fn checkpoints(state: &Path) -> Vec<u64> {
 fn what_was_read_may_go_and_changes_nothing() {
     let (scene, writer) = small_segments(120);
     let mut whole = scene.options("whole");
-    whole.train.steps = 15;
+    whole.train.steps = Some(15);
     finish(&whole, scene.folder.path());
     let mut options = whole.clone();
     options.state_dir = scene.path("state");
@@ -110,7 +110,7 @@ fn what_was_read_may_go_and_changes_nothing() {
 fn replays_of_what_is_left_are_repeated() {
     let (scene, writer) = small_segments(40);
     let mut options = scene.options("state");
-    (options.train.steps, options.train.checkpoint_every_steps, options.train.keep_checkpoints) = (24, 2, 3);
+    (options.train.steps, options.train.checkpoint_every_steps, options.train.keep_checkpoints) = (Some(24), 2, 3);
     let removed = check(&scene, writer, &options, 14, 15);
     assert!(removed > 1, "only {removed} segments went");
 }
@@ -130,7 +130,7 @@ fn a_run_that_only_labels_leaves_what_training_needs() {
     assert!(retain(&mut writer, &options.state_dir, &need) > 0);
     drop(writer);
     options.train.until_step = None;
-    (options.train.steps, options.train.warmup_steps) = (15, 2);
+    (options.train.steps, options.train.warmup_steps) = (Some(15), 2);
     finish(&options, scene.folder.path());
 }
 
@@ -139,7 +139,7 @@ fn a_run_that_only_labels_leaves_what_training_needs() {
 fn training_does_not_go_back_to_a_start_that_is_gone() {
     let (scene, mut writer) = small_segments(300);
     let mut options = scene.options("state");
-    (options.train.steps, options.train.until_step, options.evaluation.every_steps) = (12, Some(6), 0);
+    (options.train.steps, options.train.until_step, options.evaluation.every_steps) = (Some(12), Some(6), 0);
     let progress = Arc::new(TrainerProgress::default());
     let need = progress.need.clone();
     let mut trainer = Trainer::open(options.clone(), writer.reader(), progress, &Registry::new()).unwrap();

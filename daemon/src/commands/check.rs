@@ -1,20 +1,24 @@
-//! `mergedistill check`: everything that is wrong, or the effective configuration.
+//! `mergedistill check`: everything that is wrong, or the effective configuration; or what its run comes to.
 
 use super::{print_json, print_line};
-use crate::cli::ConfigArgs;
+use crate::cli::CheckArgs;
 use crate::configuration::Configuration;
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::Inputs;
 
 /// Reads the configuration and looks at all that it refers to.
-pub fn check(args: &ConfigArgs) -> Result<(), Failure> {
-    let configuration = Configuration::load(&args.config)?;
-    Inputs::open(&configuration)?;
+pub fn check(args: &CheckArgs) -> Result<(), Failure> {
+    let (configuration, notes) = crate::live::in_effect(&Configuration::load(&args.config)?)?;
+    let inputs = Inputs::open(&configuration)?;
+    if args.plan {
+        return super::plan::plan(&configuration, &inputs, args.seconds, args.json);
+    }
     if args.json {
         return print_json(&configuration);
     }
     let text = toml::to_string(&configuration)
         .map_err(|error| Failure::new(ExitCode::Software, format!("cannot print the configuration: {error}")))?;
     print_line("# The configuration as it takes effect, defaults filled in. Nothing is wrong with it.")?;
+    notes.iter().try_for_each(|note| print_line(&format!("# From run.json: {note}.")))?;
     print_line(text.trim_end())
 }

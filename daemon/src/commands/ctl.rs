@@ -1,41 +1,73 @@
 //! `mergedistill ctl`: a client of the control socket.
 
 use super::{print_json, print_line};
-use crate::cli::{CtlAction, CtlArgs};
+use crate::cli::{CorpusAction, CtlAction, CtlArgs, PushArgs, QuarantineAction};
 use crate::failure::{ExitCode, Failure};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Sends one request to a running daemon and prints its answer.
+/// Asks a running daemon and prints its answer.
 pub fn ctl(args: &CtlArgs) -> Result<(), Failure> {
-    let (method, path, body) = request(&args.action);
-    let (status, answer) = ops::client::call(&args.socket, method, path, body)?;
-    if !(200..300).contains(&status) {
-        let error = |field: &str| answer["error"][field].as_str().unwrap_or("unknown").to_owned();
-        let code = match status {
-            409 | 503.. => ExitCode::TemporaryFailure,
-            500.. => ExitCode::IoError,
-            _ => ExitCode::Usage,
-        };
-        return Err(Failure::new(code, format!("{} ({})", error("message"), error("code"))));
-    }
+    let (method, path, body) = match ask(&args.action) {
+        Ask::Request(method, path, body) => (method, path, body),
+        Ask::Push(documents) => return super::push::push(documents, &args.socket, args.json),
+        Ask::Quarantine(action) => return super::quarantine::quarantine(action, &args.socket, args.json),
+        Ask::Corpus(action) => return super::corpus::corpus(action, &args.socket, args.json),
+    };
+    let answer = call(&args.socket, method, path, body)?;
     match (&args.action, args.json) {
         (CtlAction::Status, false) => print_status(&answer),
+        (CtlAction::Release { .. }, false) => print_line(&release_line(&answer)),
         (_, false) => print_line(answer["path"].as_str().or(answer["state"].as_str()).unwrap_or("done")),
         (_, true) => print_json(&answer),
     }
 }
 
-fn request(action: &CtlAction) -> (&'static str, &'static str, Option<Value>) {
+/// The answer to one request.
+pub(super) fn call(socket: &Path, method: &str, path: &str, body: Option<Value>) -> Result<Value, Failure> {
+    let (status, answer) = ops::client::call(socket, method, path, body)?;
+    if (200..300).contains(&status) {
+        return Ok(answer);
+    }
+    let error = |field: &str| answer["error"][field].as_str().unwrap_or("unknown").to_owned();
+    let code = match status {
+        409 | 503.. => ExitCode::TemporaryFailure,
+        500.. => ExitCode::IoError,
+        _ => ExitCode::Usage,
+    };
+    Err(Failure::new(code, format!("{} ({})", error("message"), error("code"))))
+}
+
+/// What an action takes.
+enum Ask<'a> {
+    /// One request: method, path and body.
+    Request(&'static str, &'static str, Option<Value>),
+    /// Requests with documents.
+    Push(&'a PushArgs),
+    /// What the state folder says, or a request that names documents.
+    Quarantine(&'a QuarantineAction),
+    /// What is read.
+    Corpus(&'a CorpusAction),
+}
+
+fn ask(action: &CtlAction) -> Ask<'_> {
     let stage = |stage: &Option<String>| stage.as_ref().map(|stage| json!({ "stage": stage }));
-    match action {
+    let (method, path, body) = match action {
+        CtlAction::Push(documents) => return Ask::Push(documents),
+        CtlAction::Quarantine(action) => return Ask::Quarantine(action),
+        CtlAction::Corpus(action) => return Ask::Corpus(action),
         CtlAction::Status => ("GET", "/v1/status", None),
         CtlAction::Pause { stage: name } => ("POST", "/v1/pause", stage(name)),
         CtlAction::Resume { stage: name } => ("POST", "/v1/resume", stage(name)),
         CtlAction::Checkpoint => ("POST", "/v1/checkpoint", None),
         CtlAction::Export { out } => ("POST", "/v1/export", Some(json!({ "out": absolute(out) }))),
+        CtlAction::Release { cancel: true, .. } => ("POST", "/v1/release/cancel", None),
+        CtlAction::Release { steps, out, .. } => {
+            ("POST", "/v1/release", Some(json!({ "steps": steps, "out": out.as_deref().map(absolute) })))
+        }
         CtlAction::Shutdown => ("POST", "/v1/shutdown", None),
-    }
+    };
+    Ask::Request(method, path, body)
 }
 
 /// The daemon's working directory is not the client's.
@@ -66,5 +98,18 @@ fn print_status(status: &Value) -> Result<(), Failure> {
         number(&status["rates"]["train_tokens_per_second"])
     ))?;
     let train = &status["train"];
-    print_line(&format!("   train  step {} of {}, loss {}", train["step"], train["steps"], train["loss"]))
+    let of = train["steps"].as_u64().map_or_else(String::new, |steps| format!(" of {steps}"));
+    print_line(&format!("   train  step {}{of}, loss {}", train["step"], train["loss"]))?;
+    match &status["release"] {
+        Value::Null => Ok(()),
+        release => print_line(&format!(" release  {}", release_line(release))),
+    }
+}
+
+/// How a release is, in a line.
+fn release_line(release: &Value) -> String {
+    let text = |key: &str| release[key].as_str().unwrap_or("?");
+    let (name, state, out) = (text("name"), text("state"), text("out"));
+    let error = release["error"].as_str().map_or_else(String::new, |error| format!(": {error}"));
+    format!("{name}: {state}, step {} of {}, student in {out}{error}", release["step"], release["steps"])
 }

@@ -2,10 +2,15 @@
 
 mod bench;
 mod check;
+mod corpus;
 mod ctl;
 mod evaluate;
 mod export;
 mod log;
+mod plan;
+mod push;
+mod quarantine;
+mod temporary_folder;
 mod vocab;
 
 pub use bench::bench;

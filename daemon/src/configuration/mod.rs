@@ -3,12 +3,15 @@
 //! Reading it never stops at the first mistake: all problems are collected, each with the key it is about.
 //! Relative paths are relative to the file.
 
+mod corpus_section;
 mod sections;
 mod store_section;
 mod table;
 mod threads;
+mod train_section;
 
-pub use sections::{Configuration, CorpusFormat, Teacher};
+pub use corpus_section::{Corpus, CorpusOrigin};
+pub use sections::{Configuration, Teacher};
 pub use threads::Threads;
 
 use crate::failure::{ExitCode, Failure};

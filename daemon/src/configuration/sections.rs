@@ -1,12 +1,17 @@
 //! The sections of the file, with every default.
 
+use super::corpus_section::{Corpus, FORMATS};
 use super::store_section::Store;
 use super::table::{Problem, Problems, Table};
 use super::threads::Threads;
+use super::train_section::Train;
+use ingest::{Format, MaskUnit};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use teacher::{OnStall, StallOptions};
 
 /// The whole configuration, defaults filled in. Serialises to the same TOML that it is read from.
 #[derive(Clone, Debug, Serialize)]
@@ -25,6 +30,8 @@ pub struct Configuration {
     pub masking: Masking,
     /// `[queue]`
     pub queue: Queue,
+    /// `[quarantine]`
+    pub quarantine: Quarantine,
     /// `[store]`
     pub store: Store,
     /// `[student]`; none: label only.
@@ -49,31 +56,6 @@ pub struct Run {
     pub stop_limit_seconds: u64,
 }
 
-/// `[[corpus]]`
-#[derive(Clone, Debug, Serialize)]
-pub struct Corpus {
-    /// Name, unique.
-    pub name: String,
-    /// Language of its text.
-    pub language: String,
-    /// Glob patterns of its files.
-    pub path: Vec<String>,
-    /// How documents lie in a file.
-    pub format: CorpusFormat,
-    /// How often it is labelled, each time with new masks.
-    pub rounds: u32,
-}
-
-/// How documents lie in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CorpusFormat {
-    /// Documents separated by an empty line.
-    Text,
-    /// A JSON object with a `text` per line.
-    Jsonl,
-}
-
 /// `[sampling]`
 #[derive(Clone, Debug, Serialize)]
 pub struct Sampling {
@@ -94,6 +76,10 @@ pub struct Teacher {
     pub device: String,
     /// `false`: it lends only its tokenizer (gold labels alone).
     pub labels: bool,
+    /// It stalls when it is longer than this at work on one batch.
+    pub stall_seconds: f64,
+    /// What happens then: labelling waits for it (`wait`), or its copies go to the log without labels (`drop-copy`).
+    pub on_stall: &'static str,
 }
 
 /// `[masking]`
@@ -101,6 +87,10 @@ pub struct Teacher {
 pub struct Masking {
     /// Probability that a token is masked.
     pub probability: f64,
+    /// All tokens of a word are masked together.
+    pub whole_word: bool,
+    /// The copies of an example mask the same words; implies whole words.
+    pub align_masks: bool,
 }
 
 /// `[queue]`
@@ -110,6 +100,17 @@ pub struct Queue {
     pub batch_tokens: usize,
     /// Groups of batches in flight, at most.
     pub depth: usize,
+    /// A group that is not full is labelled when there is nothing to read and its first entry is this old.
+    pub linger_ms: u64,
+    /// Bytes of an inbox that are not labelled yet, at most.
+    pub inbox_bytes: u64,
+}
+
+/// `[quarantine]`
+#[derive(Clone, Debug, Serialize)]
+pub struct Quarantine {
+    /// Room on the disk for notes on documents that could not be used; the oldest are dropped beyond it.
+    pub max_bytes: u64,
 }
 
 /// `[student]`
@@ -133,50 +134,6 @@ pub struct Student {
     pub device: String,
 }
 
-/// `[train]`
-#[derive(Clone, Debug, Serialize)]
-pub struct Train {
-    /// Optimiser steps.
-    pub steps: u64,
-    /// Copies in a batch.
-    pub batch_examples: usize,
-    /// Tokens in a micro-batch, at most.
-    pub micro_batch_tokens: usize,
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// Steps of linear warm-up.
-    pub warmup_steps: u64,
-    /// Decoupled weight decay; not for biases and LayerNorm.
-    pub weight_decay: f64,
-    /// Largest global gradient norm.
-    pub clip_norm: f64,
-    /// λ at the first step.
-    pub lambda_start: f64,
-    /// λ at the last step.
-    pub lambda_end: f64,
-    /// `all` copies of an example, or the `best` one.
-    pub copies: &'static str,
-    /// What "best" is measured by: loss per masked `position` or per `character`.
-    pub best_by: &'static str,
-    /// With `all`: each copy weighs 1 (`equal`) or 1/|T_k| (`shared`).
-    pub copy_weight: &'static str,
-    /// The loss is a mean over the masked positions of the `batch`, or the paper's sum of per-language means (`language`).
-    pub loss_norm: &'static str,
-    /// The teacher's distribution: its top-k `renormalised` (the paper's), or its true probabilities with the mass of all
-    /// other tokens in one bucket (`ghost`) or on the gold token (`gold-residual`).
-    pub kd_target: &'static str,
-    /// Examples in a training window.
-    pub shuffle_examples: usize,
-    /// Passes over retained records after a language's input has ended; 0: as often as needed.
-    pub max_passes: u32,
-    /// What to do when a language runs short while its input is open: `wait` or `replay`.
-    pub when_short: &'static str,
-    /// Steps between checkpoints.
-    pub checkpoint_every_steps: u64,
-    /// Checkpoints kept.
-    pub keep_checkpoints: usize,
-}
-
 /// `[evaluate]`
 #[derive(Clone, Debug, Serialize)]
 pub struct Evaluate {
@@ -198,7 +155,7 @@ pub struct EvaluateFile {
     /// Glob pattern.
     pub path: String,
     /// How documents lie in it.
-    pub format: CorpusFormat,
+    pub format: Format,
 }
 
 /// `[ops]`
@@ -208,6 +165,9 @@ pub struct Ops {
     pub http: SocketAddr,
     /// Unix socket of the control endpoint.
     pub socket: PathBuf,
+    /// File with the token that opens control, and pushing, on the HTTP endpoint; none: neither is open there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
 }
 
 impl Configuration {
@@ -225,6 +185,7 @@ impl Configuration {
         let teacher: Vec<_> = root.tables("teacher").into_iter().map(|table| Teacher::read(table, folder)).collect();
         let masking = Masking::read(root.table("masking"));
         let queue = Queue::read(root.table("queue"));
+        let quarantine = Quarantine::read(root.table("quarantine"));
         let store = Store::read(root.table("store"), folder, &run);
         let student = root.table_if_present("student").map(Student::read);
         let train = Train::read(root.table("train"));
@@ -233,13 +194,34 @@ impl Configuration {
         root.finish();
         let labels = !corpus.is_empty() && teacher.iter().any(|teacher| teacher.labels);
         let threads = threads.resolve(labels, student.is_some(), crate::threads::cores());
-        let configuration =
-            Self { run, threads, corpus, sampling, teacher, masking, queue, store, student, train, evaluate, ops };
+        let configuration = Self {
+            run,
+            threads,
+            corpus,
+            sampling,
+            teacher,
+            masking,
+            queue,
+            quarantine,
+            store,
+            student,
+            train,
+            evaluate,
+            ops,
+        };
         configuration.validate(&problems);
         match problems.into_vec() {
             none if none.is_empty() => Ok(configuration),
             problems => Err(problems),
         }
+    }
+
+    /// The same with these corpora instead. The error says everything that is wrong.
+    pub fn with_corpora(&self, corpus: Vec<Corpus>) -> Result<Self, String> {
+        let configuration = Self { corpus, ..self.clone() };
+        let problems = Problems::default();
+        configuration.validate(&problems);
+        problems.into_text().map_or(Ok(configuration), Err)
     }
 
     /// What no single section can see.
@@ -257,14 +239,21 @@ impl Configuration {
             let message = "without a [[corpus]] nothing is labelled, so this text would not be looked at; leave it out";
             problems.add("evaluate.files", message);
         }
+        let from_stdin = self.corpus.iter().filter(|corpus| corpus.source == Some("stdin"));
+        for corpus in from_stdin.skip(1) {
+            let key = format!("corpus[{}].source", corpus.name);
+            problems.add(&key, "another corpus reads standard input already; use a named pipe (source = \"pipe\")");
+        }
         for corpus in &self.corpus {
-            self.needs_teacher(&format!("corpus[{}].language", corpus.name), &corpus.language, problems);
+            let language = corpus.language.as_deref().unwrap_or_default();
+            self.needs_teacher(&format!("corpus[{}].language", corpus.name), language, problems);
         }
         for file in &self.evaluate.files {
             self.needs_teacher("evaluate.files", &file.language, problems);
         }
         if let Some(student) = &self.student {
             student.validate(problems);
+            self.train.validate(problems);
             if self.store.max_sequence_length.is_some_and(|length| length > student.max_sequence_length) {
                 let limit = student.max_sequence_length;
                 problems.add("store.max_sequence_length", format!("more than the student takes: {limit}"));
@@ -290,10 +279,6 @@ fn unique<'a>(section: &str, names: impl Iterator<Item = &'a str>, problems: &Pr
     }
 }
 
-const FORMATS: &[(&str, CorpusFormat)] = &[("text", CorpusFormat::Text), ("jsonl", CorpusFormat::Jsonl)];
-const KD_TARGETS: &[(&str, &str)] =
-    &[("renormalised", "renormalised"), ("ghost", "ghost"), ("gold-residual", "gold-residual")];
-
 impl Run {
     fn read(mut table: Table, folder: &Path) -> Self {
         let run = Self {
@@ -304,33 +289,6 @@ impl Run {
         table.finish();
         run
     }
-}
-
-impl Corpus {
-    fn read(mut table: Table, folder: &Path) -> Self {
-        let name = table.required_string("name", "a name that no other corpus has");
-        if name.starts_with("evaluate/") {
-            table.problem("name", "names that begin with `evaluate/` are kept for [evaluate] files");
-        }
-        let corpus = Self {
-            name,
-            language: table.required_string("language", "the language of its text, e.g. \"en\""),
-            path: paths(&mut table, folder),
-            format: table.choice("format", FORMATS),
-            rounds: table.size("rounds", 1, 1..=1_000_000) as u32,
-        };
-        table.finish();
-        corpus
-    }
-}
-
-/// Glob patterns under `path`, made relative to the file.
-fn paths(table: &mut Table, folder: &Path) -> Vec<String> {
-    let patterns = table.strings("path");
-    if patterns.is_empty() {
-        table.problem("path", "missing; give a file or a glob pattern, e.g. \"text/en/*.txt\"");
-    }
-    patterns.iter().map(|pattern| table.resolve("path", folder, pattern).to_string_lossy().into_owned()).collect()
 }
 
 /// The path under `key`, if it is there.
@@ -361,9 +319,19 @@ impl Teacher {
             languages,
             device: device(&mut table),
             labels: table.boolean("labels", true),
+            stall_seconds: table.number("stall_seconds", 600.0, 0.001..=1e7),
+            on_stall: table.choice("on_stall", &[("wait", "wait"), ("drop-copy", "drop-copy")]),
         };
         table.finish();
         teacher
+    }
+}
+
+impl Teacher {
+    /// When it stalls, and what is done about it.
+    pub fn stall_options(&self) -> StallOptions {
+        let on_stall = if self.on_stall == "drop-copy" { OnStall::DropCopy } else { OnStall::Wait };
+        StallOptions { after: Duration::from_secs_f64(self.stall_seconds), on_stall }
     }
 }
 
@@ -378,12 +346,26 @@ fn device(table: &mut Table) -> String {
 
 impl Masking {
     fn read(mut table: Table) -> Self {
-        let masking = Self { probability: table.number("probability", 0.15, 0.001..=0.9) };
-        if table.boolean("whole_word", false) {
-            table.problem("whole_word", "whole-word masking is not available in this version; leave it out");
+        let align_masks = table.boolean("align_masks", false);
+        let masking = Self {
+            probability: table.number("probability", 0.15, 0.001..=0.9),
+            whole_word: table.boolean("whole_word", align_masks),
+            align_masks,
+        };
+        if align_masks && !masking.whole_word {
+            table.problem("whole_word", "align_masks = true masks whole words; leave whole_word out");
         }
         table.finish();
         masking
+    }
+
+    /// What is masked together.
+    pub fn unit(&self) -> MaskUnit {
+        match (self.align_masks, self.whole_word) {
+            (true, _) => MaskUnit::SharedWord,
+            (false, true) => MaskUnit::Word,
+            (false, false) => MaskUnit::Token,
+        }
     }
 }
 
@@ -392,9 +374,19 @@ impl Queue {
         let queue = Self {
             batch_tokens: table.size("batch_tokens", 8192, 64..=1_048_576),
             depth: table.size("depth", 4, 1..=1024),
+            linger_ms: table.integer("linger_ms", 1000, 1..=3_600_000),
+            inbox_bytes: table.integer("inbox_bytes", 1 << 30, 64 << 20..=1 << 50),
         };
         table.finish();
         queue
+    }
+}
+
+impl Quarantine {
+    fn read(mut table: Table) -> Self {
+        let quarantine = Self { max_bytes: table.integer("max_bytes", 128 << 20, 1 << 20..=1 << 50) };
+        table.finish();
+        quarantine
     }
 }
 
@@ -424,34 +416,6 @@ impl Student {
             let message = format!("{} is larger than hidden_size = {}", self.embedding_size, self.hidden_size);
             problems.add("student.embedding_size", message);
         }
-    }
-}
-
-impl Train {
-    fn read(mut table: Table) -> Self {
-        let train = Self {
-            steps: table.integer("steps", 1000, 1..),
-            batch_examples: table.size("batch_examples", 64, 1..=1_048_576),
-            micro_batch_tokens: table.size("micro_batch_tokens", 4096, 16..=16_777_216),
-            learning_rate: table.number("learning_rate", 5e-4, 0.0..=10.0),
-            warmup_steps: table.integer("warmup_steps", 100, ..),
-            weight_decay: table.number("weight_decay", 0.01, 0.0..=1.0),
-            clip_norm: table.number("clip_norm", 1.0, 1e-6..=1e9),
-            lambda_start: table.number("lambda_start", 1.0, 0.0..=1.0),
-            lambda_end: table.number("lambda_end", 0.0, 0.0..=1.0),
-            copies: table.choice("copies", &[("all", "all"), ("best", "best")]),
-            best_by: table.choice("best_by", &[("position", "position"), ("character", "character")]),
-            copy_weight: table.choice("copy_weight", &[("equal", "equal"), ("shared", "shared")]),
-            loss_norm: table.choice("loss_norm", &[("batch", "batch"), ("language", "language")]),
-            kd_target: table.choice("kd_target", KD_TARGETS),
-            shuffle_examples: table.size("shuffle_examples", 4096, 1..=16_777_216),
-            max_passes: table.size("max_passes", 0, ..=1_000_000) as u32,
-            when_short: table.choice("when_short", &[("wait", "wait"), ("replay", "replay")]),
-            checkpoint_every_steps: table.integer("checkpoint_every_steps", 500, 1..),
-            keep_checkpoints: table.size("keep_checkpoints", 3, 1..=10_000),
-        };
-        table.finish();
-        train
     }
 }
 
@@ -493,7 +457,8 @@ impl Ops {
             table.problem("http", format!("{http} is not a loopback address; use 127.0.0.1 or [::1]"));
         }
         let socket = path(&mut table, "socket", folder).unwrap_or_else(|| run.state_dir.join("control.sock"));
+        let token_file = path(&mut table, "token_file", folder);
         table.finish();
-        Self { http, socket }
+        Self { http, socket, token_file }
     }
 }

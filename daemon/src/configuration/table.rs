@@ -34,6 +34,12 @@ impl Problems {
         self.0.borrow_mut().push(Problem { key: key.into(), message: message.into() });
     }
 
+    /// All of them in one text; `None`: there are none.
+    pub(super) fn into_text(self) -> Option<String> {
+        let problems: Vec<String> = self.into_vec().iter().map(Problem::to_string).collect();
+        if problems.is_empty() { None } else { Some(problems.join("; ")) }
+    }
+
     pub(super) fn into_vec(self) -> Vec<Problem> {
         self.0.take()
     }

@@ -28,8 +28,9 @@ fn defaults_are_filled_in_and_paths_are_relative_to_the_file() {
 
 #[test]
 fn the_effective_configuration_reads_back_as_itself() {
-    let text =
-        format!("{MINIMAL}[student]\nlayers = 2\n[evaluate]\nfiles = [{{ language = \"en\", path = \"v.txt\" }}]\n");
+    let text = format!(
+        "{MINIMAL}[student]\nlayers = 2\n[train]\nschedule = \"trunk\"\n[evaluate]\nfiles = [{{ language = \"en\", path = \"v.txt\" }}]\n"
+    );
     let first = toml::to_string(&Configuration::parse(&text, Path::new("/etc")).unwrap()).unwrap();
     let second = toml::to_string(&Configuration::parse(&first, Path::new("/")).unwrap()).unwrap();
     assert_eq!(first, second);
@@ -44,11 +45,11 @@ fn threads_follow_from_what_there_is_to_do() {
     let cores = crate::threads::cores();
     assert_eq!(threads(MINIMAL), (cores, 0));
     assert_eq!(threads(&MINIMAL.replace("languages", "labels = false\nlanguages")), (0, 0));
-    let both = format!("{MINIMAL}[student]\n");
+    let both = format!("{MINIMAL}[student]\n[train]\nsteps = 9\n");
     assert_eq!(threads(&both), ((cores / 2).max(1), cores.div_ceil(2)));
     assert_eq!(threads(&format!("{both}[threads]\nteachers = 3\ntrainer = 5\n")), (3, 5));
     let (_, teacher) = MINIMAL.split_once("[[teacher]]").unwrap();
-    assert_eq!(threads(&format!("[[teacher]]{teacher}[student]\n")), (0, cores));
+    assert_eq!(threads(&format!("[[teacher]]{teacher}[student]\n[train]\nsteps = 9\n")), (0, cores));
 }
 
 #[test]
@@ -106,6 +107,38 @@ fn the_target_of_distillation_is_one_of_three() {
 }
 
 #[test]
+fn training_ends_or_is_a_trunk() {
+    let train = |text: &str| {
+        let text = format!("{MINIMAL}[student]\n[train]\n{text}");
+        Configuration::parse(&text, Path::new("/etc")).map(|configuration| configuration.train)
+    };
+    let linear = train("steps = 9").unwrap();
+    assert_eq!(
+        (linear.steps, linear.schedule, linear.lambda_steps, linear.lambda_floor),
+        (Some(9), "linear", None, None)
+    );
+    let trunk = train("schedule = \"trunk\"").unwrap();
+    assert_eq!(
+        (trunk.steps, trunk.lambda_steps, trunk.lambda_floor),
+        (None, Some(0), Some(0.5)),
+        "the floor is above 0"
+    );
+    let trunk = train("schedule = \"trunk\"\nsteps = 7\nlambda_steps = 30\nlambda_floor = 0").unwrap();
+    assert_eq!((trunk.steps, trunk.lambda_steps, trunk.lambda_floor), (Some(7), Some(30), Some(0.0)));
+    for (text, expected) in [
+        ("", "train.steps: missing; give the number of optimiser steps, or schedule = \"trunk\""),
+        ("steps = 9\nlambda_floor = 0.1", "train.lambda_floor: only schedule = \"trunk\" has it"),
+        ("steps = 9\nlambda_steps = 0", "train.lambda_steps: only schedule = \"trunk\" has it"),
+        ("steps = 9\nschedule = \"endless\"", "train.schedule: \"endless\" is not known"),
+    ] {
+        let found = train(text).unwrap_err();
+        assert!(found.len() == 1 && found[0].to_string().starts_with(expected), "{text}: {found:?}");
+    }
+    // Without a student nothing is trained, and nobody asks for how long.
+    assert!(Configuration::parse(MINIMAL, Path::new("/etc")).unwrap().train.steps.is_none());
+}
+
+#[test]
 fn broken_toml_is_one_problem_with_a_place() {
     let found = problems("[run\nseed = 1");
     assert!(found.len() == 1 && found[0].contains("line 1"), "{found:?}");
@@ -126,4 +159,101 @@ fn less_than_a_segment_cannot_be_retained() {
     let found = store("retain_bytes = 1000").unwrap_err();
     assert!(found.len() == 1 && found[0].to_string().starts_with("store.retain_bytes: 1000 is less"), "{found:?}");
     assert!(store("retain_hours = -1").is_err());
+}
+
+#[test]
+fn a_corpus_comes_from_one_place() {
+    let corpus = |text: &str| {
+        let teacher = "[[teacher]]\nname = \"en\"\npath = \"t\"\nlanguages = [\"en\"]\n";
+        let text = format!("{teacher}[[corpus]]\nname = \"c\"\n{text}");
+        Configuration::parse(&text, Path::new("/etc")).map(|configuration| configuration.corpus[0].clone())
+    };
+    let files = corpus("language = \"en\"\npath = [\"a\", \"b\"]\nrounds = 3").unwrap();
+    assert_eq!(files.origin(), CorpusOrigin::Files(&["/etc/a".to_owned(), "/etc/b".to_owned()]));
+    assert_eq!((files.rounds, files.settle_seconds), (Some(3), None));
+    let watched = corpus("language = \"en\"\nwatch = \"in\"\nsettle_seconds = 0.5\ncompression = \"zstd\"").unwrap();
+    assert_eq!(watched.origin(), CorpusOrigin::Watch(Path::new("/etc/in")));
+    assert_eq!((watched.settle_seconds, watched.poll_seconds, watched.rounds), (Some(0.5), Some(10.0), None));
+    let followed = corpus("language_field = \"lang\"\nformat = \"jsonl\"\nfollow = \"app.log\"").unwrap();
+    assert_eq!(followed.origin(), CorpusOrigin::Follow(Path::new("/etc/app.log")));
+    assert_eq!(followed.format_options().compression, ingest::Compression::None);
+    let pushed = corpus("language = \"en\"\nsource = \"http\"\nformat = \"jsonl\"\nid_field = \"id\"").unwrap();
+    assert_eq!((pushed.origin(), pushed.format_options().id_field), (CorpusOrigin::Http, Some("id".to_owned())));
+    let piped = corpus("language = \"en\"\nsource = \"pipe\"\npath = \"fifo\"").unwrap();
+    assert_eq!(piped.origin(), CorpusOrigin::Pipe(Path::new("/etc/fifo")));
+    for (text, expected) in [
+        ("path = \"a\"", "corpus[c].language: missing; give the language of its text"),
+        ("language = \"\"\npath = \"a\"", "corpus[c].language: empty"),
+        ("language = \"en\"", "corpus[c].path: missing; say where its text comes from: path (files), watch"),
+        ("language = \"en\"\npath = \"a\"\nwatch = \"b\"", "corpus[c].path: it can come from one place only"),
+        ("language = \"en\"\nsource = \"ftp\"\npath = \"a\"", "corpus[c].source: \"ftp\" is not known; use \"http\""),
+        ("language = \"en\"\nsource = \"pipe\"", "corpus[c].path: give the path of the named pipe"),
+        ("language = \"en\"\npath = \"a\"\nsettle_seconds = 3", "corpus[c].settle_seconds: only a corpus with watch"),
+        ("language = \"en\"\nwatch = \"a\"\nrounds = 2", "corpus[c].rounds: only a corpus of files has rounds"),
+        ("language = \"en\"\nfollow = \"a\"\nformat = \"parquet\"", "corpus[c].format: a Parquet file cannot grow"),
+        ("language = \"en\"\nfollow = \"a\"\ncompression = \"gzip\"", "corpus[c].compression: what is followed"),
+        (
+            "language = \"en\"\nfollow = \"a\"\ndocuments = \"file\"",
+            "corpus[c].documents: a followed file does not end",
+        ),
+        ("language = \"en\"\npath = \"a\"\nid_field = \"id\"", "corpus[c].format: corpus `c`: id_field needs format"),
+    ] {
+        let found = corpus(text).unwrap_err();
+        assert!(found.len() == 1 && found[0].to_string().starts_with(expected), "{text}: {found:?}");
+    }
+    let both = "language = \"en\"\nlanguage_field = \"lang\"\nformat = \"jsonl\"\npath = \"a\"";
+    assert!(corpus(both).unwrap_err()[0].to_string().contains("give one of them"));
+}
+
+#[test]
+fn one_corpus_reads_standard_input() {
+    let stdin = MINIMAL.replace("path = \"text/*.txt\"", "source = \"stdin\"");
+    assert!(Configuration::parse(&stdin, Path::new("/etc")).is_ok());
+    let (corpus, _) = stdin.split_once("[[teacher]]").unwrap();
+    let found = problems(&format!("{}{stdin}", corpus.replace("name = \"en\"", "name = \"again\"")));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("corpus[en].source") && found[0].contains("named pipe"), "{found:?}");
+}
+
+/// What is written down for users is read, and leaves nothing out.
+#[test]
+fn the_reference_is_true() {
+    let reference = include_str!("../../CONFIGURATION.md");
+    let blocks = reference.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let text: String = blocks.collect();
+    let configuration = Configuration::parse(&text, Path::new("/etc")).unwrap();
+    let effective = toml::to_string(&configuration).unwrap();
+    let keys = |text: &str| -> std::collections::BTreeSet<String> {
+        let keys = text.lines().filter_map(|line| line.split_once(" = "));
+        keys.map(|(key, _)| key.to_owned())
+            .filter(|key| !key.contains(|c: char| !c.is_ascii_lowercase() && c != '_'))
+            .collect()
+    };
+    // A trunk may have `steps` too.
+    assert_eq!(keys(&effective), keys(&text), "one of them has keys that the other has not");
+}
+
+#[test]
+fn aligned_masks_are_those_of_whole_words() {
+    let masking = |text: &str| Configuration::parse(&format!("{MINIMAL}[masking]\n{text}"), Path::new("/etc"));
+    let unit = |text: &str| masking(text).unwrap().masking.unit();
+    assert_eq!(unit(""), ingest::MaskUnit::Token);
+    assert_eq!(unit("whole_word = true"), ingest::MaskUnit::Word);
+    assert_eq!(unit("align_masks = true"), ingest::MaskUnit::SharedWord);
+    assert!(masking("align_masks = true").unwrap().masking.whole_word);
+    let found = masking("align_masks = true\nwhole_word = false").unwrap_err();
+    assert!(found.len() == 1 && found[0].to_string().starts_with("masking.whole_word: align_masks"), "{found:?}");
+}
+
+#[test]
+fn the_quarantine_and_duplicates_have_limits() {
+    let parse = |text: &str| Configuration::parse(text, Path::new("/etc"));
+    assert_eq!(parse(MINIMAL).unwrap().quarantine.max_bytes, 128 << 20);
+    assert_eq!(parse(MINIMAL).unwrap().corpus[0].deduplicate, 0);
+    let found = problems(&format!("{MINIMAL}[quarantine]\nmax_bytes = 1000"));
+    assert!(found.len() == 1 && found[0].starts_with("quarantine.max_bytes: 1000 is out of range"), "{found:?}");
+    let found = problems(&MINIMAL.replace("[[teacher]]", "deduplicate = -1\n[[teacher]]"));
+    assert!(found.len() == 1 && found[0].starts_with("corpus[en].deduplicate: -1"), "{found:?}");
+    let found = problems(&MINIMAL.replacen("name = \"en\"", "name = \"retry\"", 1));
+    assert!(found.len() == 1 && found[0].starts_with("corpus[retry].name: this name is kept"), "{found:?}");
 }

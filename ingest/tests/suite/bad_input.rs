@@ -1,5 +1,5 @@
-use crate::workshop::{Workshop, entries, open, records, skips};
-use ingest::CorpusOptions;
+use crate::workshop::{Workshop, corpus_of, entries, open, records, skips};
+use ingest::{CorpusOptions, Format};
 use prometheus::Registry;
 use std::collections::BTreeMap;
 use store::SequenceNumber;
@@ -131,8 +131,7 @@ fn byte_order_marks_and_line_ends() {
 fn odd_names_stay_inside_the_quarantine() {
     let workshop = Workshop::new();
     let file = workshop.write(&format!("{}.txt", "ä".repeat(100)), b"\xff");
-    let mut corpus = workshop.corpus("../up", "en", "");
-    corpus.files.push(file);
+    let corpus = corpus_of("../up", "en", Format::Text, vec![file]);
     let mut ingest = open(&workshop.options(vec![corpus]), &[workshop.word_teacher("words", &["en"])]).unwrap();
     while ingest.next_group().unwrap().is_some() {}
     assert_eq!(workshop.quarantined("%2E.%2Fup").len(), 1);

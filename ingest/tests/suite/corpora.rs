@@ -1,5 +1,5 @@
 use crate::workshop::{Workshop, corpus_of, entries, open, records};
-use ingest::{Format, IngestError, IngestOptions, expand};
+use ingest::{FeedOptions, Format, IngestError, IngestOptions, Language, expand};
 
 #[test]
 fn globs_name_files_in_order() {
@@ -52,7 +52,7 @@ fn bad_options_are_refused() {
     check("batch_tokens", &|options| options.batch_tokens = 0);
     check("group", &|options| options.group_tokens = 0);
     check("twice", &|options| options.corpora.push(options.corpora[0].clone()));
-    check("no files", &|options| options.corpora[0].files.clear());
+    check("no files", &|options| options.corpora[0].feed = FeedOptions::Files(Vec::new()));
     check("rounds", &|options| options.corpora[0].rounds = 0);
-    check("no teacher has language `fi`", &|options| options.corpora[0].language = "fi".to_owned());
+    check("no teacher has language `fi`", &|options| options.corpora[0].language = Language::Fixed("fi".to_owned()));
 }

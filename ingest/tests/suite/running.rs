@@ -9,7 +9,7 @@ use store::stage::StageControl;
 use store::{Group, SequenceNumber};
 
 /// Runs a stage on a thread while `watch` looks on; returns how the stage ended.
-fn run(
+pub(crate) fn run(
     ingest: Ingest,
     control: &StageControl,
     gate: &(dyn Fn() -> bool + Sync),

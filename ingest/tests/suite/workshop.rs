@@ -1,6 +1,10 @@
 //! A folder with corpora, tokenizers and the means to read a corpus through ingest.
 
-use ingest::{CorpusOptions, Format, Ingest, IngestError, IngestOptions, IngestTeacher};
+use ingest::quarantine::Quarantine;
+use ingest::{
+    CorpusOptions, FeedOptions, Format, Ingest, IngestError, IngestOptions, IngestTeacher, Language, MaskUnit,
+    Overrides,
+};
 use model::Tokenizer;
 use model::random::Philox;
 use prometheus::Registry;
@@ -8,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use store::{Entry, Group, MaskedCopy, Payload, Record, SequenceNumber, SourceCursor};
 use tempfile::TempDir;
 
@@ -59,11 +64,17 @@ impl Workshop {
             alpha: 0.7,
             corpora,
             mask_probability: 0.15,
+            mask_unit: MaskUnit::Token,
             max_sequence_length: 32,
             holdout_fraction: 0.0,
             batch_tokens: 200,
             group_tokens: 1000,
-            quarantine: self.path("quarantine"),
+            linger: Duration::from_millis(1),
+            feeds: self.path("feeds"),
+            durable_end: Arc::default(),
+            spools: BTreeMap::new(),
+            quarantine: Quarantine::new(self.path("quarantine"), 1 << 30).unwrap(),
+            overrides: Overrides::default(),
         }
     }
 
@@ -104,8 +115,13 @@ impl Workshop {
 }
 
 pub(crate) fn corpus_of(name: &str, language: &str, format: Format, files: Vec<PathBuf>) -> CorpusOptions {
-    let (name, language) = (name.to_owned(), language.to_owned());
-    CorpusOptions { name, language, files, format, rounds: 1, evaluation_only: false }
+    feed_of(name, language, format, FeedOptions::Files(files))
+}
+
+pub(crate) fn feed_of(name: &str, language: &str, format: Format, feed: FeedOptions) -> CorpusOptions {
+    let (name, language) = (name.to_owned(), Language::Fixed(language.to_owned()));
+    let (rounds, evaluation_only, deduplicate, retry) = (1, false, 0, false);
+    CorpusOptions { name, language, feed, format: format.into(), rounds, evaluation_only, deduplicate, retry }
 }
 
 /// Letters, digits, punctuation and a few Chinese characters: nothing else can be spelt.

@@ -1,6 +1,7 @@
 //! A daemon with stages that can be paused, a server in front of it, and a client that writes bytes.
 
-use ops::{Command, CommandError, Control, EventHub, Limits, OpsOptions, Server, Stage};
+use crate::inbox::{Inbox, Received};
+use ops::{Command, CommandError, Control, EventHub, Limits, OpsOptions, Push, PushTarget, Server, Stage, Token};
 use prometheus::Registry;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -20,6 +21,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Daemon {
     state: Mutex<State>,
     changed: Condvar,
+    pub(crate) inbox: Arc<Inbox>,
 }
 
 #[derive(Default)]
@@ -111,11 +113,23 @@ impl Control for Daemon {
                 };
                 std::fs::create_dir(&out).map_err(failed)?;
             }
+            Command::Release { .. }
+            | Command::CancelRelease
+            | Command::RetryQuarantined { .. }
+            | Command::ChangeCorpora(_) => {}
             Command::Shutdown => {
                 return Err(CommandError { code: "odd", message: "status 99 is no status".to_owned(), status: 99 });
             }
         }
         Ok(json!({ "checkpoints": state.checkpoints }))
+    }
+
+    fn push(&self, target: &PushTarget) -> Result<Box<dyn Push>, CommandError> {
+        if target.corpus == "en" || target.corpus == "a/b c" {
+            return Ok(Box::new(Received::new(&self.inbox, target)));
+        }
+        let message = format!("there is no corpus `{}`", target.corpus);
+        Err(CommandError { code: "unknown_corpus", message, status: 404 })
     }
 }
 
@@ -135,9 +149,18 @@ impl Running {
     }
 
     pub(crate) fn with(limits: Limits) -> Self {
+        Self::with_token(limits, None)
+    }
+
+    pub(crate) fn with_token(limits: Limits, token: Option<&str>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("control.sock");
-        let options = OpsOptions { http: Some("127.0.0.1:0".parse().unwrap()), socket: Some(socket.clone()) };
+        let path = folder.path().join("token");
+        let token = token.map(|token| {
+            std::fs::write(&path, token).unwrap();
+            Token::read(&path).unwrap()
+        });
+        let options = OpsOptions { http: Some("127.0.0.1:0".parse().unwrap()), socket: Some(socket.clone()), token };
         let (daemon, events, registry) = (Arc::new(Daemon::default()), EventHub::new(), Registry::new());
         let control: Arc<dyn Control> = Arc::<Daemon>::clone(&daemon);
         let server = Server::start_with_limits(options, limits, registry.clone(), control, events.clone()).unwrap();

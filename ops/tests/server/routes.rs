@@ -41,7 +41,16 @@ fn every_path_answers_at_both_doors() {
             check(&running, door, "GET", path, 404, "not_found");
         }
         check(&running, door, "POST", "/v1/events", 405, "method_not_allowed");
-        for path in ["/v1/pause", "/v1/resume", "/v1/checkpoint", "/v1/export", "/v1/shutdown"] {
+        for path in [
+            "/v1/pause",
+            "/v1/resume",
+            "/v1/checkpoint",
+            "/v1/export",
+            "/v1/release",
+            "/v1/release/cancel",
+            "/v1/quarantine/retry",
+            "/v1/shutdown",
+        ] {
             check(&running, door, "GET", path, 405, "method_not_allowed");
             check(&running, Tcp, "POST", path, 403, "control_needs_socket");
         }
@@ -135,6 +144,9 @@ fn commands_reach_the_daemon() {
     post("/v1/export", &export, 200);
     assert!(out.is_dir());
     assert_eq!(post("/v1/export", &export, 409).code(), "cannot_export");
+    post("/v1/release", r#"{"steps": 9}"#, 200);
+    post("/v1/release", r#"{"steps": 10, "out": "/x"}"#, 200);
+    post("/v1/release/cancel", "", 200);
     assert_eq!(post("/v1/shutdown", "", 500).code(), "odd", "a status that is none becomes 500");
     assert_eq!(
         running.daemon.commands(),
@@ -145,6 +157,9 @@ fn commands_reach_the_daemon() {
             Command::Checkpoint,
             Command::Export { out: out.clone() },
             Command::Export { out },
+            Command::Release { steps: 9, out: None },
+            Command::Release { steps: 10, out: Some("/x".into()) },
+            Command::CancelRelease,
             Command::Shutdown,
         ]
     );
@@ -172,6 +187,12 @@ fn bodies_that_say_something_else_are_refused() {
         ("/v1/export", r#"{"out":"relative"}"#),
         ("/v1/export", r#"{"out":7}"#),
         ("/v1/export", r#"{"out":"/x","force":true}"#),
+        ("/v1/release", ""),
+        ("/v1/release", r#"{"steps":0}"#),
+        ("/v1/release", r#"{"steps":-1}"#),
+        ("/v1/release", r#"{"steps":1.5}"#),
+        ("/v1/release", r#"{"steps":1,"out":"relative"}"#),
+        ("/v1/release/cancel", r#"{"steps":1}"#),
     ] {
         let answer = running.over_unix("POST", path, body);
         assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_body"), "{path} {body}");

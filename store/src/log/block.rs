@@ -170,6 +170,15 @@ impl BlockHeader {
         if self.entries == 0 || self.previous.next.0.checked_add(u64::from(self.entries)).is_none() {
             return Err(Damage::new(format!("{} entries from {} on", self.entries, self.previous.next)));
         }
+        // A token takes a byte at least, so what blocks count can be added up.
+        let of_tokens = |row: &&DirectoryRow| row.column.share() == Share::Tokens;
+        let tokens: u64 = self.directory.iter().filter(of_tokens).map(|row| u64::from(row.raw_bytes)).sum();
+        let Totals { masked_positions, corpus_tokens, .. } = self.totals;
+        if corpus_tokens > tokens || masked_positions > corpus_tokens {
+            return Err(Damage::new(format!(
+                "{masked_positions} masked positions of {corpus_tokens} tokens in {tokens} bytes"
+            )));
+        }
         if self.durable > self.first() {
             return Err(Damage::new(format!("a block at {} that was durable up to {}", self.first(), self.durable)));
         }

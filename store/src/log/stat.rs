@@ -67,6 +67,8 @@ pub struct TeacherStat {
     pub copies: u64,
     /// Copies with a label.
     pub labelled: u64,
+    /// Copies without a label although the teacher labels: it had stalled, and nobody waited for it.
+    pub dropped: u64,
     /// Tokens of the copies.
     pub tokens: u64,
     /// Masked positions of the copies.
@@ -252,6 +254,7 @@ impl TeacherStat {
         self.add(Self {
             copies: 1,
             labelled: u64::from(copy.top_k.is_some()),
+            dropped: 0, // Only the teacher table says whether it was to have one.
             tokens: copy.tokens as u64,
             masked_positions: copy.masked as u64,
         });
@@ -260,6 +263,7 @@ impl TeacherStat {
     fn add(&mut self, other: Self) {
         self.copies += other.copies;
         self.labelled += other.labelled;
+        self.dropped += other.dropped;
         self.tokens += other.tokens;
         self.masked_positions += other.masked_positions;
     }
@@ -285,7 +289,9 @@ impl LanguageStat {
 fn by_name(identity: &Identity, mut numbers: BTreeMap<u16, TeacherStat>) -> BTreeMap<String, TeacherStat> {
     let mut named = BTreeMap::new();
     for (index, teacher) in (0..=u16::MAX).zip(&identity.teachers) {
-        named.insert(teacher.name.clone(), numbers.remove(&index).unwrap_or_default());
+        let mut stat = numbers.remove(&index).unwrap_or_default();
+        stat.dropped = if teacher.labels { stat.copies - stat.labelled } else { 0 };
+        named.insert(teacher.name.clone(), stat);
     }
     named.extend(numbers.into_iter().map(|(index, stat)| (format!("#{index}"), stat)));
     named

@@ -18,8 +18,8 @@ use store::{
 };
 use tempfile::TempDir;
 use trainer::{
-    EvaluationOptions, Event, Input, Outcome, Request, StudentOptions, TrainOptions, Trainer, TrainerError,
-    TrainerOptions, TrainerTeacher,
+    EvaluationOptions, Event, Input, Inputs, Outcome, Request, StudentOptions, TrainOptions, Trainer, TrainerError,
+    TrainerOptions, TrainerTeacher, Turns,
 };
 
 pub(crate) const TOP_K: usize = 3;
@@ -70,6 +70,16 @@ impl Scene {
             TrainerTeacher { name: name.to_owned(), languages, labels: true, tokenizer }
         });
         Self { teachers: teachers.collect(), folder }
+    }
+
+    /// A teacher that the log does not know, with one token that no other has.
+    pub(crate) fn third_teacher(&self) -> TrainerTeacher {
+        let third = self.path("third");
+        fs::create_dir(&third).unwrap();
+        fs::write(third.join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nneu\nw1").unwrap();
+        fs::write(third.join("tokenizer_config.json"), r#"{"do_lower_case": false}"#).unwrap();
+        let tokenizer = Arc::new(Tokenizer::load(&third).unwrap());
+        TrainerTeacher { name: "third".to_owned(), tokenizer, ..self.teachers[0].clone() }
     }
 
     /// A scene whose log holds `examples` and is closed.
@@ -124,7 +134,7 @@ impl Scene {
                 dropout: 0.1,
             },
             train: TrainOptions {
-                steps: 9,
+                steps: Some(9),
                 batch_examples: 5,
                 micro_batch_tokens: 24,
                 learning_rate: 1e-2,
@@ -137,8 +147,10 @@ impl Scene {
             evaluation: EvaluationOptions { every_steps: 2, max_examples: 6 },
             alpha: 0.7,
             teachers: self.teachers.clone(),
-            inputs: Vec::new(),
+            inputs: Inputs::default(),
             pool: None,
+            turns: Turns::default(),
+            trunk: None,
         }
     }
 
@@ -197,7 +209,8 @@ pub(crate) fn append_ends(writer: &mut LogWriter) {
     writer.sync().unwrap();
 }
 
-fn entry(example: Example, sequence: u64) -> Entry {
+/// Entry `sequence`, of this example's language and set.
+pub(crate) fn entry(example: Example, sequence: u64) -> Entry {
     let language = example.source.rsplit('/').next().unwrap();
     let teachers: &[u16] = if language == "en" { &[0, 1] } else { &[1] };
     let record = Record {

@@ -53,7 +53,7 @@ fn median(seconds: &[f64]) -> f64 {
 }
 
 /// Most memory that this process has had resident so far, in MiB; `None` where the system does not tell.
-fn peak_rss_mib() -> Option<u64> {
+pub(super) fn peak_rss_mib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -84,6 +84,8 @@ mod tests {
     fn batches_are_as_large_as_those_of_a_run() {
         const MINIMAL: &str = r#"
             [student]
+            [train]
+            steps = 1
             [[corpus]]
             name = "en"
             language = "en"

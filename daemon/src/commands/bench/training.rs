@@ -12,7 +12,7 @@ use trainer::learner::{Learned, Learner};
 use trainer::optimiser::AdamW;
 use trainer::student::Student;
 use trainer::training_copy::TrainingCopy;
-use trainer::{LossNorm, StudentOptions, TrainOptions};
+use trainer::{LossNorm, Schedule, StudentOptions, TrainOptions};
 
 const MASKING_PROBABILITY: f64 = 0.15;
 /// Ids below it are not drawn: a vocabulary's special tokens.
@@ -113,12 +113,11 @@ fn learner(configuration: &Configuration, seed: u64) -> Result<(Learner, usize),
 /// A constant learning rate and λ; the rest as a run has it.
 fn train_options(args: &TrainWorkArgs) -> TrainOptions {
     TrainOptions {
-        steps: 1 << 40, // So many that the schedule does not decay.
+        steps: None,
+        schedule: Schedule::Trunk { lambda_steps: 0, lambda_floor: 0.5 },
         warmup_steps: 0,
         learning_rate: 1e-4,
         clip_norm: 1.0,
-        lambda_start: 0.5,
-        lambda_end: 0.5,
         loss_norm: LossNorm::Batch,
         micro_batch_tokens: args.micro_batch_tokens,
         ..TrainOptions::default()

@@ -59,9 +59,9 @@ fn columns(stat: &LogStat) -> Vec<Vec<String>> {
 }
 
 fn teachers(stat: &LogStat) -> Vec<Vec<String>> {
-    let headings = ["teacher", "copies", "labelled", "tokens", "masked positions"];
+    let headings = ["teacher", "copies", "labelled", "dropped", "tokens", "masked positions"];
     let lines = stat.teachers.iter().map(|(name, teacher)| {
-        let numbers = [teacher.copies, teacher.labelled, teacher.tokens, teacher.masked_positions];
+        let numbers = [teacher.copies, teacher.labelled, teacher.dropped, teacher.tokens, teacher.masked_positions];
         [name.clone()].into_iter().chain(numbers.map(|number| number.to_string())).collect()
     });
     [row(headings.map(str::to_owned))].into_iter().chain(lines).collect()

@@ -3,10 +3,11 @@
 use super::disks::MeteredDisk;
 use super::records::Records;
 use crate::cli::BenchStoreArgs;
+use crate::commands::temporary_folder::TemporaryFolder;
 use crate::failure::{ExitCode, Failure};
 use prometheus::Registry;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{LogOptions, LogReader, LogWriter};
@@ -36,7 +37,7 @@ pub(super) struct Appended {
 /// When the folder cannot be used, or the log fails.
 pub(super) fn measure(records: &mut Records, options: &LogOptions, args: &BenchStoreArgs) -> Result<Appended, Failure> {
     let folder = TemporaryFolder::create(&args.dir)?;
-    let dir = folder.0.join("log");
+    let dir = folder.path().join("log");
     let mut appended = append(records, options, &dir, args.append_bytes as u64)?;
     appended.unsealed_bytes = last_segment_bytes(&dir).map_err(|error| Failure::io("read", &dir, &error))?;
     let open = Instant::now();
@@ -95,24 +96,4 @@ fn last_segment_bytes(dir: &Path) -> std::io::Result<u64> {
         }
     }
     last.map_or(Ok(0), |path| Ok(fs::metadata(path)?.len()))
-}
-
-/// A folder that is removed with all that is in it.
-struct TemporaryFolder(PathBuf);
-
-impl TemporaryFolder {
-    fn create(above: &Path) -> Result<Self, Failure> {
-        let path = above.join(format!("mergedistill-bench-{}", std::process::id()));
-        let failed = |error| Failure::new(ExitCode::CannotCreate, format!("cannot create {}: {error}", path.display()));
-        fs::create_dir(&path).map_err(failed)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for TemporaryFolder {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "could not remove the temporary log");
-        }
-    }
 }

@@ -1,0 +1,57 @@
+//! `mergedistill check --plan`: how long, how much disk and memory, and what limits.
+//!
+//! The pipeline of `run` works for a few seconds in a temporary folder ([`sample`]), with the teachers, the text, the student and the union
+//! vocabulary of the configuration. The rest is arithmetic ([`estimate`]).
+
+mod estimate;
+mod figures;
+mod measuring;
+mod report;
+mod sample;
+
+use super::{print_json, print_line};
+use crate::configuration::Configuration;
+use crate::failure::Failure;
+use crate::inputs::Inputs;
+use estimate::Estimate;
+use figures::Figures;
+use serde::Serialize;
+use trainer::{TeacherTokens, Vocabulary};
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Plan {
+    /// Tokens of the student's vocabulary; `None`: nothing is trained.
+    vocabulary_size: Option<usize>,
+    measured: Figures,
+    derived: Estimate,
+    /// What the figures leave out.
+    notes: Vec<String>,
+}
+
+/// Measures for about `seconds` a kind of work, and prints what a run comes to.
+///
+/// # Errors
+/// When a stage fails, or there is too little text or too little to train to measure anything.
+pub(super) fn plan(configuration: &Configuration, inputs: &Inputs, seconds: f64, as_json: bool) -> Result<(), Failure> {
+    let (vocabulary_size, parameters) = student(configuration, inputs)?.unzip();
+    let measured = sample::measure(configuration, seconds)?;
+    let derived = Estimate::of(configuration, &measured, parameters);
+    let notes = report::notes(configuration, &measured, &derived);
+    let plan = Plan { vocabulary_size, measured, derived, notes };
+    if as_json {
+        return print_json(&plan);
+    }
+    report::lines(configuration, &plan).iter().try_for_each(|line| print_line(line))
+}
+
+/// The size of the union vocabulary, and the student's parameters.
+fn student(configuration: &Configuration, inputs: &Inputs) -> Result<Option<(usize, u64)>, Failure> {
+    let Some(options) = crate::training::options(configuration, inputs, None, None) else { return Ok(None) };
+    let teachers = inputs.teachers.iter();
+    let tokens: Vec<_> =
+        teachers.map(|teacher| TeacherTokens::new(&teacher.section.name, &teacher.tokenizer)).collect();
+    let size = Vocabulary::union(&tokens)?.size();
+    let layout = model::Layout::of(&options.student.configuration(size, 0));
+    Ok(Some((size, layout.length() as u64)))
+}

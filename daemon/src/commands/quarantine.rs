@@ -1,0 +1,104 @@
+//! `mergedistill ctl quarantine`: documents that could not be used.
+
+use super::ctl::call;
+use super::{print_json, print_line};
+use crate::cli::QuarantineAction;
+use crate::failure::{ExitCode, Failure};
+use ingest::quarantine::{Note, notes};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+/// Characters of a reason's detail, and of a document's identifier, in a list.
+const SHOWN_CHARACTERS: usize = 60;
+
+/// Lists and shows what is in the state folder, or asks a running daemon to try documents again.
+pub fn quarantine(action: &QuarantineAction, socket: &Path, as_json: bool) -> Result<(), Failure> {
+    match action {
+        QuarantineAction::List { corpus, state_dir } => {
+            let mut notes = notes(&folder(state_dir.as_deref(), socket)?)?;
+            notes.retain(|note| corpus.as_deref().is_none_or(|corpus| note.is_of(corpus)));
+            if as_json { print_json(&json!({ "documents": notes })) } else { list(&notes) }
+        }
+        QuarantineAction::Show { id, state_dir } => {
+            let folder = folder(state_dir.as_deref(), socket)?;
+            let note = notes(&folder)?.into_iter().find(|note| note.id == *id);
+            let missing = || Failure::new(ExitCode::NoInput, format!("no note {id} in {}", folder.display()));
+            let note = note.ok_or_else(missing)?;
+            if as_json { print_json(&note) } else { show(&note) }
+        }
+        QuarantineAction::Retry { ids, all, corpus } => {
+            let body = if *all { json!({"all": true, "corpus": corpus}) } else { json!({ "ids": ids }) };
+            retried(&call(socket, "POST", "/v1/quarantine/retry", Some(body))?, as_json)
+        }
+    }
+}
+
+fn folder(state_dir: Option<&Path>, socket: &Path) -> Result<PathBuf, Failure> {
+    let state_dir = state_dir.or(socket.parent()).unwrap_or(Path::new(""));
+    let here = if state_dir.as_os_str().is_empty() { Path::new(".") } else { state_dir };
+    match here.is_dir() {
+        true => Ok(here.join("quarantine")),
+        false => Err(Failure::new(
+            ExitCode::NoInput,
+            format!("there is no state folder {}; give it with --state-dir", here.display()),
+        )),
+    }
+}
+
+fn list(notes: &[Note]) -> Result<(), Failure> {
+    for note in notes {
+        let Note { id, corpus, reason, bytes, .. } = note;
+        let (document, detail) = (shortened(&note.document), shortened(&note.detail));
+        print_line(&format!("{id}  {corpus}  {reason}  {document}  {bytes} bytes  {detail}"))?;
+    }
+    print_line(&format!("{} documents", notes.len()))
+}
+
+fn shortened(text: &str) -> String {
+    let mut shown: String = text.chars().take(SHOWN_CHARACTERS).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
+}
+
+fn show(note: &Note) -> Result<(), Failure> {
+    let age = UNIX_EPOCH + Duration::from_secs(note.quarantined_at);
+    let hours = age.elapsed().map_or(0.0, |age| age.as_secs_f64() / 3600.0);
+    let mut lines = vec![
+        format!("     note  {}, {hours:.1} hours old", note.id),
+        format!("   corpus  {}", note.corpus),
+        format!(" document  {}, at {}, {} bytes", note.document, note.offset, note.bytes),
+        format!("   reason  {}: {}", note.reason, note.detail),
+    ];
+    lines.extend(note.span.map(|(first, end)| format!("     part  bytes {first} to {end} of the document")));
+    lines.extend(note.path.as_ref().map(|path| format!("     file  {}", path.display())));
+    lines.extend(note.language.as_ref().map(|language| format!(" language  {language}")));
+    let (name, text) = note.text.as_ref().map_or(("  excerpt", &note.excerpt), |text| ("     text", text));
+    lines.push(format!("{name}  {text}"));
+    lines.iter().try_for_each(|line| print_line(line))
+}
+
+/// What became of documents that were tried again. Fails if none could be.
+fn retried(answer: &Value, as_json: bool) -> Result<(), Failure> {
+    let count = |key: &str| answer[key].as_u64().unwrap_or(0);
+    let refused: Vec<String> = answer["refused"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|refused| [&refused["id"], &refused["problem"]].map(|field| field.as_str().unwrap_or("?")).join(": "))
+        .collect();
+    let (taken, known) = (count("retried"), count("duplicates"));
+    if as_json {
+        print_json(answer)?;
+    } else {
+        let known = if known > 0 { format!(", {known} were taken before") } else { String::new() };
+        print_line(&format!("{taken} documents are tried again{known}, {} stay in the quarantine", refused.len()))?;
+    }
+    if taken + known == 0 && !refused.is_empty() {
+        return Err(Failure::new(ExitCode::DataError, refused.join("\n")));
+    }
+    refused.iter().for_each(|refused| tracing::warn!("{refused}"));
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! A folder for what is only measured.
+
+use crate::failure::{ExitCode, Failure};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A folder that is removed with all that is in it.
+#[derive(Debug)]
+pub(super) struct TemporaryFolder(PathBuf);
+
+impl TemporaryFolder {
+    /// Makes one in the folder `above`, with a name of this process's own.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(super) fn create(above: &Path) -> Result<Self, Failure> {
+        let path = above.join(format!("mergedistill-{}", std::process::id()));
+        let failed = |error| Failure::new(ExitCode::CannotCreate, format!("cannot create {}: {error}", path.display()));
+        fs::create_dir(&path).map_err(failed)?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TemporaryFolder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "could not remove the temporary folder");
+        }
+    }
+}

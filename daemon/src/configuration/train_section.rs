@@ -1,0 +1,122 @@
+//! `[train]`
+
+use super::table::{Problems, Table};
+use serde::Serialize;
+
+/// Half distillation, half gold labels: a late teacher still teaches, and an early one is not all there is.
+const LAMBDA_FLOOR: f64 = 0.5;
+const LINEAR: &str = "linear";
+/// A number of steps that nobody gives.
+const UNSET: u64 = u64::MAX;
+const KD_TARGETS: &[(&str, &str)] =
+    &[("renormalised", "renormalised"), ("ghost", "ghost"), ("gold-residual", "gold-residual")];
+
+/// `[train]`
+#[derive(Clone, Debug, Serialize)]
+pub struct Train {
+    /// Optimiser steps; unset: training has no end (`schedule = "trunk"`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// `linear`: learning rate and λ end with the last step; `trunk`: both stay what they are after warm-up, for ever.
+    pub schedule: &'static str,
+    /// Copies in a batch.
+    pub batch_examples: usize,
+    /// Tokens in a micro-batch, at most.
+    pub micro_batch_tokens: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u64,
+    /// Decoupled weight decay; not for biases and LayerNorm.
+    pub weight_decay: f64,
+    /// Largest global gradient norm.
+    pub clip_norm: f64,
+    /// λ at the first step.
+    pub lambda_start: f64,
+    /// λ at the last step, of the run (`linear`) or of a release.
+    pub lambda_end: f64,
+    /// Of a trunk: steps over which λ goes from `lambda_start` to the floor; 0: it is there from the first step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lambda_steps: Option<u64>,
+    /// Of a trunk: λ from then on. Above 0 a teacher that is added late still teaches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lambda_floor: Option<f64>,
+    /// `all` copies of an example, or the `best` one.
+    pub copies: &'static str,
+    /// What "best" is measured by: loss per masked `position` or per `character`.
+    pub best_by: &'static str,
+    /// With `all`: each copy weighs 1 (`equal`) or 1/|T_k| (`shared`).
+    pub copy_weight: &'static str,
+    /// The loss is a mean over the masked positions of the `batch`, or the paper's sum of per-language means (`language`).
+    pub loss_norm: &'static str,
+    /// The teacher's distribution: its top-k `renormalised` (the paper's), or its true probabilities with the mass of all
+    /// other tokens in one bucket (`ghost`) or on the gold token (`gold-residual`).
+    pub kd_target: &'static str,
+    /// Examples in a training window.
+    pub shuffle_examples: usize,
+    /// Passes over retained records after a language's input has ended; 0: as often as needed.
+    pub max_passes: u32,
+    /// What to do when a language runs short while its input is open: `wait` or `replay`.
+    pub when_short: &'static str,
+    /// Steps between checkpoints.
+    pub checkpoint_every_steps: u64,
+    /// Checkpoints kept.
+    pub keep_checkpoints: usize,
+}
+
+impl Train {
+    pub(super) fn read(mut table: Table) -> Self {
+        let steps = Some(table.integer("steps", 0, 1..)).filter(|steps| *steps > 0);
+        let schedule = table.choice("schedule", &[("linear", "linear"), ("trunk", "trunk")]);
+        let (lambda_steps, lambda_floor) = trunk(&mut table, schedule);
+        let train = Self {
+            steps,
+            schedule,
+            batch_examples: table.size("batch_examples", 64, 1..=1_048_576),
+            micro_batch_tokens: table.size("micro_batch_tokens", 4096, 16..=16_777_216),
+            learning_rate: table.number("learning_rate", 5e-4, 0.0..=10.0),
+            warmup_steps: table.integer("warmup_steps", 100, ..),
+            weight_decay: table.number("weight_decay", 0.01, 0.0..=1.0),
+            clip_norm: table.number("clip_norm", 1.0, 1e-6..=1e9),
+            lambda_start: table.number("lambda_start", 1.0, 0.0..=1.0),
+            lambda_end: table.number("lambda_end", 0.0, 0.0..=1.0),
+            lambda_steps,
+            lambda_floor,
+            copies: table.choice("copies", &[("all", "all"), ("best", "best")]),
+            best_by: table.choice("best_by", &[("position", "position"), ("character", "character")]),
+            copy_weight: table.choice("copy_weight", &[("equal", "equal"), ("shared", "shared")]),
+            loss_norm: table.choice("loss_norm", &[("batch", "batch"), ("language", "language")]),
+            kd_target: table.choice("kd_target", KD_TARGETS),
+            shuffle_examples: table.size("shuffle_examples", 4096, 1..=16_777_216),
+            max_passes: table.size("max_passes", 0, ..=1_000_000) as u32,
+            when_short: table.choice("when_short", &[("wait", "wait"), ("replay", "replay")]),
+            checkpoint_every_steps: table.integer("checkpoint_every_steps", 500, 1..),
+            keep_checkpoints: table.size("keep_checkpoints", 3, 1..=10_000),
+        };
+        table.finish();
+        train
+    }
+
+    /// What is wrong if a student is to be trained.
+    pub(super) fn validate(&self, problems: &Problems) {
+        if self.steps.is_none() && self.schedule == LINEAR {
+            let message = "missing; give the number of optimiser steps, or schedule = \"trunk\" to train without end";
+            problems.add("train.steps", message);
+        }
+    }
+}
+
+/// `lambda_steps` and `lambda_floor`, which only a trunk has.
+fn trunk(table: &mut Table, schedule: &str) -> (Option<u64>, Option<f64>) {
+    let steps = Some(table.integer("lambda_steps", UNSET, ..)).filter(|steps| *steps != UNSET);
+    let floor = Some(table.number("lambda_floor", -1.0, 0.0..=1.0)).filter(|floor| *floor >= 0.0);
+    if schedule == LINEAR {
+        for (key, given) in [("lambda_steps", steps.is_some()), ("lambda_floor", floor.is_some())] {
+            if given {
+                table.problem(key, "only schedule = \"trunk\" has it; linearly λ goes to `lambda_end`");
+            }
+        }
+        return (None, None);
+    }
+    (steps.or(Some(0)), floor.or(Some(LAMBDA_FLOOR)))
+}

@@ -1,0 +1,208 @@
+//! Changes of what is read while the daemon runs: corpora that are added, removed, paused, and shares that are set.
+//!
+//! A change is made by ingest between two entries. Before it is, the history in `run.json` durably says from which sequence
+//! number it applies; what cannot be written there is not done. A restart finds it there and makes it again. The
+//! configuration file stays the default, and is never written.
+
+mod history;
+
+pub use history::{Change, MadeChange, Standing, in_effect};
+
+use crate::configuration::{Configuration, Corpus, CorpusOrigin};
+use crate::inputs::open_corpus;
+use crate::push::Inboxes;
+use crate::state_folder::StateFolder;
+use ingest::{ChangeError, Changes, CorpusOptions, IngestError};
+use ops::{CommandError, CorporaChange};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use trainer::{Input, Inputs};
+
+/// Changes that are shown.
+const SHOWN_CHANGES: usize = 20;
+
+/// Changes what a running pipeline reads. One change is made at a time.
+#[derive(Debug)]
+pub struct Live {
+    changes: Changes,
+    state: Arc<StateFolder>,
+    inboxes: Arc<Inboxes>,
+    /// What the trainer waits for; `None`: there is no trainer.
+    training: Option<Inputs>,
+    /// Languages of the teachers, in the order of their table.
+    languages: Vec<String>,
+    now: Mutex<Now>,
+    /// Never held for long: a change may take as long as reading a corpus once.
+    made: Mutex<Vec<MadeChange>>,
+}
+
+/// What is read now.
+#[derive(Debug)]
+struct Now {
+    configuration: Configuration,
+    /// In the order in which they came, those for evaluation too.
+    corpora: Vec<CorpusOptions>,
+}
+
+impl Live {
+    /// For a pipeline that reads `corpora` under `configuration`, as it takes effect.
+    pub fn new(
+        changes: Changes,
+        state: Arc<StateFolder>,
+        inboxes: Arc<Inboxes>,
+        configuration: &Configuration,
+        inputs: &crate::inputs::Inputs,
+        training: Option<Inputs>,
+    ) -> Result<Self, crate::failure::Failure> {
+        let made = StateFolder::changes(&configuration.run.state_dir)?;
+        let languages = inputs.languages().map(str::to_owned).collect();
+        let now = Now { configuration: configuration.clone(), corpora: inputs.corpora.clone() };
+        let (now, made) = (Mutex::new(now), Mutex::new(made));
+        let live = Self { changes, state, inboxes, training, languages, now, made };
+        live.tell_others(&inputs.corpora);
+        Ok(live)
+    }
+
+    /// Makes a change. Returns the change and the sequence number from which it applies.
+    pub fn change(&self, change: CorporaChange) -> Result<Value, CommandError> {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = match change {
+            CorporaChange::Pause { corpus } => {
+                let noted = Change::PauseCorpus { corpus: corpus.clone() };
+                self.make(ingest::Change::Pause { corpus }, noted)?
+            }
+            CorporaChange::Resume { corpus } => {
+                let noted = Change::ResumeCorpus { corpus: corpus.clone() };
+                self.make(ingest::Change::Resume { corpus }, noted)?
+            }
+            CorporaChange::Share { language, share } => {
+                let noted = match share {
+                    Some(share) => Change::SetShare { language: language.clone(), share },
+                    None => Change::ClearShare { language: language.clone() },
+                };
+                self.make(ingest::Change::Share { language, share }, noted)?
+            }
+            CorporaChange::Add { section, folder } => self.add(&mut now, section, &folder)?,
+            CorporaChange::Remove { corpus } => self.remove(&mut now, corpus)?,
+        };
+        tracing::info!(from_sequence = made.from_sequence, "{}", made.change.describe());
+        let answer = json!(made);
+        self.made().push(made);
+        self.tell_others(&now.corpora);
+        Ok(answer)
+    }
+
+    /// The latest changes, the newest last.
+    pub fn latest(&self) -> Value {
+        let made = self.made();
+        json!(made[made.len().saturating_sub(SHOWN_CHANGES)..])
+    }
+
+    fn made(&self) -> MutexGuard<'_, Vec<MadeChange>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, now: &mut Now, section: Value, folder: &Path) -> Result<MadeChange, CommandError> {
+        let invalid = |message: String| refusal(400, "invalid_corpus", message);
+        let table: toml::Table = serde_json::from_value(section).map_err(|error| invalid(error.to_string()))?;
+        let corpus = Corpus::parse(table, folder).map_err(invalid)?;
+        if now.corpora.iter().any(|known| known.name == corpus.name) {
+            return Err(refuse(ChangeError::InUse(corpus.name)));
+        }
+        if matches!(corpus.origin(), CorpusOrigin::Stdin | CorpusOrigin::Pipe(_)) {
+            let message = "standard input and pipes are opened when the daemon starts: add it to the configuration file, or \
+                           use source = \"http\" and `ctl push`";
+            return Err(invalid(message.to_owned()));
+        }
+        let sections = now.configuration.corpus.iter().cloned().chain([corpus.clone()]).collect();
+        let configuration = now.configuration.with_corpora(sections).map_err(invalid)?;
+        let mut problems = Vec::new();
+        let options = open_corpus(&corpus, &mut problems);
+        if !problems.is_empty() {
+            let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            return Err(invalid(problems.join("; ")));
+        }
+        let noted = toml::Table::try_from(&corpus).map_err(|error| refusal(500, "failed", error.to_string()))?;
+        let has_inbox = matches!(corpus.origin(), CorpusOrigin::Http);
+        let spool = has_inbox.then(|| self.inboxes.add(&options)).transpose().map_err(|error| refuse(error.into()))?;
+        let opened = self.changes.open(&options, spool.as_ref()).map_err(refuse);
+        let made =
+            opened.and_then(|opened| self.make(ingest::Change::Add(opened), Change::AddCorpus { corpus: noted }));
+        if made.is_err() && has_inbox {
+            self.inboxes.remove(&corpus.name);
+        }
+        let made = made?;
+        (now.configuration, now.corpora) = (configuration, [now.corpora.as_slice(), &[options]].concat());
+        Ok(made)
+    }
+
+    fn remove(&self, now: &mut Now, corpus: String) -> Result<MadeChange, CommandError> {
+        let mut sections = now.configuration.corpus.clone();
+        sections.retain(|section| section.name != corpus);
+        if sections.len() == now.configuration.corpus.len() {
+            let known = sections.iter().map(|section| section.name.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(refuse(ChangeError::Unknown { what: "corpus", name: corpus, known }));
+        }
+        if sections.is_empty() {
+            let message =
+                "it is the last corpus, and without any the input would end; pause it instead, or add another first";
+            return Err(refusal(409, "last_corpus", message.to_owned()));
+        }
+        if self.inboxes.is_pumped(&corpus) {
+            let message =
+                "what comes through standard input or a pipe is taken until the daemon stops; pause it instead";
+            return Err(refusal(409, "corpus_is_piped", message.to_owned()));
+        }
+        let noted = Change::RemoveCorpus { corpus: corpus.clone() };
+        let made = self.make(ingest::Change::Remove { corpus: corpus.clone() }, noted)?;
+        self.inboxes.remove(&corpus);
+        now.configuration.corpus = sections;
+        now.corpora.retain(|options| options.name != corpus);
+        Ok(made)
+    }
+
+    /// Has ingest make the change, once the history has it.
+    fn make(&self, change: ingest::Change, noted: Change) -> Result<MadeChange, CommandError> {
+        let (state, to_note) = (Arc::clone(&self.state), noted.clone());
+        let keep = move |from: store::SequenceNumber| {
+            state.note_change(from.0, &to_note).map_err(|failure| failure.to_string())
+        };
+        let answer = self.changes.ask(change, Box::new(keep)).map_err(refuse)?;
+        let from = answer.recv().unwrap_or(Err(ChangeError::Ended)).map_err(refuse)?;
+        Ok(MadeChange { from_sequence: from.0, at_unix_seconds: crate::state_folder::unix_seconds(), change: noted })
+    }
+
+    /// Tells the trainer and the quarantine what is read now.
+    fn tell_others(&self, corpora: &[CorpusOptions]) {
+        self.inboxes.set_corpora(corpora);
+        let Some(training) = &self.training else { return };
+        let standing = Standing::of(self.made().iter().map(|made| &made.change));
+        let inputs = crate::training::inputs_for_training(corpora, self.languages.iter().map(String::as_str));
+        let waited_for = |input: Input| {
+            // What is paused may not write to the log for days.
+            let corpus = input.source.rsplit_once(':').map_or(input.source.as_str(), |(corpus, _)| corpus);
+            let paused = standing.paused.contains(&input.source) || standing.paused.contains(corpus);
+            Input { finite: input.finite && !paused, ..input }
+        };
+        training.set(inputs.into_iter().map(waited_for).collect());
+    }
+}
+
+fn refusal(status: u16, code: &'static str, message: String) -> CommandError {
+    CommandError { status, code, message }
+}
+
+fn refuse(error: ChangeError) -> CommandError {
+    let message = error.to_string();
+    match error {
+        ChangeError::Unknown { what: "language", .. } => refusal(404, "unknown_language", message),
+        ChangeError::Unknown { .. } => refusal(404, "unknown_corpus", message),
+        ChangeError::Invalid(_) => refusal(400, "invalid_share", message),
+        ChangeError::InUse(_) => refusal(409, "corpus_exists", message),
+        ChangeError::NotKept(_) => refusal(500, "failed", message),
+        ChangeError::Open(IngestError::Io { .. } | IngestError::Inbox { .. }) => refusal(500, "failed", message),
+        ChangeError::Open(_) => refusal(400, "invalid_corpus", message),
+        ChangeError::Ended => refusal(409, "ingest_ended", message),
+    }
+}

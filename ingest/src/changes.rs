@@ -1,0 +1,280 @@
+//! Changes of what is read while the stage runs.
+//!
+//! The stage makes a change between two entries, whatever it waits for meanwhile, and says from which sequence number it
+//! applies: no entry from there on was drawn without it, none before it with it. Whoever asks may have that number
+//! written down first; what cannot be written down is not done.
+//!
+//! A corpus that is to be added is opened by whoever asks for it, so that counting its characters holds nobody up.
+
+use crate::feed::{Feed, Waker};
+use crate::overrides::Overrides;
+use crate::sources::Opener;
+use crate::stream::CorpusStream;
+use crate::{CorpusOptions, IngestError};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use store::{SequenceNumber, SourceCursor};
+
+/// What is to change.
+pub enum Change {
+    /// Suspends a corpus, or one source of it. What arrives meanwhile is kept.
+    Pause {
+        /// Its name.
+        corpus: String,
+    },
+    /// Takes a pause back.
+    Resume {
+        /// Name of the corpus or source.
+        corpus: String,
+    },
+    /// Gives a language a share of the draws.
+    Share {
+        /// The language.
+        language: String,
+        /// Within (0, 1]; `None`: what follows from its characters.
+        share: Option<f64>,
+    },
+    /// Reads one more corpus.
+    Add(OpenedCorpus),
+    /// Reads a corpus no more. Its cursors stay in the log; added again, it goes on there.
+    Remove {
+        /// Its name.
+        corpus: String,
+    },
+}
+
+/// Writes down the sequence number from which a change applies, before it does; or says why it cannot.
+pub type Keep = Box<dyn FnOnce(SequenceNumber) -> Result<(), String> + Send>;
+
+/// Where the sequence number comes from which a change applies. Closed without one: the stage has ended.
+pub type Answer = Receiver<Result<SequenceNumber, ChangeError>>;
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// There is no corpus or language of that name.
+    #[error("there is no {what} `{name}`; there is: {known}")]
+    Unknown {
+        /// `corpus` or `language`.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// The names that there are.
+        known: String,
+    },
+    /// It cannot be so.
+    #[error("{0}")]
+    Invalid(String),
+    /// A corpus, or a source of one, has the name already.
+    #[error("a corpus `{0}` is there already; names must differ")]
+    InUse(String),
+    /// It could not be written down.
+    #[error("{0}")]
+    NotKept(String),
+    /// The corpus cannot be opened.
+    #[error(transparent)]
+    Open(#[from] IngestError),
+    /// Nothing is read any more.
+    #[error("all input has ended, or the daemon stops: nothing is read any more")]
+    Ended,
+}
+
+/// A corpus that is open, and not read yet.
+pub struct OpenedCorpus {
+    pub(crate) streams: Vec<CorpusStream>,
+}
+
+/// Asks a running stage for changes. Cloning shares it.
+#[derive(Clone)]
+pub struct Changes {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    requests: Sender<Request>,
+    waker: Waker,
+    opener: Opener,
+    /// Sequence number of the first entry of this stage.
+    start: SequenceNumber,
+    known: Arc<Mutex<Known>>,
+}
+
+/// A change, and who waits for it.
+struct Request {
+    change: Change,
+    keep: Keep,
+    answer: Sender<Result<SequenceNumber, ChangeError>>,
+}
+
+/// What both sides know of the corpora.
+#[derive(Default)]
+struct Known {
+    /// Names of corpora and sources that are read.
+    in_use: BTreeSet<Arc<str>>,
+    /// Where sources stand that are not.
+    cursors: BTreeMap<Arc<str>, SourceCursor>,
+    /// Sources that this stage has read, and reads no more.
+    removed: BTreeSet<Arc<str>>,
+}
+
+/// The stage's side.
+pub(crate) struct Changing {
+    requests: Receiver<Request>,
+    languages: BTreeSet<Arc<str>>,
+    known: Arc<Mutex<Known>>,
+}
+
+impl Changes {
+    /// Both sides. `cursors` are those of the log, `streams` those that are read.
+    pub(crate) fn new(
+        opener: Opener,
+        cursors: &BTreeMap<Arc<str>, SourceCursor>,
+        start: SequenceNumber,
+        streams: &[CorpusStream],
+    ) -> (Self, Changing) {
+        let (requests_in, requests) = unbounded(); // Who asks waits for the answer.
+        let known = Known { in_use: names(streams), cursors: cursors.clone(), removed: BTreeSet::new() };
+        let known = Arc::new(Mutex::new(known));
+        let languages = opener.teachers().keys().cloned().collect();
+        let changing = Changing { requests, languages, known: Arc::clone(&known) };
+        let waker = opener.waker();
+        (Self { inner: Arc::new(Inner { requests: requests_in, waker, opener, start, known }) }, changing)
+    }
+
+    /// Opens a corpus so that it can be added: at its cursors if it was read before. `spool` is its spool if it has one.
+    ///
+    /// # Errors
+    /// When it may not be configured so, its name is in use, or its files cannot be read.
+    pub fn open(&self, corpus: &CorpusOptions, spool: Option<&Arc<dyn Feed>>) -> Result<OpenedCorpus, ChangeError> {
+        let Inner { opener, start, known, .. } = &*self.inner;
+        let names = opener.names(corpus);
+        let (cursors, next) = {
+            let known = lock(known);
+            known.check_free(names.iter())?;
+            let read_before = names.iter().any(|name| known.removed.contains(name));
+            (known.cursors.clone(), if read_before { SequenceNumber(u64::MAX) } else { *start })
+        };
+        Ok(OpenedCorpus { streams: opener.open(corpus, spool, &cursors, next)? })
+    }
+
+    /// Asks for a change; `keep` is called with the sequence number from which it applies, on the stage's thread.
+    ///
+    /// # Errors
+    /// When nothing is read any more.
+    pub fn ask(&self, change: Change, keep: Keep) -> Result<Answer, ChangeError> {
+        let (answer, answered) = bounded(1);
+        self.inner.requests.send(Request { change, keep, answer }).map_err(|_| ChangeError::Ended)?;
+        self.inner.waker.wake();
+        Ok(answered)
+    }
+}
+
+impl Changing {
+    /// Leaves out of `overrides` what is about languages and corpora that are not there.
+    pub(crate) fn settle(&self, overrides: &mut Overrides) {
+        overrides.keep_known(&self.languages, &lock(&self.known).in_use);
+    }
+
+    /// Makes the changes that were asked for; `next` is the sequence number of the next entry. Returns whether there were any.
+    pub(crate) fn make(
+        &self,
+        streams: &mut Vec<CorpusStream>,
+        overrides: &mut Overrides,
+        next: SequenceNumber,
+    ) -> bool {
+        let mut changed = false;
+        while let Ok(Request { change, keep, answer }) = self.requests.try_recv() {
+            let outcome = self.make_one(change, keep, streams, overrides, next);
+            changed |= outcome.is_ok();
+            let _ = answer.send(outcome.map(|()| next)); // Whoever asked may have left.
+        }
+        changed
+    }
+
+    fn make_one(
+        &self,
+        change: Change,
+        keep: Keep,
+        streams: &mut Vec<CorpusStream>,
+        overrides: &mut Overrides,
+        next: SequenceNumber,
+    ) -> Result<(), ChangeError> {
+        let mut known = lock(&self.known);
+        let mut after = overrides.clone();
+        match &change {
+            Change::Pause { corpus } => after.set_paused(find(&known.in_use, "corpus", corpus)?, true),
+            Change::Resume { corpus } => after.set_paused(find(&known.in_use, "corpus", corpus)?, false),
+            Change::Share { language, share } => {
+                after.set_share(&find(&self.languages, "language", language)?, *share)?;
+            }
+            Change::Add(opened) => known.check_free(names(&opened.streams).iter())?,
+            Change::Remove { corpus } => {
+                let of_corpus = |stream: &&CorpusStream| *stream.source().corpus == **corpus;
+                let corpora = streams.iter().map(|stream| Arc::clone(&stream.source().corpus)).collect();
+                find(&corpora, "corpus", corpus)?;
+                // Entries of it may be in the group that is being filled.
+                for stream in streams.iter_mut().filter(|stream| of_corpus(&&**stream)) {
+                    if !stream.sync(0)? {
+                        return Err(ChangeError::NotKept("no space is left on the disk".to_owned()));
+                    }
+                }
+                let gone = names(streams.iter().filter(of_corpus));
+                after.paused.retain(|name| !gone.contains(name));
+            }
+        }
+        keep(next).map_err(ChangeError::NotKept)?;
+        match change {
+            Change::Add(opened) => known.add(opened.streams, streams),
+            Change::Remove { corpus } => known.remove(&corpus, streams),
+            Change::Pause { .. } | Change::Resume { .. } | Change::Share { .. } => {}
+        }
+        *overrides = after;
+        Ok(())
+    }
+}
+
+impl Known {
+    fn check_free<'a>(&self, mut names: impl Iterator<Item = &'a Arc<str>>) -> Result<(), ChangeError> {
+        let taken = names.find(|name| self.in_use.contains(*name));
+        taken.map_or(Ok(()), |name| Err(ChangeError::InUse(name.to_string())))
+    }
+
+    fn add(&mut self, opened: Vec<CorpusStream>, streams: &mut Vec<CorpusStream>) {
+        self.in_use.extend(names(&opened));
+        streams.extend(opened);
+    }
+
+    fn remove(&mut self, corpus: &str, streams: &mut Vec<CorpusStream>) {
+        for stream in streams.extract_if(.., |stream| *stream.source().corpus == *corpus) {
+            self.in_use.remove(&stream.source().name);
+            self.in_use.remove(&stream.source().corpus);
+            self.removed.insert(Arc::clone(&stream.source().name));
+            self.cursors.insert(Arc::clone(&stream.source().name), stream.cursor().clone());
+        }
+    }
+}
+
+impl fmt::Debug for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Changes").finish_non_exhaustive()
+    }
+}
+
+/// Names of the streams and of their corpora.
+fn names<'a>(streams: impl IntoIterator<Item = &'a CorpusStream>) -> BTreeSet<Arc<str>> {
+    let names = |stream: &CorpusStream| [Arc::clone(&stream.source().name), Arc::clone(&stream.source().corpus)];
+    streams.into_iter().flat_map(names).collect()
+}
+
+fn find(names: &BTreeSet<Arc<str>>, what: &'static str, name: &str) -> Result<Arc<str>, ChangeError> {
+    names.get(name).cloned().ok_or_else(|| {
+        let known: Vec<&str> = names.iter().map(|name| &**name).collect();
+        ChangeError::Unknown { what, name: name.to_owned(), known: known.join(", ") }
+    })
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,433 @@
+//! A file that grows like a log. It is the part that grows; when it was rotated away (renamed, and another file put into
+//! its place) and has been quiet for a set time, it grows no more, and the file in its place is the next part.
+//!
+//! A part is recognised by its inode and its first bytes, under whatever name rotation has given it. Rotations that
+//! nobody watched are made up for: files named like the one that is followed (`app.log.1`, `app.log-20260401`) which were written after the last
+//! part are read before the newest one. A file that was cut instead of renamed may have lost text: that is an error.
+
+use super::identity::{Stamp, fingerprint};
+use super::manifest::{Characters, Followed, Line, Manifest};
+use super::watcher::{Happened, Lookout, WatchThread, Watching, is_temporary, present};
+use super::{Changes, Extent, Feed, FeedSetup, Found, Part};
+use crate::format::{Count, count};
+use crate::{FormatOptions, IngestError};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use store::SourceCursor;
+
+/// A file is recognised by its first bytes, at most this many.
+const HEAD_BYTES: u64 = 4096;
+
+/// The parts of a followed file.
+#[derive(Debug)]
+pub(super) struct FollowedFile {
+    shared: Arc<Shared>,
+    _thread: WatchThread,
+}
+
+/// What the watching thread and the readers share.
+#[derive(Debug)]
+struct Shared {
+    corpus: String,
+    file: PathBuf,
+    parts: Mutex<Parts>,
+    /// Locked before `parts`, if both are.
+    manifest: Mutex<Manifest>,
+    changes: Changes,
+    problem: Mutex<Option<IngestError>>,
+}
+
+#[derive(Debug, Default)]
+struct Parts {
+    list: Vec<FollowedPart>,
+    characters: Characters,
+    /// By part and source: where the last document begins.
+    finished: BTreeMap<(Arc<str>, Arc<str>), u64>,
+}
+
+#[derive(Clone, Debug)]
+struct FollowedPart {
+    file: Followed,
+    closed: bool,
+}
+
+impl Parts {
+    fn index(&self, name: &str) -> Option<usize> {
+        self.list.iter().rposition(|part| &*part.file.name == name)
+    }
+}
+
+impl Followed {
+    /// Whether the file at `path` is this one.
+    fn is_at(&self, path: &Path) -> io::Result<bool> {
+        let Some(stamp) = present(Stamp::at(path))? else { return Ok(false) };
+        let head_bytes = self.stamp.bytes.min(HEAD_BYTES);
+        if stamp.inode != self.stamp.inode || stamp.bytes < head_bytes {
+            return Ok(false);
+        }
+        // It may be renamed at this very moment.
+        Ok(present(fingerprint(path, head_bytes))?.is_some_and(|found| found == self.fingerprint))
+    }
+}
+
+impl FollowedFile {
+    /// Takes up the manifest, looks at the file, and starts to watch it.
+    pub(super) fn open(
+        setup: &FeedSetup,
+        file: &Path,
+        settle: Duration,
+        watching: Watching,
+    ) -> Result<Self, IngestError> {
+        let (manifest, lines) = Manifest::open(setup.manifests, setup.corpus)?;
+        let mut parts = Parts::default();
+        for line in lines {
+            match line {
+                Line::Followed(file) => parts.list.push(FollowedPart { file, closed: false }),
+                Line::Closed { name, characters, .. } => {
+                    parts.characters.add(&characters);
+                    parts.list.iter_mut().filter(|part| part.file.name == name).for_each(|part| part.closed = true);
+                }
+                Line::Finished { name, source, last_document } => {
+                    parts.finished.insert((name, source), last_document);
+                }
+                Line::Taken(_) => return Err(setup.refuse("its manifest is that of a watched folder")),
+            }
+        }
+        let shared = Arc::new(Shared {
+            corpus: setup.corpus.to_owned(),
+            file: file.to_owned(),
+            parts: Mutex::new(parts),
+            manifest: Mutex::new(manifest),
+            changes: Changes::default(),
+            problem: Mutex::new(None),
+        });
+        let format = setup.format.clone();
+        let mut lookout = FileLookout { settle, format, shared: Arc::clone(&shared), tail: None, denied: false };
+        lookout.resume()?;
+        lookout.look(&Happened::default())?;
+        Ok(Self { shared, _thread: WatchThread::start(watching, lookout)? })
+    }
+}
+
+impl Feed for FollowedFile {
+    fn following(&self, part: Option<&str>) -> Option<Part> {
+        let file = {
+            let parts = self.shared.parts();
+            let index = match part {
+                None => 0,
+                Some(part) => parts.index(part)? + 1,
+            };
+            parts.list.get(index)?.file.clone()
+        };
+        let path = self.shared.locate(&file).ok().flatten().unwrap_or(file.path);
+        Some(Part { name: file.name, path })
+    }
+
+    fn find(&self, cursor: &SourceCursor) -> Found {
+        let (part, finished) = {
+            let parts = self.shared.parts();
+            let Some(index) = parts.index(&cursor.file) else {
+                return Found::Missing("the manifest of the feed does not know it; was it removed?".to_owned());
+            };
+            let last = parts.finished.get(&(Arc::clone(&cursor.file), Arc::clone(&cursor.source)));
+            let done = cursor.next_byte == SourceCursor::DOCUMENT_DONE;
+            (parts.list[index].clone(), done && last == Some(&cursor.document_offset_bytes))
+        };
+        match self.shared.locate(&part.file) {
+            Ok(Some(path)) => Found::Part(Part { name: part.file.name, path }),
+            _ if finished && part.closed => Found::Removed,
+            Ok(None) => Found::Missing(format!("now it is not in {} any more", self.shared.folder().display())),
+            Err(error) => Found::Missing(format!("now it cannot be opened ({error})")),
+        }
+    }
+
+    fn extent(&self, part: &str) -> Extent {
+        let parts = self.shared.parts();
+        let growing = parts.index(part).is_some_and(|index| !parts.list[index].closed);
+        Extent { growing, ..Extent::WHOLE }
+    }
+
+    fn finished(&self, part: &str, cursor: &SourceCursor) -> Result<(), IngestError> {
+        let (name, source): (Arc<str>, _) = (part.into(), Arc::clone(&cursor.source));
+        let last_document = cursor.document_offset_bytes;
+        let hint = Line::Finished { name: Arc::clone(&name), source: Arc::clone(&source), last_document };
+        self.shared.manifest().append_hint(hint)?;
+        self.shared.parts().finished.insert((name, source), last_document);
+        Ok(())
+    }
+
+    fn parts(&self) -> usize {
+        self.shared.parts().list.len()
+    }
+
+    fn characters_available(&self, language: Option<&str>) -> u64 {
+        self.shared.parts().characters.of(language)
+    }
+
+    fn closed(&self) -> bool {
+        false
+    }
+
+    fn changes(&self) -> &Changes {
+        &self.shared.changes
+    }
+
+    fn check(&self) -> Result<(), IngestError> {
+        self.shared.problem.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+    }
+}
+
+impl Shared {
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn manifest(&self) -> MutexGuard<'_, Manifest> {
+        self.manifest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn folder(&self) -> &Path {
+        self.file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+
+    /// Where the part is now; `None`: nowhere in the folder.
+    fn locate(&self, part: &Followed) -> io::Result<Option<PathBuf>> {
+        if part.is_at(&self.file)? {
+            return Ok(Some(self.file.clone()));
+        }
+        for entry in fs::read_dir(self.folder())? {
+            let entry = entry?;
+            let path = entry.path();
+            if entry.file_type()?.is_file() && part.is_at(&path)? {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Files that took the place of the last part and were rotated away again, oldest first.
+    fn missed(&self) -> io::Result<Vec<PathBuf>> {
+        let parts = self.parts().list.clone();
+        let Some(last) = parts.last() else { return Ok(Vec::new()) };
+        let name = self.file.file_name().unwrap_or_default().to_string_lossy();
+        let mut missed = Vec::new();
+        for entry in fs::read_dir(self.folder())? {
+            let entry = entry?;
+            let (path, other) = (entry.path(), entry.file_name());
+            let suffix = other.to_string_lossy().strip_prefix(&*name).map(str::to_owned).unwrap_or_default();
+            if !suffix.starts_with(['.', '-']) || is_temporary(&path) || !entry.file_type()?.is_file() {
+                continue;
+            }
+            let Some(stamp) = present(Stamp::at(&path))? else { continue };
+            if stamp.bytes == 0 || stamp.modified_nanoseconds <= last.file.stamp.modified_nanoseconds {
+                continue;
+            }
+            if [".gz", ".bz2", ".xz", ".zst"].iter().any(|ending| suffix.ends_with(ending)) {
+                tracing::warn!(corpus = self.corpus, path = %path.display(), "was rotated and compressed: it is not read");
+            } else if !parts.iter().map(|part| part.file.is_at(&path)).collect::<io::Result<Vec<_>>>()?.contains(&true)
+            {
+                missed.push((stamp.modified_nanoseconds, path));
+            }
+        }
+        missed.sort();
+        Ok(missed.into_iter().map(|(_, path)| path).collect())
+    }
+}
+
+/// Looks at the file.
+struct FileLookout {
+    settle: Duration,
+    format: FormatOptions,
+    shared: Arc<Shared>,
+    tail: Option<Tail>,
+    /// Whether it was told that the next file may not be read.
+    denied: bool,
+}
+
+/// The part that grows.
+struct Tail {
+    part: Followed,
+    /// Keeps its inode from being used again.
+    file: File,
+    /// Size when it was last looked at.
+    bytes: u64,
+    /// Where counting goes on.
+    counted: u64,
+    characters: Characters,
+    changed: Instant,
+    /// Since when another file has had its place.
+    replaced: Option<Instant>,
+}
+
+impl Lookout for FileLookout {
+    fn look(&mut self, _happened: &Happened) -> Result<Option<Instant>, IngestError> {
+        loop {
+            if self.tail.is_none() && !self.start_next()? {
+                return Ok(None);
+            }
+            self.grow()?;
+            let found = self.io("look at", present(Stamp::at(&self.shared.file)))?;
+            let Some(tail) = &mut self.tail else { return Ok(None) };
+            if found.is_none_or(|found| found.inode == tail.part.stamp.inode) {
+                return Ok(None);
+            }
+            let now = Instant::now();
+            let quiet = tail.changed.max(*tail.replaced.get_or_insert(now)) + self.settle;
+            if now < quiet {
+                return Ok(Some(quiet));
+            }
+            if !self.close()? {
+                return Ok(Some(now + self.settle));
+            }
+        }
+    }
+
+    fn fail(&self, error: IngestError) {
+        *self.shared.problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        self.shared.changes.announce();
+    }
+}
+
+impl FileLookout {
+    /// Finds the part that was growing when the manifest was last written.
+    fn resume(&mut self) -> Result<(), IngestError> {
+        let last = self.shared.parts().list.last().filter(|part| !part.closed).map(|part| part.file.clone());
+        let Some(part) = last else { return Ok(()) };
+        let path = self.io("look for", self.shared.locate(&part))?;
+        let Some(path) = path else {
+            return Err(IngestError::Gone {
+                corpus: self.shared.corpus.clone(),
+                file: part.name.to_string(),
+                problem: format!("it is not in {} any more, under no name", self.shared.folder().display()),
+            });
+        };
+        let file = self.io("open", File::open(&path))?;
+        self.tail = Some(Tail::new(part, file));
+        Ok(())
+    }
+
+    /// Makes the next file a part, as soon as it has any text.
+    fn start_next(&mut self) -> Result<bool, IngestError> {
+        let missed = self.io("look for rotated files of", self.shared.missed())?;
+        let path = missed.into_iter().next().unwrap_or_else(|| self.shared.file.clone());
+        let file = match File::open(&path) {
+            // Rotation makes a file first, and gives it to others then.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                if !std::mem::replace(&mut self.denied, true) {
+                    let (corpus, path) = (&self.shared.corpus, path.display());
+                    tracing::warn!(corpus, %path, "it may not be read; waiting until it may");
+                }
+                return Ok(false);
+            }
+            file => self.io("open", present(file))?,
+        };
+        self.denied = false;
+        let Some(file) = file else { return Ok(false) };
+        let metadata = self.io("look at", file.metadata())?;
+        if metadata.len() == 0 || !metadata.is_file() {
+            return Ok(false);
+        }
+        let stamp = Stamp::of(&metadata);
+        let fingerprint = self.io("read", present(fingerprint(&path, stamp.bytes.min(HEAD_BYTES))))?;
+        let Some(fingerprint) = fingerprint else { return Ok(false) };
+        let number = self.shared.parts().list.len() + 1;
+        let base = self.shared.file.file_name().unwrap_or_default().to_string_lossy();
+        let name = if number == 1 { base.into() } else { format!("{base}~{number}").into() };
+        let part = Followed { name, path, stamp, fingerprint };
+        if self.io("look at", present(Stamp::at(&part.path)))?.map(|found| found.inode) != Some(stamp.inode) {
+            return Ok(false); // It was rotated at this moment; the kernel reports that.
+        }
+        if !self.shared.manifest().append(&[Line::Followed(part.clone())])? {
+            return Ok(false); // It is looked at again before long.
+        }
+        self.shared.parts().list.push(FollowedPart { file: part.clone(), closed: false });
+        self.tail = Some(Tail::new(part, file));
+        Ok(true)
+    }
+
+    /// Takes note of what was appended.
+    fn grow(&mut self) -> Result<(), IngestError> {
+        let Some(tail) = &mut self.tail else { return Ok(()) };
+        let io = |source| IngestError::Io { doing: "look at", path: self.shared.file.clone(), source };
+        let bytes = tail.file.metadata().map_err(io)?.len();
+        if bytes == tail.bytes {
+            return Ok(());
+        }
+        let changed = |problem: String| IngestError::Changed {
+            corpus: self.shared.corpus.clone(),
+            file: tail.part.name.to_string(),
+            offset_bytes: tail.bytes,
+            problem,
+        };
+        if bytes < tail.bytes {
+            return Err(changed(format!(
+                "it was cut to {bytes} bytes; have it renamed for rotation, not copied and cut"
+            )));
+        }
+        let path = self.shared.locate(&tail.part).map_err(io)?;
+        match path {
+            Some(path) => {
+                if let Some(count) = count_present(&path, &self.format, tail.counted, true)? {
+                    tail.counted = count.end;
+                    let characters = count.into();
+                    tail.characters.add(&characters);
+                    self.shared.parts().characters.add(&characters);
+                }
+            }
+            // Removed while it grows, or renamed just now; what has it open can still read it.
+            None => {
+                let found = present(Stamp::at(&self.shared.file)).map_err(io)?;
+                if found.is_some_and(|found| found.inode == tail.part.stamp.inode) {
+                    return Err(changed("now another text stands at its beginning".to_owned()));
+                }
+            }
+        }
+        tail.bytes = bytes;
+        tail.changed = Instant::now();
+        self.shared.changes.announce();
+        Ok(())
+    }
+
+    /// The part grows no more. `false`: the disk is too full to say so.
+    fn close(&mut self) -> Result<bool, IngestError> {
+        let Some(tail) = &self.tail else { return Ok(true) };
+        let rest = match self.io("look for", self.shared.locate(&tail.part))? {
+            Some(path) => count_present(&path, &self.format, tail.counted, false)?.map(Characters::from),
+            None => None,
+        };
+        let rest = rest.unwrap_or_default();
+        let (name, bytes, mut characters) = (Arc::clone(&tail.part.name), tail.bytes, tail.characters.clone());
+        characters.add(&rest);
+        if !self.shared.manifest().append(&[Line::Closed { name: Arc::clone(&name), bytes, characters }])? {
+            return Ok(false);
+        }
+        self.tail = None;
+        self.shared.parts().characters.add(&rest);
+        self.shared.parts().list.iter_mut().filter(|part| part.file.name == name).for_each(|part| part.closed = true);
+        self.shared.changes.announce();
+        Ok(true)
+    }
+
+    fn io<T>(&self, doing: &'static str, result: io::Result<T>) -> Result<T, IngestError> {
+        result.map_err(|source| IngestError::Io { doing, path: self.shared.file.clone(), source })
+    }
+}
+
+impl Tail {
+    fn new(part: Followed, file: File) -> Self {
+        let characters = Characters::default();
+        Self { part, file, bytes: 0, counted: 0, characters, changed: Instant::now(), replaced: None }
+    }
+}
+
+/// As [`count`]; `None`: the file was renamed just now.
+fn count_present(path: &Path, format: &FormatOptions, from: u64, growing: bool) -> Result<Option<Count>, IngestError> {
+    match count(path, format, from, growing) {
+        Err(IngestError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        count => count.map(Some),
+    }
+}

@@ -1,0 +1,184 @@
+//! Puts groups together again, in the order in which they came, and gives up on runners that nobody is to wait for.
+
+use super::{Message, copy_count};
+use crate::watch::OnStall;
+use crate::{TeacherError, TeacherWatch};
+use crossbeam::channel::{Receiver, Sender, select, tick};
+use prometheus::{IntCounter, IntGauge, Opts, Registry};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use store::stage::StageMetrics;
+use store::{Entry, Group, Label, Payload};
+
+/// Runners are looked at this often, or several times within the shortest time after which one stalls.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+pub(super) struct Assembler {
+    pub(super) permit_return: Sender<()>,
+    pub(super) complete: Sender<Vec<Entry>>,
+    pub(super) metrics: StageMetrics,
+    pub(super) runners: Vec<WatchedRunner>,
+    pub(super) pending: BTreeMap<u64, Pending>,
+    pub(super) next: u64,
+    /// Whether the dispatcher has sent all groups.
+    pub(super) ended: bool,
+}
+
+/// What the assembler knows of a runner.
+pub(super) struct WatchedRunner {
+    name: String,
+    index: u16,
+    watch: TeacherWatch,
+    stalled: IntGauge,
+    dropped_copies: IntCounter,
+}
+
+pub(super) struct Pending {
+    group: Arc<Group>,
+    labels: Vec<Option<Vec<Label>>>,
+    /// Batches whose copies are completed without labels.
+    given_up: Arc<[AtomicBool]>,
+    missing: usize,
+}
+
+impl Assembler {
+    pub(super) fn run(mut self, messages: &Receiver<Message>) -> Result<(), TeacherError> {
+        let shortest = self.runners.iter().map(|runner| runner.watch.options().after).min().unwrap_or(LOOK_INTERVAL);
+        let looks = tick((shortest / 4).clamp(Duration::from_millis(1), LOOK_INTERVAL));
+        while !(self.ended && self.pending.is_empty()) {
+            select! {
+                recv(messages) -> message => match message {
+                    Ok(Message::Registered { number, group, given_up }) => self.register(number, group, given_up),
+                    Ok(Message::Labelled { number, batch, labels }) => self.take(number, batch, labels),
+                    Ok(Message::Failed(error)) => return Err(error),
+                    Ok(Message::Ended) => self.ended = true,
+                    Ok(Message::Stopped) | Err(_) => return Ok(()),
+                },
+                recv(looks) -> _ => self.look(),
+            }
+            if self.hand_on_complete().is_none() {
+                return Ok(()); // The log has ended, and says why.
+            }
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, number: u64, group: Arc<Group>, given_up: Arc<[AtomicBool]>) {
+        let mut missing = 0;
+        for (plan, given_up) in group.batches.iter().zip(&*given_up) {
+            match given_up.load(Ordering::Relaxed) {
+                true => note_dropped(&self.runners, plan.teacher, copy_count(plan)),
+                false => missing += 1,
+            }
+        }
+        self.pending.insert(number, Pending { labels: vec![None; group.batches.len()], given_up, missing, group });
+    }
+
+    /// Takes a batch's labels, unless they are no longer waited for.
+    fn take(&mut self, number: u64, batch: usize, labels: Vec<Label>) {
+        let Some(pending) = self.pending.get_mut(&number) else { return };
+        if !pending.given_up[batch].load(Ordering::Relaxed) {
+            pending.labels[batch] = Some(labels);
+            pending.missing -= 1;
+        }
+    }
+
+    /// Looks for runners that stall, and gives up what waits for those that nobody is to wait for.
+    fn look(&mut self) {
+        for runner in &self.runners {
+            let is_new = runner.watch.look();
+            runner.stalled.set(runner.watch.is_stalled().into());
+            if is_new {
+                runner.warn();
+            }
+            if runner.watch.is_given_up() {
+                for pending in self.pending.values_mut() {
+                    pending.give_up(runner.index, |copies| note_dropped(&self.runners, runner.index, copies));
+                }
+            }
+        }
+    }
+
+    /// Hands on every complete group that is next in order.
+    fn hand_on_complete(&mut self) -> Option<()> {
+        while self.pending.get(&self.next).is_some_and(|pending| pending.missing == 0) {
+            let entries = self.pending.remove(&self.next)?.into_entries();
+            let count = entries.len();
+            self.next += 1;
+            self.complete.send(entries).ok()?;
+            self.metrics.items_out.inc_by(count as u64);
+            self.metrics.in_flight.sub(count as i64);
+            self.metrics.progressed();
+            let _ = self.permit_return.send(()); // The dispatcher may be gone: its input has ended.
+        }
+        Some(())
+    }
+}
+
+fn note_dropped(runners: &[WatchedRunner], teacher: u16, copies: u64) {
+    for runner in runners.iter().filter(|runner| runner.index == teacher) {
+        runner.watch.note_dropped(copies);
+        runner.dropped_copies.inc_by(copies);
+    }
+}
+
+impl WatchedRunner {
+    pub(super) fn register(
+        registry: &Registry,
+        name: &str,
+        index: u16,
+        watch: TeacherWatch,
+    ) -> Result<Self, TeacherError> {
+        let opts = |name: &str, help: &str, teacher: &str| Opts::new(name, help).const_label("teacher", teacher);
+        let stalled = opts(
+            "mergedistill_teacher_stalled",
+            "1 while a teacher is longer at work on one batch than its stall_seconds, otherwise 0.",
+            name,
+        );
+        let dropped = opts(
+            "mergedistill_teacher_dropped_copies_total",
+            "Masked copies that went to the log without the teacher's labels because it stalled.",
+            name,
+        );
+        let (stalled, dropped_copies) = (IntGauge::with_opts(stalled)?, IntCounter::with_opts(dropped)?);
+        registry.register(Box::new(stalled.clone()))?;
+        registry.register(Box::new(dropped_copies.clone()))?;
+        Ok(Self { name: name.to_owned(), index, watch, stalled, dropped_copies })
+    }
+
+    fn warn(&self) {
+        let seconds = self.watch.options().after.as_secs_f64();
+        let (teacher, consequence) = match self.watch.options().on_stall {
+            OnStall::Wait => (&self.name, "labelling waits for it"),
+            OnStall::DropCopy => (&self.name, "its copies go to the log without labels until it answers"),
+        };
+        tracing::warn!(teacher, seconds, "the teacher stalls: one batch takes longer than that; {consequence}");
+    }
+}
+
+impl Pending {
+    /// Gives up the batches of `teacher` that are missing; `note` is told of their copies.
+    fn give_up(&mut self, teacher: u16, note: impl Fn(u64)) {
+        let batches = self.group.batches.iter().zip(&*self.given_up).zip(&self.labels);
+        for ((plan, given_up), labels) in batches.filter(|((plan, _), _)| plan.teacher == teacher) {
+            if labels.is_none() && !given_up.swap(true, Ordering::Relaxed) {
+                self.missing -= 1;
+                note(copy_count(plan));
+            }
+        }
+    }
+
+    fn into_entries(self) -> Vec<Entry> {
+        let Group { mut entries, batches } = Arc::unwrap_or_clone(self.group);
+        for (plan, labels) in batches.iter().zip(self.labels) {
+            for (&(entry, copy), label) in plan.members.iter().zip(labels.into_iter().flatten()) {
+                if let Payload::Record(record) = &mut entries[entry as usize].payload {
+                    record.copies[copy as usize].label = Some(label);
+                }
+            }
+        }
+        entries
+    }
+}

@@ -1,0 +1,416 @@
+//! Releases: cool-downs beside an endless training.
+//!
+//! A trunk ([`crate::schedule::Schedule::Trunk`]) never lowers its learning rate, so what it has learned is not at its best at
+//! any time. A release takes the trunk's newest checkpoint and trains from there for some steps in which the learning rate
+//! goes to 0 and λ to its end, then writes the student as a Hugging Face folder and evaluates it. The trunk goes on
+//! meanwhile, and is afterwards what it would have been, bit for bit: a release reads from it one checkpoint (its files are
+//! shared, and never written again) and a few lines of its journal, between two of its steps.
+//!
+//! A release is a [`Trainer`](crate::Trainer) with a thread and a state folder of its own, `releases/<name>/`: journal,
+//! checkpoints, `metrics.jsonl`, and `release.json`, which says what it is and how it is. So it reads the same log with its own
+//! cursors, its steps follow from log, journal and seed too, and it goes on after a crash. As long as it runs, what it needs of
+//! the log is part of what the run needs ([`Need::join`]).
+//!
+//! Trunk and release share the threads of training: they take turns, step by step ([`crate::Turns`]). Memory for a second student,
+//! its gradients, moments and activations, is needed while it runs. There is one release at a time.
+
+mod folder;
+mod metrics;
+mod work;
+
+pub use folder::ReleaseState;
+
+pub(crate) use folder::Folder;
+
+use crate::TrainerError;
+use crate::evaluate::EvaluationReport;
+use crate::event::{BranchPoint, Event, Outcome, Request};
+use crate::export;
+use crate::options::TrainerOptions;
+use crate::schedule::Rates;
+use crate::trainer::Trainer;
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use folder::Wanted;
+use metrics::Metrics;
+use prometheus::Registry;
+use serde::Serialize;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use store::LogReader;
+use store::log::Need;
+use store::stage::StageControl;
+use work::Running;
+
+/// How long the trunk may take until it is between two steps, and a release until it has stopped.
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+/// How often it is looked whether the trunk is still there to answer.
+const ATTENTION: Duration = Duration::from_millis(100);
+
+/// The releases of a run. Clones share them.
+#[derive(Clone)]
+pub struct Releases(Arc<Shared>);
+
+/// What the one that commands and the one that trains share.
+struct Shared {
+    /// The trunk's.
+    options: TrainerOptions,
+    reader: LogReader,
+    /// What the trunk needs of the log.
+    need: Need,
+    /// The trunk's: a release stops and pauses with it.
+    control: StageControl,
+    /// To the trunk.
+    requests: Sender<Request>,
+    report: Box<dyn Fn(Event) + Send + Sync>,
+    metrics: Metrics,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    /// The release that began last.
+    latest: Option<ReleaseStatus>,
+    /// Number of the next one.
+    next: u64,
+    /// No release begins any more.
+    trunk_ended: bool,
+    /// Nor is one started that has begun.
+    stopping: bool,
+    place: Place,
+    /// Threads of releases; one more than runs while it tells how it ended.
+    threads: usize,
+}
+
+/// There is one place for a release to run in.
+enum Place {
+    Free,
+    /// The trunk is asked for a checkpoint.
+    Taken,
+    /// One goes on when the trunk does.
+    Unfinished(Box<Folder>, Need),
+    Running(Running),
+}
+
+/// How a release is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReleaseStatus {
+    /// Its name: that of its folder in `releases/`.
+    pub name: String,
+    /// How it is.
+    pub state: ReleaseState,
+    /// Steps of the trunk that it builds on.
+    pub from_step: u64,
+    /// Steps of its own that are done.
+    pub step: u64,
+    /// Steps of its own in all.
+    pub steps: u64,
+    /// Learning rate of the last step.
+    pub learning_rate: f64,
+    /// Weight of distillation in the last step.
+    pub lambda: f64,
+    /// Loss of the last step; `None` if none was made since the start of this process.
+    pub loss: Option<f64>,
+    /// The language whose records it waits for.
+    pub waiting: Option<String>,
+    /// Where the student goes.
+    pub out: PathBuf,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Its last evaluation; the step in it is counted from the trunk's first one.
+    pub evaluation: Option<EvaluationReport>,
+}
+
+/// Why a release does not begin or end as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ReleaseError {
+    /// One is running, and there is one at a time.
+    #[error("release {name} is running (step {step} of {steps}); wait until it is done, or cancel it")]
+    Running {
+        /// Its name.
+        name: String,
+        /// Steps done.
+        step: u64,
+        /// Steps in all.
+        steps: u64,
+    },
+    /// Another one is just beginning.
+    #[error("another release is just beginning; look at the status")]
+    Beginning,
+    /// There is nothing to cancel.
+    #[error("no release is running")]
+    NoneRunning,
+    /// A release without a step would be the trunk as it is.
+    #[error("a release has at least 1 step; `export` writes the student as it is")]
+    NoSteps,
+    /// The trunk has ended.
+    #[error("training has ended: there is nothing beside which a release could run")]
+    TrunkEnded,
+    /// The trunk did not answer, or the release did not stop, in time.
+    #[error("no answer within {} s; look at the status later", ANSWER_LIMIT.as_secs())]
+    NoAnswer,
+    /// The trunk has no checkpoint that can be branched from.
+    #[error("cannot branch from the trunk: {0}")]
+    Branch(String),
+    /// Something could not be read or written.
+    #[error(transparent)]
+    Trainer(#[from] TrainerError),
+}
+
+/// The releases of a state folder that are to go on.
+pub(crate) fn unfinished(state_dir: &Path) -> Result<Vec<Folder>, TrainerError> {
+    let mut folders = folder::all(state_dir)?;
+    folders.retain(|folder| folder.file.state == ReleaseState::Running);
+    Ok(folders)
+}
+
+impl Releases {
+    /// The releases of the run that `options` are of. One that was running goes on with [`Self::run`].
+    ///
+    /// `need` is what that run needs of the log, `control` its switch, `requests` lead to its trainer, and `report` is told
+    /// ([`Event::Release`]), in the release's thread, when one begins, is evaluated, and has ended.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or cleaned.
+    pub fn open(
+        options: TrainerOptions,
+        reader: LogReader,
+        need: Need,
+        control: StageControl,
+        requests: Sender<Request>,
+        report: Box<dyn Fn(Event) + Send + Sync>,
+        registry: &Registry,
+    ) -> Result<Self, TrainerError> {
+        folder::clean(&options.state_dir)?;
+        let folders = folder::all(&options.state_dir)?;
+        let latest = folders.last().map(ReleaseStatus::of);
+        let next = folders.last().map_or(0, |folder| folder.file.number + 1);
+        let unfinished = folders.into_iter().rfind(|folder| folder.file.state == ReleaseState::Running);
+        let place = match unfinished {
+            Some(folder) => Place::Unfinished(Box::new(folder), joined(&need)),
+            None => Place::Free,
+        };
+        let (state, changed) = (
+            Mutex::new(State { latest, next, trunk_ended: false, stopping: false, place, threads: 0 }),
+            Condvar::new(),
+        );
+        let metrics = Metrics::register(registry)?;
+        Ok(Self(Arc::new(Shared { options, reader, need, control, requests, report, metrics, state, changed })))
+    }
+
+    /// Runs the trunk, and beside it a release that was not finished and those that are asked for. If the trunk ends by itself, a
+    /// release that is running is finished; if it is stopped or fails, the release stops too, and goes on at the next start.
+    ///
+    /// # Errors
+    /// Those of the trunk. A release that fails says so in its status, and is no reason to stop.
+    pub fn run(
+        &self,
+        trunk: &mut Trainer,
+        requests: Receiver<Request>,
+        events: &mut dyn FnMut(Event),
+    ) -> Result<Outcome, TrainerError> {
+        self.go_on();
+        let outcome = trunk.run(&self.0.control, &requests, events);
+        self.0.lock().trunk_ended = true;
+        drop(requests);
+        match outcome {
+            Ok(Outcome::Finished | Outcome::Exhausted { .. }) => trunk.needs_nothing_more(),
+            Ok(Outcome::Stopped { .. }) | Err(_) => self.stop(),
+        }
+        self.wait();
+        outcome
+    }
+
+    /// Begins a release of `steps` steps from the newest checkpoint, whose student goes to `out` (an absolute path; `None`: into the
+    /// release's folder). It runs when this returns.
+    ///
+    /// # Errors
+    /// When one is running, when the trunk has ended or no checkpoint, or when `out` holds anything but an export.
+    pub fn begin(&self, steps: u64, out: Option<PathBuf>) -> Result<ReleaseStatus, ReleaseError> {
+        if steps == 0 {
+            return Err(ReleaseError::NoSteps);
+        }
+        if let Some(out) = &out {
+            export::check_target(out)?;
+        }
+        let number = self.take_place()?;
+        let need = joined(&self.0.need);
+        let wanted = Wanted { steps, lambda_end: self.0.options.train.lambda_end, out };
+        let begun = self.branch(number, wanted).and_then(|folder| Ok(self.start(folder, need)?));
+        if begun.is_err() {
+            self.0.lock().place = Place::Free;
+            self.0.changed.notify_all();
+        }
+        begun
+    }
+
+    /// Ends the release that is running; it cannot go on later.
+    ///
+    /// # Errors
+    /// When none is running, or it does not stop in time.
+    pub fn cancel(&self) -> Result<ReleaseStatus, ReleaseError> {
+        let state = self.0.lock();
+        match &state.place {
+            Place::Running(running) => running.cancel(),
+            _ => return Err(ReleaseError::NoneRunning),
+        }
+        let name = state.latest.as_ref().map(|status| status.name.clone());
+        let runs = |state: &mut State| {
+            state
+                .latest
+                .as_ref()
+                .is_some_and(|status| status.state == ReleaseState::Running && Some(&status.name) == name.as_ref())
+        };
+        let waited = self.0.changed.wait_timeout_while(state, ANSWER_LIMIT, runs);
+        let (state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return Err(ReleaseError::NoAnswer);
+        }
+        state.latest.clone().ok_or(ReleaseError::NoneRunning)
+    }
+
+    /// The release that began last; `None`: there never was one.
+    #[must_use]
+    pub fn status(&self) -> Option<ReleaseStatus> {
+        self.0.lock().latest.clone()
+    }
+
+    /// Takes the place, which must be free; returns the number of the release that is to run there.
+    fn take_place(&self) -> Result<u64, ReleaseError> {
+        let mut state = self.0.lock();
+        match (&state.place, &state.latest) {
+            (Place::Free, _) if state.trunk_ended => return Err(ReleaseError::TrunkEnded),
+            (Place::Free, _) => {}
+            (Place::Taken, _) | (_, None) => return Err(ReleaseError::Beginning),
+            (Place::Unfinished(..) | Place::Running(_), Some(latest)) => {
+                let (name, step, steps) = (latest.name.clone(), latest.step, latest.steps);
+                return Err(ReleaseError::Running { name, step, steps });
+            }
+        }
+        state.place = Place::Taken;
+        state.next += 1;
+        Ok(state.next - 1)
+    }
+
+    /// Asks the trunk for its newest checkpoint, and makes a folder of it.
+    fn branch(&self, number: u64, wanted: Wanted) -> Result<Folder, ReleaseError> {
+        let state_dir = &self.0.options.state_dir;
+        let partial = folder::partial(state_dir, number);
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        let (reply, answer) = bounded(1);
+        let request = Request::Branch { folder: partial.clone(), reply };
+        self.0
+            .requests
+            .send_deadline(request, deadline)
+            .map_err(|error| if error.is_timeout() { ReleaseError::NoAnswer } else { ReleaseError::TrunkEnded })?;
+        let point: BranchPoint = loop {
+            // Asked first: what it answered before it ended counts.
+            let trunk_ended = self.0.lock().trunk_ended;
+            match answer.recv_timeout(ATTENTION) {
+                Ok(Ok(point)) => break point,
+                Ok(Err(reason)) => return Err(ReleaseError::Branch(reason)),
+                Err(RecvTimeoutError::Disconnected) => return Err(ReleaseError::TrunkEnded),
+                Err(RecvTimeoutError::Timeout) if trunk_ended => return Err(ReleaseError::TrunkEnded),
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline => return Err(ReleaseError::NoAnswer),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        };
+        Folder::begin(&partial, state_dir, number, point, wanted).map_err(|error| {
+            // Best effort: the first error is the one to report, and what is left is removed at the next start.
+            let _ = fs::remove_dir_all(&partial);
+            error.into()
+        })
+    }
+
+    /// Starts the release that was running when the run ended.
+    fn go_on(&self) {
+        let mut state = self.0.lock();
+        let (folder, need) = match std::mem::replace(&mut state.place, Place::Taken) {
+            Place::Unfinished(folder, need) => (folder, need),
+            place => {
+                state.place = place;
+                return;
+            }
+        };
+        drop(state);
+        if let Err(error) = self.start(*folder, need) {
+            tracing::error!(%error, "a release cannot go on");
+            self.0.lock().place = Place::Free;
+        }
+    }
+
+    /// Starts a thread for a release, in the place that was taken for it.
+    fn start(&self, folder: Folder, need: Need) -> Result<ReleaseStatus, TrainerError> {
+        let status = ReleaseStatus::of(&folder);
+        let mut state = self.0.lock();
+        state.place = if state.stopping {
+            self.0.changed.notify_all();
+            Place::Unfinished(Box::new(folder), need)
+        } else {
+            // It cannot end before its place is noted: it waits for the lock.
+            let running = work::start(&self.0, folder, need)?;
+            state.threads += 1;
+            Place::Running(running)
+        };
+        state.latest = Some(status.clone());
+        Ok(status)
+    }
+
+    /// Asks the release that is running to stop; it goes on at the next start.
+    fn stop(&self) {
+        let mut state = self.0.lock();
+        state.stopping = true;
+        if let Place::Running(running) = &state.place {
+            running.stop();
+        }
+    }
+
+    /// Waits until no release runs or begins, and all was told of those that ran.
+    fn wait(&self) {
+        let busy = |state: &mut State| state.threads > 0 || matches!(state.place, Place::Taken);
+        drop(self.0.changed.wait_while(self.0.lock(), busy).unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ReleaseStatus {
+    /// A release as its folder tells of it, without what was done since the last checkpoint.
+    fn of(folder: &Folder) -> Self {
+        let file = &folder.file;
+        let cool_down = file.cool_down;
+        let evaluation = file.evaluation.clone();
+        Self {
+            name: folder.name.clone(),
+            state: file.state,
+            from_step: cool_down.from_step,
+            step: file.step,
+            steps: cool_down.steps,
+            learning_rate: cool_down.learning_rate,
+            lambda: cool_down.lambda_start,
+            loss: None,
+            waiting: None,
+            out: folder.out(),
+            error: file.error.clone(),
+            evaluation: evaluation.and_then(|evaluation| serde_json::from_value(evaluation).ok()),
+        }
+    }
+
+    /// After `step` steps of the trunk and the release together, with the rates of the last of them.
+    fn set_step(&mut self, step: u64, rates: Rates) {
+        self.step = step.saturating_sub(self.from_step);
+        (self.learning_rate, self.lambda) = (rates.learning_rate, rates.lambda);
+    }
+}
+
+/// A need of one's own that counts as the trunk's.
+fn joined(trunk: &Need) -> Need {
+    let need = Need::default();
+    trunk.join(&need);
+    need
+}

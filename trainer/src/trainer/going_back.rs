@@ -1,0 +1,87 @@
+//! Steps that are skipped, and going back to a checkpoint after several in a row.
+
+use super::{Desk, Trainer, is_target};
+use crate::TrainerError;
+use crate::batch::Batch;
+use crate::journal::{JournalEntry, Rollback, SkippedStep};
+use crate::need::can_form_again;
+use crate::resume::{self, Resumed};
+use crate::run_log::RunLog;
+use crate::state_folder::metrics_path;
+use std::collections::BTreeSet;
+use store::SequenceNumber;
+
+/// Times that training goes back to its start, without getting anywhere, before it gives up.
+const ROLLBACKS_MAX: usize = 5;
+
+impl Trainer {
+    /// Notes in the journal that the step about to be counted was skipped, unless it knows.
+    pub(super) fn note_skip(&mut self, reason: String, batch: &Batch) -> Result<(), TrainerError> {
+        let skip = SkippedStep { step: self.state.step + 1, reason, sequences: batch.sequences.clone() };
+        tracing::warn!(step = skip.step, reason = skip.reason, "a step was skipped");
+        if self.skips_since_rollback().any(|known| known.step == skip.step && known.sequences == skip.sequences) {
+            return Ok(());
+        }
+        self.journal.append(JournalEntry::SkippedStep(skip))
+    }
+
+    /// Steps skipped since training last went back, the latest first.
+    fn skips_since_rollback(&self) -> impl Iterator<Item = &SkippedStep> {
+        let entries = self.journal.events().iter().rev();
+        entries.take_while(|entry| !matches!(entry, JournalEntry::Rollback(_))).filter_map(|entry| match entry {
+            JournalEntry::SkippedStep(skip) => Some(skip),
+            _ => None,
+        })
+    }
+
+    /// Goes back to the last checkpoint of the schedule, without the examples of the batches that were skipped in a row.
+    pub(super) fn roll_back(&mut self, desk: &mut Desk<'_>) -> Result<(), TrainerError> {
+        let from_step = self.state.step;
+        let in_a_row = from_step - u64::from(self.state.skipped_in_a_row)..from_step;
+        let skips = self.skips_since_rollback().filter(|skip| in_a_row.contains(&(skip.step - 1)));
+        let left_out: BTreeSet<SequenceNumber> = skips.flat_map(|skip| skip.sequences.iter().copied()).collect();
+
+        let options = &self.options;
+        let rollbacks = resume::rollbacks(&self.journal);
+        // Weights from before these steps: those of a later checkpoint are the ones that do not work. Nor do those that
+        // training went back to in vain.
+        let is_target = |step| {
+            step <= in_a_row.start
+                && is_target(options, step)
+                && (step == options.first_step() || resume::returns_to(&rollbacks, step) == 0)
+        };
+        // Of what is found only the state: the weights are read again below, and are too large to be there twice.
+        let Resumed { state: target, .. } =
+            resume::resume(options, &self.vocabulary, &self.checkpoints, &mut self.journal, is_target)?;
+        let to_step = target.step;
+        self.needs.hold(&self.reader);
+        let can_form_again = can_form_again(target.stream.sampler.window, &self.journal, &self.reader);
+        if resume::returns_to(&rollbacks, to_step) >= ROLLBACKS_MAX || !can_form_again {
+            let left_out = target.stream.left_out.len();
+            return Err(TrainerError::Diverged { step: to_step, left_out });
+        }
+        tracing::warn!(from_step, to_step, left_out = left_out.len(), "going back to a checkpoint");
+        let rollback = Rollback { from_step, to_step, left_out: left_out.into_iter().collect() };
+        self.journal.append(JournalEntry::Rollback(rollback))?;
+        for step in self.checkpoints.steps()?.into_iter().filter(|step| *step > to_step) {
+            self.checkpoints.remove(step)?;
+        }
+        // Read again, now that the journal says what to leave out.
+        self.restart(|step| step <= to_step)?;
+        desk.report(self.resumed());
+        Ok(())
+    }
+
+    fn restart(&mut self, wanted: impl Fn(u64) -> bool) -> Result<(), TrainerError> {
+        let resumed = resume::resume(&self.options, &self.vocabulary, &self.checkpoints, &mut self.journal, wanted)?;
+        (self.learner, self.state) = (resumed.learner, resumed.state);
+        self.needs.has_checkpoints(&self.checkpoints, &self.journal)?;
+        self.stream = resume::stream(&self.options, &self.vocabulary, &self.state.stream);
+        (self.drawn, self.progress_window) = (None, None);
+        let path = metrics_path(&self.options.state_dir);
+        self.run_log = RunLog::open(&path, self.state.step, self.state.evaluated)?;
+        self.run_log.evaluation().into_iter().for_each(|evaluation| self.metrics.observe_evaluation(evaluation));
+        self.metrics.step.set(i64::try_from(self.state.step).unwrap_or(i64::MAX));
+        Ok(())
+    }
+}
