@@ -33,8 +33,13 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), TrainerError> {
 
 /// Creates a folder, and those above it, durably.
 pub(crate) fn create_folder(folder: &Path) -> Result<(), TrainerError> {
+    let missing = folder.ancestors().skip(1).take_while(|above| !above.as_os_str().is_empty() && !above.exists());
+    let missing: Vec<_> = missing.collect();
     fs::create_dir_all(folder).map_err(TrainerError::io("create", folder))?;
-    sync_folder(folder.parent().unwrap_or(Path::new(".")))
+    for created in std::iter::once(folder).chain(missing) {
+        sync_folder(created.parent().unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
 }
 
 fn partial_name(path: &Path) -> PathBuf {
