@@ -33,40 +33,53 @@ pub(crate) trait Model {
     fn find(&self, quantile: u32) -> (u32, Interval);
 }
 
-/// Writes or reads symbols.
+/// Writes or reads symbols. What goes wrong is kept until the end, so that nothing has to be asked after each symbol: from then on a
+/// decoder reads zeroes.
 pub(crate) trait Coder {
     /// Whether it writes them.
     const ENCODES: bool;
 
     /// Codes one symbol: an encoder writes `symbol` and returns it, a decoder returns what it reads instead.
-    fn code<M: Model>(&mut self, model: &M, symbol: u32) -> Result<u32, Damage>;
+    fn code<M: Model>(&mut self, model: &M, symbol: u32) -> u32;
+
+    /// What was read means nothing. The first time counts.
+    fn fail(&mut self, damage: Damage);
 
     /// Codes the low `bits` ≤ 28 bits of `value`, all values as likely.
-    fn bits(&mut self, bits: u32, value: u32) -> Result<u32, Damage> {
-        if bits == 0 { Ok(0) } else { self.code(&Bits(bits), value) }
+    fn bits(&mut self, bits: u32, value: u32) -> u32 {
+        if bits == 0 { 0 } else { self.code(&Bits(bits), value) }
     }
 
     /// Codes a number below `bound` ≤ 2^28, all as likely.
-    fn below(&mut self, bound: u32, value: u32) -> Result<u32, Damage> {
-        if bound < 2 { Ok(0) } else { self.code(&Uniform(bound), value) }
+    fn below(&mut self, bound: u32, value: u32) -> u32 {
+        if bound < 2 { 0 } else { self.code(&Uniform(bound), value) }
     }
 }
 
 /// Writes symbols.
 #[derive(Default)]
-pub(crate) struct Encoder(RangeEncoder<u32, u64>);
+pub(crate) struct Encoder {
+    range: RangeEncoder<u32, u64>,
+    failed: Option<Damage>,
+}
 
 /// Reads symbols. Beyond the end it reads zeroes: whoever uses it knows how many symbols there are.
-pub(crate) struct Decoder(RangeDecoder<u32, u64, Cursor<u32, Vec<u32>>>);
+pub(crate) struct Decoder {
+    range: RangeDecoder<u32, u64, Cursor<u32, Vec<u32>>>,
+    failed: Option<Damage>,
+}
 
 impl Encoder {
     /// What was written.
-    pub(crate) fn finish(self) -> Vec<u8> {
-        let words = match self.0.into_compressed() {
+    ///
+    /// # Errors
+    /// When a symbol was not in the alphabet of its model.
+    pub(crate) fn finish(self) -> Result<Vec<u8>, Damage> {
+        let words = match self.range.into_compressed() {
             Ok(words) => words,
             Err(impossible) => match impossible {},
         };
-        words.into_iter().flat_map(u32::to_le_bytes).collect()
+        self.failed.map_or(Ok(words.into_iter().flat_map(u32::to_le_bytes).collect()), Err)
     }
 }
 
@@ -78,14 +91,21 @@ impl Decoder {
         }
         let words = words.iter().map(|word| u32::from_le_bytes(*word)).collect::<Vec<_>>();
         match RangeDecoder::from_compressed(words) {
-            Ok(decoder) => Ok(Self(decoder)),
+            Ok(range) => Ok(Self { range, failed: None }),
             Err(impossible) => match impossible {},
         }
     }
 
     /// Nothing may be left.
+    ///
+    /// # Errors
+    /// When something is, or when what was read is none that an encoder writes.
     pub(crate) fn finish(self) -> Result<(), Damage> {
-        if self.0.maybe_exhausted() { Ok(()) } else { Err(Damage::new("bytes behind the last symbol")) }
+        match self.failed {
+            Some(damage) => Err(damage),
+            None if self.range.maybe_exhausted() => Ok(()),
+            None => Err(Damage::new("bytes behind the last symbol")),
+        }
     }
 }
 
@@ -93,11 +113,16 @@ impl Coder for Encoder {
     const ENCODES: bool = true;
 
     #[inline]
-    fn code<M: Model>(&mut self, model: &M, symbol: u32) -> Result<u32, Damage> {
-        self.0
-            .encode_symbol(symbol, Adapter(model))
-            .map_err(|_| Damage::new(format!("{symbol} is not in the alphabet of its column")))?;
-        Ok(symbol)
+    fn code<M: Model>(&mut self, model: &M, symbol: u32) -> u32 {
+        if self.range.encode_symbol(symbol, Adapter(model)).is_err() {
+            self.fail(Damage::new(format!("{symbol} is not in the alphabet of its column")));
+        }
+        symbol
+    }
+
+    #[cold]
+    fn fail(&mut self, damage: Damage) {
+        self.failed.get_or_insert(damage);
     }
 }
 
@@ -105,8 +130,16 @@ impl Coder for Decoder {
     const ENCODES: bool = false;
 
     #[inline]
-    fn code<M: Model>(&mut self, model: &M, _: u32) -> Result<u32, Damage> {
-        self.0.decode_symbol(Adapter(model)).map_err(|_| Damage::new("what no encoder writes"))
+    fn code<M: Model>(&mut self, model: &M, _: u32) -> u32 {
+        self.range.decode_symbol(Adapter(model)).unwrap_or_else(|_| {
+            self.fail(Damage::new("what no encoder writes"));
+            0
+        })
+    }
+
+    #[cold]
+    fn fail(&mut self, damage: Damage) {
+        self.failed.get_or_insert(damage);
     }
 }
 

@@ -1,7 +1,6 @@
 //! An adaptive model of token ids.
 
 use super::coder::{Coder, Interval, Model, TOTAL};
-use crate::log::error::Damage;
 
 /// Largest sum of weights: far enough below [`TOTAL`] for what dividing by it leaves over to be little.
 const WEIGHT_MAX: u32 = TOTAL >> 5;
@@ -18,11 +17,9 @@ const HINTS: u32 = 1024;
 /// The weight of every id below a vocabulary's size.
 #[derive(Clone, Debug)]
 pub(crate) struct Frequencies {
-    /// A whole number of groups; 0 beyond the size.
-    weights: Vec<u32>,
+    /// Of each id and those before it in its group; beyond the size, ids weigh nothing.
+    up_to: Vec<u32>,
     size: usize,
-    /// The weight of each group.
-    groups: Vec<u32>,
     /// The sum of the weights before each group, and of all.
     before: Vec<u32>,
     /// What each weight has of [`TOTAL`].
@@ -44,40 +41,56 @@ impl Frequencies {
         let size = weights.len();
         weights.resize(size.next_multiple_of(GROUP), 0);
         let before = vec![0; weights.len() / GROUP + 1];
-        let (groups, hints, learnt) = (sums(&weights), Vec::new(), Vec::with_capacity(TURN.1));
-        let mut frequencies = Self { weights, size, groups, before, unit: 1, hints, shift: 0, learnt, turn: TURN.0 };
+        add_up(&mut weights);
+        let (hints, learnt) = (Vec::new(), Vec::with_capacity(TURN.1));
+        let mut frequencies = Self { up_to: weights, size, before, unit: 1, hints, shift: 0, learnt, turn: TURN.0 };
         frequencies.sum();
         frequencies
     }
 
     /// Codes an id below the vocabulary's size, and learns from it.
     #[inline]
-    pub(crate) fn code(&mut self, coder: &mut impl Coder, id: u32) -> Result<u32, Damage> {
-        let id = coder.code(self, id)?;
+    pub(crate) fn code(&mut self, coder: &mut impl Coder, id: u32) -> u32 {
+        let id = coder.code(self, id);
         self.learnt.push(id);
         if self.learnt.len() == self.turn {
             self.turn = (2 * self.turn).min(TURN.1);
             self.learn();
         }
-        Ok(id)
+        id
     }
 
     fn learn(&mut self) {
+        let groups = self.up_to.as_chunks_mut().0;
         for id in self.learnt.drain(..) {
-            self.weights[id as usize] += STEP;
-            self.groups[id as usize / GROUP] += STEP;
+            let group: &mut [u32; GROUP] = &mut groups[id as usize / GROUP];
+            for (at, up_to) in (0..).zip(group) {
+                *up_to += if at < id % GROUP as u32 { 0 } else { STEP };
+            }
         }
-        if self.groups.iter().sum::<u32>() > WEIGHT_MAX {
-            self.weights.iter_mut().for_each(|weight| *weight = weight.div_ceil(2));
-            self.groups = sums(&self.weights);
+        let sum = groups.iter().map(|group| group[GROUP - 1]).sum::<u32>();
+        if sum > WEIGHT_MAX {
+            self.halve();
         }
         self.sum();
     }
 
+    fn halve(&mut self) {
+        for group in self.up_to.chunks_mut(GROUP) {
+            let mut before = 0;
+            for weight in group {
+                let up_to = *weight;
+                *weight = (up_to - before).div_ceil(2);
+                before = up_to;
+            }
+        }
+        add_up(&mut self.up_to);
+    }
+
     fn sum(&mut self) {
         let mut sum = 0_u32;
-        for (before, group) in self.before[1..].iter_mut().zip(&self.groups) {
-            sum += group;
+        for (before, group) in self.before[1..].iter_mut().zip(self.up_to.as_chunks::<GROUP>().0) {
+            sum += group[GROUP - 1];
             *before = sum;
         }
         self.unit = TOTAL / sum.max(1);
@@ -94,11 +107,14 @@ impl Frequencies {
     }
 
     fn of_group(&self, group: usize) -> &[u32; GROUP] {
-        &self.weights.as_chunks().0[group]
+        &self.up_to.as_chunks().0[group]
     }
 
-    fn between(&self, start: u32, weight: u32) -> Interval {
-        Interval { start: start * self.unit, width: weight * self.unit }
+    /// What a group's id has of [`TOTAL`].
+    fn interval_of(&self, group: usize, place: usize) -> Interval {
+        let up_to = self.of_group(group);
+        let start = place.checked_sub(1).map_or(0, |before| up_to[before]);
+        Interval { start: (self.before[group] + start) * self.unit, width: (up_to[place] - start) * self.unit }
     }
 }
 
@@ -106,37 +122,33 @@ impl Frequencies {
 impl Model for Frequencies {
     fn interval(&self, id: u32) -> Option<Interval> {
         let id = id as usize;
-        (id < self.size).then(|| {
-            let (group, place) = (id / GROUP, id % GROUP);
-            let weights = self.of_group(group);
-            self.between(self.before[group] + weights[..place].iter().sum::<u32>(), weights[place])
-        })
+        (id < self.size).then(|| self.interval_of(id / GROUP, id % GROUP))
     }
 
     fn find(&self, quantile: u32) -> (u32, Interval) {
         // No encoder writes what is beyond the last sum.
-        let all = self.before[self.groups.len()];
+        let all = self.before[self.before.len() - 1];
         let wanted = (quantile / self.unit).min(all.saturating_sub(1));
         let mut group = self.hints[(wanted >> self.shift) as usize] as usize;
         while self.before[group + 1] <= wanted {
             group += 1;
         }
-        let mut up_to = [0; GROUP];
-        let mut sum = self.before[group];
-        for (up_to, weight) in up_to.iter_mut().zip(self.of_group(group)) {
-            sum += weight;
-            *up_to = sum;
-        }
-        let passed: u32 = up_to.iter().map(|up_to| u32::from(*up_to <= wanted)).sum();
+        let within = wanted - self.before[group];
+        let passed: u32 = self.of_group(group).iter().map(|up_to| u32::from(*up_to <= within)).sum();
         let place = passed as usize % GROUP;
-        let start = place.checked_sub(1).map_or(self.before[group], |before| up_to[before]);
-        ((group * GROUP + place) as u32, self.between(start, up_to[place] - start))
+        ((group * GROUP + place) as u32, self.interval_of(group, place))
     }
 }
 
-/// The sums of groups.
-fn sums(weights: &[u32]) -> Vec<u32> {
-    weights.chunks(GROUP).map(|group| group.iter().sum()).collect()
+/// Adds up weights, in each group.
+fn add_up(weights: &mut [u32]) {
+    for group in weights.chunks_mut(GROUP) {
+        let mut sum = 0;
+        for weight in group {
+            sum += *weight;
+            *weight = sum;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -170,11 +182,12 @@ mod tests {
         let ids = || (0..600_000_u32).map(|turn| turn % 2 + turn % 17 / 16 * 30);
         let (mut frequencies, mut encoder) = (Frequencies::new(vec![1; 40]), Encoder::default());
         for id in ids() {
-            frequencies.code(&mut encoder, id).unwrap();
+            frequencies.code(&mut encoder, id);
         }
         assert!(*frequencies.before.last().unwrap() <= WEIGHT_MAX);
-        assert_eq!(frequencies.weights[39], 1);
-        let (mut frequencies, mut decoder) = (Frequencies::new(vec![1; 40]), Decoder::new(&encoder.finish()).unwrap());
-        assert!(ids().all(|id| frequencies.code(&mut decoder, 0).unwrap() == id));
+        assert_eq!(frequencies.interval_of(39 / GROUP, 39 % GROUP).width, frequencies.unit);
+        let (mut frequencies, mut decoder) =
+            (Frequencies::new(vec![1; 40]), Decoder::new(&encoder.finish().unwrap()).unwrap());
+        assert!(ids().all(|id| frequencies.code(&mut decoder, 0) == id));
     }
 }

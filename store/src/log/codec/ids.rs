@@ -9,7 +9,6 @@ use super::coder::{Coder, Interval, Model, TOTAL};
 use super::lists::{COUNT_MAX, LENGTH, Lists, STEP, Taken};
 use super::models::{BIT_FLOOR, Bit};
 use super::tables::IdModel;
-use crate::log::error::Damage;
 
 /// Ranks, amounts of evidence, and ids that were not found, which are told apart.
 const RANKS: usize = 8;
@@ -52,16 +51,16 @@ impl TopIds {
         before: u32,
         place: &mut Option<Place>,
         id: &mut u32,
-    ) -> Result<(), Damage> {
+    ) {
         let Some(place) = place else {
             let list = self.largest.open(before);
             let known = self.missed.len();
-            self.one(coder, rank, Place { list, known }, id)?;
+            self.one(coder, rank, Place { list, known }, id);
             self.largest.learn(list, &mut self.taken, &self.missed[known..]);
             *place = Some(Place { list: self.others.open(*id), known: self.missed.len() });
-            return Ok(());
+            return;
         };
-        self.one(coder, rank, *place, id)
+        self.one(coder, rank, *place, id);
     }
 
     /// Learns from a place, all of whose ids were coded.
@@ -72,7 +71,7 @@ impl TopIds {
     }
 
     #[inline(always)]
-    fn one<C: Coder>(&mut self, coder: &mut C, rank: usize, place: Place, id: &mut u32) -> Result<(), Damage> {
+    fn one<C: Coder>(&mut self, coder: &mut C, rank: usize, place: Place, id: &mut u32) {
         let lists = if rank == 0 { &mut self.largest } else { &mut self.others };
         let (ids, counts, sum) = lists.get(place.list);
         let sum = sum - self.taken.sum;
@@ -82,17 +81,16 @@ impl TopIds {
             let listed = &mut self.listed[(rank.min(RANKS - 1) * EVIDENCE + evidence) * MISSES + misses];
             let model = Listed { counts, sum, unit: share(listed.probability(), sum) };
             let at = if C::ENCODES { place_of(*id, ids, counts) } else { 0 };
-            let at = coder.code(&model, at)? as usize;
+            let at = coder.code(&model, at) as usize;
             listed.learn(at < ids.len());
             if let Some(found) = ids.get(at) {
                 *id = *found;
                 lists.take(place.list, at, &mut self.taken);
-                return Ok(());
+                return;
             }
         }
-        *id = self.rest.code(coder, *id)?;
+        *id = self.rest.code(coder, *id);
         self.missed.push(*id);
-        Ok(())
     }
 }
 
@@ -159,22 +157,20 @@ impl Model for Listed<'_> {
     fn find(&self, quantile: u32) -> (u32, Interval) {
         const AT_ONCE: usize = 8;
         if quantile < self.sum * self.unit {
-            let wanted = quantile / self.unit;
-            let mut before = 0;
+            let mut start = 0;
             for (chunk, counts) in self.counts.chunks(AT_ONCE).enumerate() {
-                let mut up_to = [u32::MAX; AT_ONCE];
-                let mut sum = before;
-                for (up_to, count) in up_to.iter_mut().zip(counts) {
-                    sum += u32::from(*count);
-                    *up_to = sum;
+                let (mut end, mut passed) = (start, 0);
+                for count in counts {
+                    end += u32::from(*count) * self.unit;
+                    // Without branches, and all of it in registers.
+                    let passes = end <= quantile;
+                    start = if passes { end } else { start };
+                    passed += usize::from(passes);
                 }
-                if sum > wanted {
-                    let passed: u32 = up_to.iter().map(|up_to| u32::from(*up_to <= wanted)).sum();
-                    let place = passed as usize;
-                    let from = place.checked_sub(1).map_or(before, |last| up_to[last]);
-                    return ((chunk * AT_ONCE + place) as u32, self.between(from, up_to[place] - from));
+                if let Some(count) = counts.get(passed) {
+                    let interval = Interval { start, width: u32::from(*count) * self.unit };
+                    return ((chunk * AT_ONCE + passed) as u32, interval);
                 }
-                before = sum;
             }
         }
         (self.counts.len() as u32, self.behind())

@@ -33,13 +33,6 @@ impl<C> Streams<C> {
             gold_logits: f(self.gold_logits)?,
         })
     }
-
-    pub(crate) fn map<D>(self, mut f: impl FnMut(C) -> D) -> Streams<D> {
-        match self.try_map(|column| Ok::<_, std::convert::Infallible>(f(column))) {
-            Ok(mapped) => mapped,
-            Err(impossible) => match impossible {},
-        }
-    }
 }
 
 /// A copy without its tokens, in whole numbers.
@@ -79,14 +72,12 @@ pub(crate) struct Constants {
 impl Constants {
     /// Codes them, at the beginning of a teacher's copies.
     pub(crate) fn code<C: Coder>(self, streams: &mut Streams<C>) -> Result<Self, Damage> {
-        let word = |coder: &mut C, word: u32| -> Result<u32, Damage> {
-            Ok(coder.bits(16, word & 0xffff)? | coder.bits(16, word >> 16)? << 16)
-        };
+        let word = |coder: &mut C, word: u32| coder.bits(16, word & 0xffff) | coder.bits(16, word >> 16) << 16;
         let constants = Self {
-            size: word(&mut streams.top_ids, self.size)?,
-            placeholder: word(&mut streams.masked_positions, self.placeholder)?,
-            lowest: word(&mut streams.log_sum_exp, self.lowest.cast_unsigned())?.cast_signed(),
-            level: streams.top_logits.bits(8, u32::from(self.level))? as u8,
+            size: word(&mut streams.top_ids, self.size),
+            placeholder: word(&mut streams.masked_positions, self.placeholder),
+            lowest: word(&mut streams.log_sum_exp, self.lowest.cast_unsigned()).cast_signed(),
+            level: streams.top_logits.bits(8, u32::from(self.level)) as u8,
         };
         match constants.level {
             ..LEVELS => Ok(constants),
@@ -170,7 +161,7 @@ impl Models {
         if shape.top_k.is_none() {
             numbers.log_sum_exp.clear();
             for id in &mut numbers.gold_ids {
-                *id = self.gold_ids.code(&mut streams.gold_ids, *id)?;
+                *id = self.gold_ids.code(&mut streams.gold_ids, *id);
             }
             return Ok(());
         }
@@ -182,7 +173,7 @@ impl Models {
         for position in 0..shape.masked {
             let token = numbers.masked_positions[position] as usize;
             let before = token.checked_sub(1).map_or(0, |before| tokens[before]);
-            self.position(streams, position, top_k, (before, tokens[token]), numbers)?;
+            self.position(streams, position, top_k, (before, tokens[token]), numbers);
         }
         Ok(())
     }
@@ -194,15 +185,15 @@ impl Models {
         top_k: usize,
         (before, visible): (u32, u32),
         numbers: &mut Numbers,
-    ) -> Result<(), Damage> {
+    ) {
         let top = position * top_k..(position + 1) * top_k;
         let (cells, ids) = (&mut numbers.cells[top.clone()], &mut numbers.top_ids[top.clone()]);
         // By turns, because they do not depend on each other: one does not have to wait for the other.
         let mut left = Left::default();
         let mut place = None;
         for (rank, (cell, id)) in cells.iter_mut().zip(ids.iter_mut()).enumerate() {
-            self.cells.code(&mut streams.top_logits, rank, &mut left, cell)?;
-            self.top_ids.code(&mut streams.top_ids, rank, before, &mut place, id)?;
+            self.cells.code(&mut streams.top_logits, rank, &mut left, cell);
+            self.top_ids.code(&mut streams.top_ids, rank, before, &mut place, id);
         }
         self.top_ids.learn(place);
         let fineness = Fineness::of(cells, self.constants.level);
@@ -215,7 +206,7 @@ impl Models {
         } else {
             for (cell, (cut, part)) in cells.iter().zip(cuts.iter_mut().zip(parts)) {
                 *cut = fineness.parts(*cell);
-                *part = streams.top_logits.below(*cut, *part)?;
+                *part = streams.top_logits.below(*cut, *part);
             }
         }
         let certainty = size_of(first);
@@ -223,28 +214,30 @@ impl Models {
         let log_sum_exp = &mut numbers.log_sum_exp[position];
         let above = log_sum_exp.wrapping_sub(self.constants.lowest).cast_unsigned();
         let coder = &mut streams.log_sum_exp;
-        let eights = self.log_sum_exp[certainty].code(coder, &mut self.large, above >> 3)?;
-        let above = eights << 3 | coder.bits(3, above & 7)?;
+        let eights = self.log_sum_exp[certainty].code(coder, &mut self.large, above >> 3);
+        let above = eights << 3 | coder.bits(3, above & 7);
         *log_sum_exp = self.constants.lowest.wrapping_add(above.cast_signed());
 
         let gold = &mut numbers.gold_ids[position];
-        if visible != self.constants.placeholder && self.kept.code(&mut streams.gold_ranks, visible == *gold)? {
+        if visible != self.constants.placeholder && self.kept.code(&mut streams.gold_ranks, visible == *gold) {
             *gold = visible;
         } else {
             let rank = if C::ENCODES { ids.iter().position(|id| id == gold).unwrap_or(top_k) } else { 0 };
             let model = &mut self.gold_ranks[certainty];
-            let rank = model.code(&mut streams.gold_ranks, &mut self.large, rank as u32)? as usize;
+            let rank = model.code(&mut streams.gold_ranks, &mut self.large, rank as u32) as usize;
             *gold = match ids.get(rank) {
                 Some(id) => *id,
-                None if rank == top_k => self.gold_ids.code(&mut streams.gold_ids, *gold)?,
-                None => return Err(Damage::new(format!("rank {rank} in a top-{top_k}"))),
+                None if rank == top_k => self.gold_ids.code(&mut streams.gold_ids, *gold),
+                None => {
+                    streams.gold_ranks.fail(Damage::new(format!("rank {rank} in a top-{top_k}")));
+                    0
+                }
             };
         }
         if !ids.contains(gold) {
             let below = &mut numbers.gold_below[position];
-            *below = self.gold_below.code(&mut streams.gold_logits, *below)?;
+            *below = self.gold_below.code(&mut streams.gold_logits, *below);
         }
-        Ok(())
     }
 }
 
@@ -287,20 +280,19 @@ impl Default for Cells {
 impl Cells {
     /// Codes the cell of a rank.
     #[inline(always)]
-    fn code<C: Coder>(&mut self, coder: &mut C, rank: usize, left: &mut Left, cell: &mut u32) -> Result<(), Damage> {
+    fn code<C: Coder>(&mut self, coder: &mut C, rank: usize, left: &mut Left, cell: &mut u32) {
         let gap = cell.wrapping_sub(left.before);
         let times = || times(left.probability, left.before).min(RESTS - 1);
         let gap = match rank {
-            0 => self.first.code(coder, gap)?,
-            1 => self.second[size_of(left.before)].code(coder, gap)?,
-            2 => self.third[times() / 2].code(coder, gap)?,
+            0 => self.first.code(coder, gap),
+            1 => self.second[size_of(left.before)].code(coder, gap),
+            2 => self.third[times() / 2].code(coder, gap),
             _ => {
                 let model = &mut self.others[rank.min(RANKS - 1) * RESTS + times()];
-                model.code(coder, &mut self.large, gap)?
+                model.code(coder, &mut self.large, gap)
             }
         };
         *cell = left.before.saturating_add(gap);
         *left = Left { before: *cell, probability: left.probability.saturating_sub(probability(*cell)) };
-        Ok(())
     }
 }

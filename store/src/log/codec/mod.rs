@@ -80,7 +80,7 @@ pub(crate) fn encode(copies: &[&MaskedCopy], compaction: &mut Compaction) -> Res
         let tokens = copies.iter().flat_map(|copy| &copy.token_ids).copied().collect();
         compaction.last.push((copies[0].teacher, models.top_ids.missed, tokens));
     }
-    coded.columns = streams.map(Encoder::finish);
+    coded.columns = streams.try_map(Encoder::finish)?;
     Ok(coded)
 }
 

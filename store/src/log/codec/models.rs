@@ -29,10 +29,10 @@ impl Default for Bit {
 }
 
 impl Bit {
-    pub(crate) fn code(&mut self, coder: &mut impl Coder, yes: bool) -> Result<bool, Damage> {
-        let yes = coder.code(self, u32::from(yes))? == 1;
+    pub(crate) fn code(&mut self, coder: &mut impl Coder, yes: bool) -> bool {
+        let yes = coder.code(self, u32::from(yes)) == 1;
         self.learn(yes);
-        Ok(yes)
+        yes
     }
 
     /// Probability of a yes, out of [`TOTAL`]; at least [`BIT_FLOOR`].
@@ -75,36 +75,43 @@ const SHARED: i16 = ((1 << NIBBLE_PRECISION) - SYMBOLS as i32 * FLOOR as i32) as
 
 /// A number below 16.
 #[derive(Clone, Debug)]
+#[repr(align(32))]
 pub(crate) struct Nibble {
-    /// Of [`SHARED`]: what the symbols up to and including each have.
+    /// Of [`SHARED`]: what the symbols up to and including each have. The last one has the rest; in its place stands how many symbols went
+    /// by, up to [`SEEN_MAX`], so that a model is half a cache line.
     up_to: [i16; SYMBOLS],
-    seen: u16,
 }
+
+/// A model no longer learns faster or slower then.
+const SEEN_MAX: i16 = 1 << RATE_MAX;
 
 impl Default for Nibble {
     fn default() -> Self {
-        Self { up_to: std::array::from_fn(|symbol| SHARED / SYMBOLS as i16 * (symbol as i16 + 1)), seen: 0 }
+        let mut up_to = std::array::from_fn(|symbol| SHARED / SYMBOLS as i16 * (symbol as i16 + 1));
+        up_to[SYMBOLS - 1] = 0;
+        Self { up_to }
     }
 }
 
 impl Nibble {
     #[inline]
-    pub(crate) fn code(&mut self, coder: &mut impl Coder, symbol: u32) -> Result<u32, Damage> {
-        let symbol = coder.code(self, symbol)?;
-        let rate = rate(self.seen);
+    pub(crate) fn code(&mut self, coder: &mut impl Coder, symbol: u32) -> u32 {
+        let symbol = coder.code(self, symbol);
+        let seen = self.up_to[SYMBOLS - 1];
+        let rate = rate(seen.cast_unsigned());
         for (at, up_to) in (0..).zip(&mut self.up_to) {
             let towards = if at >= symbol as i16 { SHARED } else { 0 };
             // Signed, so that there is one way to round.
             *up_to += (towards - *up_to) >> rate;
         }
-        self.up_to[SYMBOLS - 1] = SHARED;
-        self.seen = self.seen.saturating_add(1);
-        Ok(symbol)
+        self.up_to[SYMBOLS - 1] = (seen + 1).min(SEEN_MAX);
+        symbol
     }
 
     /// The last value of each symbol's interval.
     fn lasts(&self) -> [i16; SYMBOLS] {
-        std::array::from_fn(|symbol| self.up_to[symbol] + ((symbol as i16 + 1) * FLOOR - 1))
+        let last = |symbol: usize| self.up_to[symbol] + ((symbol as i16 + 1) * FLOOR - 1);
+        std::array::from_fn(|symbol| if symbol == SYMBOLS - 1 { i16::MAX } else { last(symbol) })
     }
 
     fn between(lasts: &[i16; SYMBOLS], symbol: usize) -> Interval {
@@ -152,17 +159,17 @@ const RANGE_BITS: [u32; SYMBOLS - 1] = [0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3
 
 impl Spread {
     #[inline]
-    pub(crate) fn code(&mut self, coder: &mut impl Coder, value: u32) -> Result<u32, Damage> {
+    pub(crate) fn code(&mut self, coder: &mut impl Coder, value: u32) -> u32 {
         let range: u32 = RANGES[1..].iter().map(|first| u32::from(*first <= value)).sum();
-        let range = self.range.code(coder, range)? as usize;
+        let range = self.range.code(coder, range) as usize;
         let first = RANGES[range];
         let above = value.wrapping_sub(first);
         let above = match RANGE_BITS.get(range) {
             Some(0) => 0,
-            Some(bits) => coder.bits(*bits, above & ((1 << bits) - 1))?,
-            None => self.large.code(coder, above)?,
+            Some(bits) => coder.bits(*bits, above & ((1 << bits) - 1)),
+            None => self.large.code(coder, above),
         };
-        Ok(first.saturating_add(above))
+        first.saturating_add(above)
     }
 }
 
@@ -171,13 +178,13 @@ impl Spread {
 pub(crate) struct Small(Nibble);
 
 impl Small {
-    pub(crate) fn code(&mut self, coder: &mut impl Coder, large: &mut Large, value: u32) -> Result<u32, Damage> {
+    pub(crate) fn code(&mut self, coder: &mut impl Coder, large: &mut Large, value: u32) -> u32 {
         let escape = SYMBOLS as u32 - 1;
-        let symbol = self.0.code(coder, value.min(escape))?;
+        let symbol = self.0.code(coder, value.min(escape));
         if symbol == escape {
-            return Ok(large.code(coder, value.wrapping_sub(escape))?.saturating_add(escape));
+            return large.code(coder, value.wrapping_sub(escape)).saturating_add(escape);
         }
-        Ok(symbol)
+        symbol
     }
 }
 
@@ -188,24 +195,25 @@ pub(crate) struct Large {
 }
 
 impl Large {
-    pub(crate) fn code(&mut self, coder: &mut impl Coder, value: u32) -> Result<u32, Damage> {
+    pub(crate) fn code(&mut self, coder: &mut impl Coder, value: u32) -> u32 {
         // 0 to 32 bits: two nibbles of at most 15, and a third for what they leave.
         let length = u32::BITS - value.leading_zeros();
         let mut read = 0;
         for nibble in &mut self.lengths {
-            let part = nibble.code(coder, (length.saturating_sub(read)).min(15))?;
+            let part = nibble.code(coder, (length.saturating_sub(read)).min(15));
             read += part;
             if part < 15 {
                 break;
             }
         }
         if read > u32::BITS {
-            return Err(Damage::new(format!("a number of {read} bits")));
+            coder.fail(Damage::new(format!("a number of {read} bits")));
+            return 0;
         }
-        let Some(below) = read.checked_sub(1) else { return Ok(0) };
+        let Some(below) = read.checked_sub(1) else { return 0 };
         let (first, second) = (below.min(PRECISION as u32), below.saturating_sub(PRECISION as u32));
-        let low = coder.bits(first, value & ((1_u64 << first) - 1) as u32)?;
-        let high = coder.bits(second, (u64::from(value) >> first) as u32 & ((1_u32 << second) - 1))?;
-        Ok((1_u64 << below | u64::from(high) << first | u64::from(low)) as u32)
+        let low = coder.bits(first, value & ((1_u64 << first) - 1) as u32);
+        let high = coder.bits(second, (u64::from(value) >> first) as u32 & ((1_u32 << second) - 1));
+        (1_u64 << below | u64::from(high) << first | u64::from(low)) as u32
     }
 }

@@ -28,7 +28,7 @@ impl Positions {
         let hides = |token: &usize| tokens[*token] == placeholder;
         let is_masked = |token: &usize| positions.binary_search(&(*token as u32)).is_ok();
         let all = C::ENCODES && (0..tokens.len()).filter(hides).all(|token| is_masked(&token));
-        if self.all.code(coder, all)? {
+        if self.all.code(coder, all) {
             return self.visible(coder, placeholder, tokens, positions);
         }
         let mut token = 0;
@@ -36,7 +36,7 @@ impl Positions {
             loop {
                 let Some(id) = tokens.get(token) else { return Err(too_few()) };
                 let model = &mut self.masked[usize::from(*id == placeholder)];
-                let found = model.code(coder, token == *wanted as usize)?;
+                let found = model.code(coder, token == *wanted as usize);
                 token += 1;
                 if found {
                     *wanted = token as u32 - 1;
@@ -68,7 +68,7 @@ impl Positions {
                     None => {
                         let until = if C::ENCODES { next_visible(&positions, placeholder, tokens) } else { 0 };
                         let between = tokens.get(token as usize..until).unwrap_or_default();
-                        self.gaps.code(coder, (between.len() - count_of(between, placeholder)) as u32)?
+                        self.gaps.code(coder, (between.len() - count_of(between, placeholder)) as u32)
                     }
                 };
                 gap = left.checked_sub(1);

@@ -91,9 +91,9 @@ impl IdModel {
         Self { buckets: Frequencies::new(weights), low_bits }
     }
 
-    pub(crate) fn code(&mut self, coder: &mut impl Coder, id: u32) -> Result<u32, Damage> {
-        let bucket = self.buckets.code(coder, id >> self.low_bits)?;
-        Ok(bucket << self.low_bits | coder.bits(self.low_bits, id & ((1 << self.low_bits) - 1))?)
+    pub(crate) fn code(&mut self, coder: &mut impl Coder, id: u32) -> u32 {
+        let bucket = self.buckets.code(coder, id >> self.low_bits);
+        bucket << self.low_bits | coder.bits(self.low_bits, id & ((1 << self.low_bits) - 1))
     }
 }
 
