@@ -163,6 +163,45 @@ fn both_sides_are_measured_alone_and_together() {
 }
 
 #[test]
+fn ingestion_is_counted_and_timed() {
+    let document = [LINE; 12].join("\n");
+    let bench = Bench::new(&[document.as_str(); 3].join("\n\n"));
+    let second = bench.dir.path().join("second.txt");
+    fs::write(&second, LINE).unwrap();
+    let run = |texts: &[&PathBuf], extra: &[&str]| {
+        let mut command =
+            mergedistill(&["bench", "ingest", "--teacher", TEACHER, "--teacher", TEACHER, "--repeat", "1"]);
+        let output = command.arg("--text").args(texts).args(extra).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        output.stdout
+    };
+    let figures = |texts: &[&PathBuf], extra: &[&str]| -> Value {
+        serde_json::from_slice(&run(texts, &[extra, &["--json"]].concat())).unwrap()
+    };
+    let one = figures(&[&bench.text], &["--max-length", "40"]);
+    assert_eq!((number(&one, "documents"), number(&one, "bytes")), (3.0, 3.0 * document.len() as f64), "{one}");
+    for (amount, scale, rate) in [("tokens", 1.0, "tokens_per_second"), ("bytes", 1e6, "mb_per_second")] {
+        let expected = number(&one, amount) / scale / number(&one, "seconds");
+        assert!((number(&one, rate) - expected).abs() < 1e-6 * expected, "{rate}: {one}");
+    }
+    let (examples, tokens) = (number(&one, "examples"), number(&one, "tokens"));
+    assert!(examples > 3.0 && tokens <= 2.0 * 40.0 * examples, "{one}");
+    assert!((0.05..0.3).contains(&(number(&one, "masked_positions") / tokens)), "{one}");
+    assert!((1.0..4096.0).contains(&number(&one, "peak_rss_mib")), "{one}");
+    // Two threads read the same each; figures of amounts are those of one.
+    let two = figures(&[&bench.text, &second], &["--max-length", "40", "--threads", "2"]);
+    assert_eq!((number(&two, "documents"), number(&two, "threads")), (4.0, 2.0), "{two}");
+    let expected = 2.0 * number(&two, "tokens") / number(&two, "seconds");
+    assert!((number(&two, "tokens_per_second") - expected).abs() < 1e-6 * expected, "{two}");
+    let limited = figures(&[&bench.text], &["--limit-tokens", "100", "--batch-tokens", "64"]);
+    assert!((100.0..tokens).contains(&number(&limited, "tokens")), "{limited}");
+    let lines = run(&[&bench.text], &[]);
+    for word in ["3 documents", "2 teachers", "MB/s", "1 thread:", "peak memory"] {
+        assert!(text(&lines).contains(word), "`{word}` is not in: {}", text(&lines));
+    }
+}
+
+#[test]
 fn figures_are_readable_without_json() {
     let bench = Bench::new(LINE);
     let arguments = ["bench", "label", "--teacher", TEACHER, "--repeat", "1", "--text"];
@@ -198,6 +237,13 @@ fn bad_arguments() {
     label(TEACHER, path, &["--dump", "/no/such/folder/dump"], 73, "/no/such/folder/dump");
     label(&few_words(&bench), path, &[], 64, "fewer than --top-k 8");
     check(&["label", "--text", path], 64, "--teacher");
+    let ingest = |teacher: &str, text: &str, code, word| {
+        check(&["ingest", "--teacher", teacher, "--text", text], code, word);
+    };
+    ingest("/no/teacher", path, 66, "/no/teacher");
+    ingest(TEACHER, "/no/text", 66, "/no/text");
+    ingest(TEACHER, empty.to_str().unwrap(), 65, "no text");
+    check(&["ingest", "--text", path], 64, "--teacher");
     check(&["train", "--threads", "0"], 64, "--threads");
     check(&["train", "--hidden", "10", "--heads", "3"], 64, "not a multiple");
     check(&["train", "--dropout", "1"], 64, "hidden_dropout_prob");

@@ -256,3 +256,33 @@ fn training_takes_up_a_corpus_that_is_added() {
     let (code, log) = daemon.finish();
     assert_eq!(code, Some(0), "{log}");
 }
+
+/// Who waits for what does not come is not helped by other text, which would fill the disk.
+#[test]
+fn the_log_is_bounded_while_training_waits_for_what_is_paused() {
+    const LIMIT_BYTES: u64 = 1 << 20;
+    let all = configuration().replace("steps = 12", "schedule = \"trunk\"");
+    let all =
+        all.replace("[[corpus]]", "[[corpus]]\nrounds = 1000000").replace("every_steps = 6", "every_steps = 1000000");
+    let scene = Scene::new(&format!("{all}[store]\nsegment_bytes = 65536\nmax_backlog_bytes = {LIMIT_BYTES}\n"));
+    let daemon = start(&scene);
+    answer(&scene, &["corpus", "pause", "de"]);
+    let status = || answer(&scene, &["status"]);
+    let waiting = |status: &Value| status["stages"]["trainer"]["waiting"].as_str().map(str::to_owned);
+    let mut last = (0, 0);
+    let bytes = until("ingestion to wait", || {
+        let status = status();
+        let (bytes, end) = (status["log"]["bytes"].as_u64().unwrap(), status["log"]["durable"].as_u64().unwrap());
+        last = if end == last.0 { (end, last.1 + 1) } else { (end, 0) };
+        let is_paused = waiting(&status).is_some_and(|what| what == "labelled text of `de`, which is paused");
+        (is_paused && bytes > LIMIT_BYTES && last.1 >= 20).then_some(bytes)
+    });
+    assert!(bytes < 6 * LIMIT_BYTES, "{bytes}");
+    let step = |status: &Value| status["train"]["step"].as_u64().unwrap();
+    let before = step(&status());
+    answer(&scene, &["corpus", "resume", "de"]);
+    until("training to go on", || (step(&status()) > before).then_some(()));
+    answer(&scene, &["shutdown"]);
+    let (code, log) = daemon.finish();
+    assert_eq!(code, Some(0), "{log}");
+}

@@ -55,6 +55,8 @@ fn a_plan_is_what_a_run_comes_to_and_leaves_nothing_behind() {
     let derived = &json(&train_only)["derived"];
     assert!(derived["label_days"].is_null() && derived["train_days"].as_f64().unwrap() > 0.0, "{derived:#}");
     assert_eq!(derived["limited_by"], "trainer");
+    assert_eq!(derived["log_bytes"].as_f64(), stat["bytes"].as_f64(), "the log is there, and does not grow");
+    assert!(!self::plan(&train_only, &[]).contains("labelling"), "nothing is labelled");
 }
 
 #[test]
@@ -67,6 +69,18 @@ fn what_is_only_labelled_has_no_training_in_its_plan() {
     for expected in ["Measured:", "corpus en:", "teacher demo-en:", "Derived", "labelling", "limited by"] {
         assert!(lines.contains(expected), "{expected} not in {lines}");
     }
+    assert!(!lines.contains("training:") && !lines.contains("beside training"), "nothing is trained: {lines}");
+
+    let gold = configuration.replace("languages = [\"en\"", "labels = false\nlanguages = [\"en\"");
+    let gold = gold.split_once("[student]").unwrap().0;
+    let unbounded = Scene::new(gold);
+    let output = mergedistill(&["check", "--config", unbounded.config.to_str().unwrap()]).output().unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    assert!(text(&output.stderr).contains("store.max_sequence_length: missing"), "{}", text(&output.stderr));
+    let scene = Scene::new(&format!("{gold}[store]\nmax_sequence_length = 32\n"));
+    let derived = &json(&scene)["derived"];
+    assert!(derived["days"].is_null() && derived["log_bytes"].as_f64().unwrap() > 0.0, "{derived:#}");
+    assert_eq!(derived["limited_by"], "ingest");
 }
 
 #[test]
@@ -79,4 +93,12 @@ fn text_that_has_not_come_cannot_be_measured() {
     let output = mergedistill(&["check", "--plan", "--config", config]).output().unwrap();
     assert_eq!(output.status.code(), Some(78));
     assert!(text(&output.stderr).contains("whose text is there to measure with"), "{}", text(&output.stderr));
+
+    let watched = pushed.replace("source = \"http\"", "watch = \"in\"\nsettle_seconds = 0.1");
+    let scene = Scene::new(&format!("{teachers}{watched}"));
+    std::fs::create_dir(scene.path("in")).unwrap();
+    let config = scene.config.to_str().unwrap();
+    let output = mergedistill(&["check", "--plan", "--seconds", "0.05", "--config", config]).output().unwrap();
+    assert_eq!(output.status.code(), Some(65));
+    assert!(text(&output.stderr).contains("nothing has come for 0.6 s"), "{}", text(&output.stderr));
 }

@@ -4,7 +4,7 @@
 
 mod harness;
 
-use harness::{Scene, configuration, mergedistill, text, until};
+use harness::{Scene, configuration, http, mergedistill, metric, text, until};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
@@ -267,6 +267,43 @@ fn a_full_disk_is_answered_and_is_not_the_end() {
     assert_eq!(output.status.code(), Some(0), "{stderr}");
     assert_eq!(stderr.matches("No space left").count(), 1, "told once: {stderr}");
     assert_eq!(documents(&scene).len(), 1);
+}
+
+/// Documents are pushed while a student trains: each is observed once, when it is first learnt from.
+#[test]
+fn the_time_from_arrival_to_the_first_gradient_is_measured() {
+    const DOCUMENTS: usize = 32;
+    const WINDOW: usize = 8;
+    let all = configuration();
+    let teachers = &all[..all.find("[[corpus]]").unwrap()];
+    let scene = Scene::new(&format!(
+        "{teachers}[[corpus]]\nname = \"in\"\nlanguage = \"en\"\nsource = \"http\"\n[queue]\nbatch_tokens = 256\nlinger_ms = 5\n\
+         [store]\nsync_interval_ms = 5\n[student]\nlayers = 1\nhidden_size = 16\nheads = 2\nmax_sequence_length = 32\n\
+         [train]\nsteps = 1000\nbatch_examples = 4\nwarmup_steps = 2\nshuffle_examples = {WINDOW}\n\
+         [evaluate]\nholdout_fraction = 0\nevery_steps = 1000\n"
+    ));
+    let mut daemon = scene.start();
+    let address = daemon.address();
+    let observed = || {
+        let scrape = http(&address, "/metrics", &address).1;
+        metric(&scrape, "mergedistill_arrival_to_gradient_seconds_count") as usize
+    };
+    for number in 0..DOCUMENTS {
+        let stream = UnixStream::connect(scene.path("state/control.sock")).unwrap();
+        assert_eq!(post(stream, "in", "Host: x\r\n", &sentence(number)).0, 200);
+    }
+    until("the first gradient of every document", || (observed() >= DOCUMENTS).then_some(()));
+    let status: Value = serde_json::from_slice(&scene.ctl(&["status"]).stdout).unwrap();
+    let delays = &status["arrival_to_gradient"];
+    assert_eq!(delays["records"], json!(DOCUMENTS), "{delays}");
+    let [p50, p99] = ["p50_seconds", "p99_seconds"].map(|field| delays[field].as_f64().unwrap());
+    assert!(0.0 < p50 && p50 <= p99 && p99 < status["uptime_seconds"].as_f64().unwrap() + 1.0, "{delays}");
+    let shown = mergedistill(&["ctl", "--socket", scene.path("state/control.sock").to_str().unwrap(), "status"]);
+    let shown = text(&{ shown }.output().unwrap().stdout);
+    assert!(shown.contains("(p50)") && shown.contains(&format!("{DOCUMENTS} records")), "{shown}");
+    daemon.signal("TERM");
+    assert_eq!(daemon.finish().0, Some(0));
+    assert_eq!(documents(&scene).len(), DOCUMENTS);
 }
 
 #[test]

@@ -42,6 +42,12 @@ impl Figures {
         self.readings.push(Reading { at: now, values });
     }
 
+    /// Counters begin anew: forgets the readings before.
+    pub fn forget(&mut self) {
+        self.readings.clear();
+        self.read();
+    }
+
     /// Newest value of a metric; `name{stage}` for one of a stage.
     pub fn value(&self, name: &str) -> f64 {
         self.readings.last().and_then(|reading| reading.values.get(name)).copied().unwrap_or(0.0)

@@ -12,10 +12,10 @@ use std::time::Duration;
 use store::{Identity, TeacherEntry};
 
 /// Name of the longest example in a log's identity.
-const SEQUENCE_LENGTH_KEY: &str = "store.max_sequence_length";
+pub const SEQUENCE_LENGTH_KEY: &str = "store.max_sequence_length";
 
 /// A configuration whose teachers and corpora are there.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Inputs {
     /// In the order of the configuration.
     pub teachers: Vec<LoadedTeacher>,
@@ -26,7 +26,7 @@ pub struct Inputs {
 }
 
 /// A teacher's configuration, and its tokenizer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LoadedTeacher {
     /// Its section of the configuration.
     pub section: Teacher,
@@ -56,14 +56,37 @@ impl Inputs {
         let corpora = open_corpora(configuration, &mut problems);
         let token = configuration.ops.token_file.as_deref().map(ops::Token::read);
         problems.extend(token.and_then(Result::err).map(Failure::from));
+        let exposure = configuration.ops.token_file.as_deref().and_then(ops::Token::exposure);
+        exposure.iter().for_each(|exposure| tracing::warn!("{exposure}"));
+        let max_sequence_length = limit.unwrap_or(positions);
+        if problems.is_empty() && !configuration.corpus.is_empty() && max_sequence_length == usize::MAX {
+            let message = "store.max_sequence_length: missing; there is no [student], and no teacher that labels, so nothing else \
+                           says how long an example may be";
+            problems.push(Failure::new(ExitCode::Configuration, message));
+        }
         match problems.split_first() {
-            None => Ok(Self { teachers, corpora, max_sequence_length: limit.unwrap_or(positions) }),
+            None => Ok(Self { teachers, corpora, max_sequence_length }),
             Some((first, [])) => Err(first.clone()),
             Some((first, _)) => {
                 let lines: Vec<String> = problems.iter().map(|problem| format!("  {problem}")).collect();
                 Err(Failure::new(first.code, format!("{} problems:\n{}", problems.len(), lines.join("\n"))))
             }
         }
+    }
+
+    /// These, and one more teacher at the end of the table. Under `configuration`, which has it.
+    pub fn with_teacher(&self, section: &Teacher, configuration: &Configuration) -> Result<Self, Failure> {
+        let (teacher, positions) = open_teacher(section, configuration, sequence_limit(configuration))?;
+        let longest = self.max_sequence_length;
+        if positions < longest {
+            let message = format!(
+                "teacher[{}]: it has {positions} positions, but the log has examples of up to {longest} tokens",
+                section.name
+            );
+            return Err(Failure::new(ExitCode::Configuration, message));
+        }
+        let teachers = self.teachers.iter().cloned().chain([teacher]).collect();
+        Ok(Self { teachers, ..self.clone() })
     }
 
     /// Languages of the teachers, in the order of their table.

@@ -15,17 +15,20 @@ mod inputs;
 mod live;
 mod log_stage;
 mod pipeline;
+mod pumps;
 mod push;
+mod run;
 mod state_folder;
 mod status;
 mod supervisor;
 mod tables;
 mod threads;
 mod training;
+mod waits;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use cli::{Cli, Command};
+use cli::{Cli, Command, CorpusCommand};
 use configuration::Configuration;
 use console::Console;
 use failure::{ExitCode, Failure};
@@ -54,9 +57,12 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Demo(args) => demo::run(args, &console),
         Command::Run(args) => {
-            supervisor::run(&Configuration::load(&args.config)?, args.until_step, &console).map(|_| ())
+            let configuration = Configuration::load(&args.config)?;
+            let advised = |failure| live::with_advice(failure, &configuration.run.state_dir);
+            supervisor::run(&configuration, args.until_step, &console).map(|_| ()).map_err(advised)
         }
         Command::Check(args) => commands::check(args),
+        Command::Corpus(CorpusCommand::Remove { state_dir, name }) => live::remove_offline(state_dir, name),
         Command::Ctl(args) => commands::ctl(args),
         Command::Log(command) => commands::log(command),
         Command::Vocab(command) => commands::vocab(command),

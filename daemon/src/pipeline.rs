@@ -3,7 +3,7 @@
 //! One named thread per stage, bounded queues between them. A queue's sender belongs to the stage before it, so a
 //! stage that ends — done, stopped or failed — closes its queue, and the stages after it drain and end in turn.
 
-use crate::configuration::Configuration;
+use crate::configuration::{Configuration, Teacher};
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::{Inputs, LoadedTeacher};
 use crate::live::{Live, Standing};
@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use store::log::Retention;
 use store::stage::{StageControl, StageMetrics};
-use store::{Entry, Group, LogOptions, LogReader, LogWriter, SequenceNumber};
+use store::{Arrivals, Entry, Group, LogOptions, LogReader, LogWriter, SequenceNumber};
 use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions, TeacherWatch};
 use trainer::{Event, Outcome, Releases, Request, Trainer, TrainerProgress};
 
@@ -84,20 +84,31 @@ pub struct Pipeline {
     pub log: LogReader,
     /// What ingest is doing; `None`: there is no corpus.
     pub ingest: Option<Arc<IngestStatus>>,
-    /// What the teachers that label are doing, by name.
-    pub teachers: Vec<(String, TeacherWatch)>,
+    /// The teachers, in the order of their table.
+    pub teachers: Vec<KnownTeacher>,
     /// Where documents are pushed to; empty if no corpus takes any.
     pub inboxes: Arc<Inboxes>,
     /// Changes what is read; `None`: there is no corpus.
     pub live: Option<Arc<Live>>,
+    /// How long it takes until documents are learnt from; `None`: nothing arrives, or nothing is learnt.
+    pub arrivals: Option<Arrivals>,
     bodies: Vec<(&'static str, Body)>,
     threads: Vec<JoinHandle<()>>,
     end: Sender<StageEnd>,
     _events: Sender<Event>,
 }
 
+/// A teacher of the pipeline.
+#[derive(Clone, Debug)]
+pub struct KnownTeacher {
+    /// Its section of the configuration.
+    pub section: Teacher,
+    /// What it is doing; `None`: it does not label.
+    pub watch: Option<TeacherWatch>,
+}
+
 /// What a stage's thread does.
-type Body = Box<dyn FnOnce() -> Result<Ended, Failure> + Send>;
+pub type Body = Box<dyn FnOnce() -> Result<Ended, Failure> + Send>;
 
 /// Everything the stages are started with.
 pub struct Setup<'a> {
@@ -107,10 +118,14 @@ pub struct Setup<'a> {
     pub inputs: &'a Inputs,
     /// The folder that has the history of changes.
     pub state: &'a Arc<StateFolder>,
-    /// The teachers that label, loaded and watched; none if there is nothing to label.
-    pub runners: Vec<(Runner, TeacherWatch)>,
+    /// The teachers that label, loaded; none if there is nothing to label.
+    pub runners: Vec<Arc<Runner>>,
     /// Where stages register their metrics.
     pub registry: &'a Registry,
+    /// Where inboxes do.
+    pub inbox_registry: &'a Registry,
+    /// The inboxes of the pipeline before this one; `None`: this is the first.
+    pub inboxes: Option<Arc<Inboxes>>,
     /// The threads of labelling and training.
     pub pools: Pools,
     /// Stop training after this step.
@@ -123,16 +138,19 @@ impl Pipeline {
     /// Opens everything that the configuration asks for. Whatever can be refused is refused here, before any stage runs.
     pub fn open(mut setup: Setup<'_>) -> Result<Self, Failure> {
         let controls = Controls::default();
-        let progress = Arc::new(TrainerProgress::default());
+        let arrivals = arrivals(&setup)?;
+        let progress = Arc::new(TrainerProgress::with_arrivals(arrivals.clone()));
         let mut bodies = Vec::new();
-        let watched = setup.runners.iter().map(|(runner, watch)| (runner.name().to_owned(), watch.clone()));
-        let teachers = watched.collect();
+        let teachers = known_teachers(&setup);
         let (log, reading, inboxes) = if setup.configuration.corpus.is_empty() {
             (open_reader(&setup)?, None, Arc::default())
         } else {
-            let (log, reading, inboxes) = open_labelling(&mut setup, &controls, &progress, &mut bodies)?;
+            let (log, reading, inboxes) = open_labelling(&mut setup, &controls, &progress, &teachers, &mut bodies)?;
             (log, Some(reading), inboxes)
         };
+        let ingest = reading.as_ref().map(|reading| Arc::clone(&reading.status));
+        crate::waits::register(setup.registry, setup.configuration, &controls, &log, &progress, ingest)
+            .map_err(|error| Failure::new(ExitCode::Software, format!("cannot register a metric: {error}")))?;
         let (events_in, events) = bounded(EVENTS);
         let (requests, releases, inputs) = match &setup.configuration.student {
             Some(_) => {
@@ -163,6 +181,7 @@ impl Pipeline {
             teachers,
             inboxes,
             live,
+            arrivals,
             bodies,
             threads,
             end,
@@ -173,15 +192,7 @@ impl Pipeline {
     /// Starts a thread per stage. Returns how many will report their end.
     pub fn start(&mut self) -> Result<usize, Failure> {
         for (stage, body) in std::mem::take(&mut self.bodies) {
-            let end = self.end.clone();
-            let thread = std::thread::Builder::new().name(stage.to_owned()).spawn(move || {
-                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-                let panicked =
-                    |_| Err(Failure::new(ExitCode::Software, format!("stage `{stage}` panicked; this is a bug")));
-                let _ = end.send(StageEnd { stage, result: result.unwrap_or_else(panicked) });
-            });
-            let failed = |error| Failure::new(ExitCode::Software, format!("cannot start thread `{stage}`: {error}"));
-            self.threads.push(thread.map_err(failed)?);
+            self.threads.push(spawn(stage, body, self.end.clone())?);
         }
         Ok(self.threads.len())
     }
@@ -192,6 +203,27 @@ impl Pipeline {
             let _ = thread.join(); // A panic was reported as the stage's end.
         }
     }
+}
+
+/// Starts a thread that does what `body` says, and reports its end.
+pub fn spawn(stage: &'static str, body: Body, end: Sender<StageEnd>) -> Result<JoinHandle<()>, Failure> {
+    let thread = std::thread::Builder::new().name(stage.to_owned()).spawn(move || {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        let panicked = |_| Err(Failure::new(ExitCode::Software, format!("stage `{stage}` panicked; this is a bug")));
+        let _ = end.send(StageEnd { stage, result: result.unwrap_or_else(panicked) });
+    });
+    thread.map_err(|error| Failure::new(ExitCode::Software, format!("cannot start thread `{stage}`: {error}")))
+}
+
+/// The teachers of the inputs, each that labels with a watch.
+fn known_teachers(setup: &Setup<'_>) -> Vec<KnownTeacher> {
+    let labels = |index| setup.runners.iter().any(|runner| usize::from(runner.index()) == index);
+    let teachers = setup.inputs.teachers.iter().enumerate();
+    let known = teachers.map(|(index, teacher)| KnownTeacher {
+        section: teacher.section.clone(),
+        watch: labels(index).then(|| TeacherWatch::new(teacher.section.stall_options())),
+    });
+    known.collect()
 }
 
 /// The two ends of ingest that are held while it runs.
@@ -213,31 +245,31 @@ fn open_labelling(
     setup: &mut Setup<'_>,
     controls: &Controls,
     progress: &Arc<TrainerProgress>,
+    teachers: &[KnownTeacher],
     bodies: &mut Vec<(&'static str, Body)>,
 ) -> Result<(LogReader, Reading, Arc<Inboxes>), Failure> {
-    let runners = std::mem::take(&mut setup.runners);
+    let watched = |runner: Arc<Runner>| {
+        let watch = teachers.get(usize::from(runner.index())).and_then(|teacher| teacher.watch.clone());
+        (runner, watch.unwrap_or_default())
+    };
+    let runners: Vec<_> = std::mem::take(&mut setup.runners).into_iter().map(watched).collect();
     let Setup { configuration, registry, .. } = *setup;
     let log = open_writer(setup)?;
     let reader = log.reader();
-    let folder = configuration.run.state_dir.join("quarantine");
-    let quarantine = Quarantine::new(folder, configuration.quarantine.max_bytes)?;
-    let inboxes = Arc::new(Inboxes::open(configuration, setup.inputs, log.cursors(), &quarantine, registry)?);
+    let (inboxes, quarantine) = open_inboxes(setup, &log)?;
     let durable_end = Arc::new(AtomicU64::new(log.next().0));
     setup.state.resume_at(log.next().0)?;
-    let ingest = open_ingest(setup, &log, &inboxes, quarantine, &durable_end)?;
+    let ingest = open_ingest(setup, &log, &inboxes, quarantine, &durable_end, &progress.arrivals)?;
     let reading = Reading { status: ingest.status(), changes: ingest.changes() };
-    for (name, pump) in inboxes.pumps(&controls.ingest) {
-        bodies.push((name, Box::new(move || pump().map(|()| Ended::Done))));
-    }
     let (groups_in, groups) = bounded::<Group>(1);
     let (complete_in, complete) = bounded::<Vec<Entry>>(1);
 
     let control = controls.ingest.clone();
-    let within_backlog = backlog_gate(configuration, reader.clone(), progress);
+    let within_backlog = backlog_gate(configuration, reader.clone(), progress, Arc::clone(&reading.status));
     let durable = reader.clone();
-    let gate = move || {
+    let gate = move |group: &Group| {
         durable_end.store(durable.durable().end().0, Ordering::Relaxed);
-        within_backlog()
+        within_backlog(group)
     };
     let body = move || ingest.run(&control, &gate, groups_in).map(|()| Ended::Done).map_err(Failure::from);
     bodies.push(("ingest", Box::new(body)));
@@ -275,13 +307,13 @@ fn open_trainer(
     let Some(options) = crate::training::options(configuration, setup.inputs, *until_step, pools.train.clone()) else {
         return Err(Failure::new(ExitCode::Configuration, "there is no [student]"));
     };
-    let (need, inputs) = (progress.need.clone(), options.inputs.clone());
-    let mut trainer = Trainer::open(options.clone(), log.clone(), progress, registry)?;
+    let inputs = options.inputs.clone();
+    let mut trainer = Trainer::open(options.clone(), log.clone(), Arc::clone(&progress), registry)?;
     let (requests_in, requests) = bounded(16);
     let events_of_releases = events.clone();
     let report = Box::new(move |event| drop(events_of_releases.send(event)));
     let control = controls.trainer.clone();
-    let releases = Releases::open(options, log, need, control, requests_in.clone(), report, registry)?;
+    let releases = Releases::open(options, log, progress, control, requests_in.clone(), report, registry)?;
     let beside = releases.clone();
     let body = move || {
         let mut publish = |event| match event {
@@ -294,6 +326,21 @@ fn open_trainer(
     Ok(Training { requests: requests_in, releases, inputs, body: Box::new(body) })
 }
 
+/// The inboxes, or those of the pipeline before, and the quarantine that they share with ingest.
+fn open_inboxes(setup: &Setup<'_>, log: &LogWriter) -> Result<(Arc<Inboxes>, Quarantine), Failure> {
+    let Setup { configuration, inputs, inbox_registry, .. } = setup;
+    if let Some(inboxes) = &setup.inboxes
+        && let Some(quarantine) = inboxes.quarantine()
+    {
+        inboxes.renew(inputs, log.cursors())?;
+        return Ok((Arc::clone(inboxes), quarantine));
+    }
+    let folder = configuration.run.state_dir.join("quarantine");
+    let quarantine = Quarantine::new(folder, configuration.quarantine.max_bytes)?;
+    let inboxes = Inboxes::open(configuration, inputs, log.cursors(), &quarantine, inbox_registry)?;
+    Ok((Arc::new(inboxes), quarantine))
+}
+
 fn open_writer(setup: &Setup<'_>) -> Result<LogWriter, Failure> {
     let Setup { configuration, inputs, registry, required, .. } = setup;
     let section = &configuration.store;
@@ -302,6 +349,7 @@ fn open_writer(setup: &Setup<'_>) -> Result<LogWriter, Failure> {
         sync_interval: Duration::from_millis(section.sync_interval_ms),
         top_k: section.top_k,
         precision: section.precision,
+        keep_text: section.keep_text,
         required: *required,
     };
     let (log, recovery) = LogWriter::open(&section.path, &inputs.identity(configuration), &options, registry)?;
@@ -348,6 +396,7 @@ fn open_ingest(
     inboxes: &Inboxes,
     quarantine: Quarantine,
     durable_end: &Arc<AtomicU64>,
+    arrivals: &Option<Arrivals>,
 ) -> Result<Ingest, Failure> {
     let Setup { configuration, inputs, registry, .. } = setup;
     let labelling = inputs.teachers.iter().filter(|teacher| teacher.section.labels).count();
@@ -368,6 +417,8 @@ fn open_ingest(
         spools: inboxes.feeds(),
         quarantine,
         overrides: overrides(configuration)?,
+        keep_text: configuration.store.keep_text,
+        arrivals: arrivals.clone(),
     };
     let teachers = inputs.teachers.iter().map(|teacher| IngestTeacher {
         name: teacher.section.name.clone(),
@@ -378,6 +429,16 @@ fn open_ingest(
     Ok(Ingest::open(options, teachers.collect(), log.cursors(), log.next(), registry)?)
 }
 
+/// Where documents arrive and are learnt from, it is measured how long that takes.
+fn arrivals(setup: &Setup<'_>) -> Result<Option<Arrivals>, Failure> {
+    let Setup { configuration, registry, .. } = setup;
+    if configuration.corpus.is_empty() || configuration.student.is_none() {
+        return Ok(None);
+    }
+    let failed = |error| Failure::new(ExitCode::Software, format!("cannot register a metric: {error}"));
+    Arrivals::register(registry).map(Some).map_err(failed)
+}
+
 /// What was set by hand in earlier runs.
 fn overrides(configuration: &Configuration) -> Result<Overrides, Failure> {
     let made = StateFolder::changes(&configuration.run.state_dir)?;
@@ -385,42 +446,45 @@ fn overrides(configuration: &Configuration) -> Result<Overrides, Failure> {
     Ok(Overrides {
         shares: standing.shares.into_iter().map(|(language, share)| (language.into(), share)).collect(),
         paused: standing.paused.into_iter().map(Into::into).collect(),
+        paused_teachers: standing.paused_teachers.into_iter().map(Into::into).collect(),
     })
 }
 
 /// Loads the weights of the teachers that label; none if there is nothing to label.
-pub fn load_runners(
-    configuration: &Configuration,
-    teachers: &[LoadedTeacher],
-) -> Result<Vec<(Runner, TeacherWatch)>, Failure> {
+pub fn load_runners(configuration: &Configuration, teachers: &[LoadedTeacher]) -> Result<Vec<Arc<Runner>>, Failure> {
     if configuration.corpus.is_empty() {
         return Ok(Vec::new());
     }
     let labelling = (0..).zip(teachers).filter(|(_, teacher)| teacher.section.labels);
-    labelling
-        .map(|(index, teacher)| {
-            let options = RunnerOptions { name: teacher.section.name.clone(), index, top_k: configuration.store.top_k };
-            let runner = Runner::load(&teacher.section.path, &teacher.tokenizer, options)?;
-            Ok((runner, TeacherWatch::new(teacher.section.stall_options())))
-        })
-        .collect()
+    labelling.map(|(index, teacher)| load_runner(configuration, index, teacher)).collect()
 }
 
-/// Backpressure: ingestion goes on while the log holds less than the limit that the trainer still needs, or while the
-/// trainer waits for more. Without a trainer there is no limit.
+/// Loads the weights of the teacher at `index` of the table.
+pub fn load_runner(configuration: &Configuration, index: u16, teacher: &LoadedTeacher) -> Result<Arc<Runner>, Failure> {
+    let options = RunnerOptions { name: teacher.section.name.clone(), index, top_k: configuration.store.top_k };
+    Ok(Arc::new(Runner::load(&teacher.section.path, &teacher.tokenizer, options)?))
+}
+
+/// Backpressure: ingestion goes on while the log holds less than the limit that the trainer (or the release that outlives it)
+/// still needs, or while that waits for a language that is drawn, or of which the group has something. Without a trainer there is no
+/// limit.
 fn backlog_gate(
     configuration: &Configuration,
     log: LogReader,
     progress: &Arc<TrainerProgress>,
-) -> impl Fn() -> bool + Send + use<> {
+    ingest: Arc<IngestStatus>,
+) -> impl Fn(&Group) -> bool + Send + use<> {
     let limit_bytes = configuration.store.max_backlog_bytes;
     let limited = configuration.student.is_some();
     let progress = Arc::clone(progress);
-    move || {
-        if !limited || progress.waiting.load(Ordering::Relaxed) {
-            return true;
+    move |group| {
+        let comes = |language: &str| {
+            let has_some = group.entries.iter().any(|entry| *entry.cursor.language == *language);
+            has_some || ingest.standstill(language).is_none()
+        };
+        match progress.backlog_from(&comes) {
+            Some(from) if limited => log.bytes_between(from, log.durable().end()) < limit_bytes,
+            _ => true,
         }
-        let needed_from = SequenceNumber(progress.needed_from.load(Ordering::Relaxed));
-        log.bytes_between(needed_from, log.durable().end()) < limit_bytes
     }
 }

@@ -4,14 +4,14 @@ use crate::configuration::{Configuration, CorpusOrigin};
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::Inputs;
 use ingest::feed::Feed;
-use ingest::quarantine::{Quarantine, Retry, Which, retry_corpus};
+use ingest::quarantine::{Quarantine, Retry, Which, file_name, retry_corpus};
 use ingest::spool::{BatchBuilder, Inbox, InboxMetrics, InboxOptions, InboxStatus, Pump, PumpSource, PushError};
 use ingest::{CorpusOptions, Format, FormatOptions, IngestError, Language, TextDocuments};
 use ops::{CommandError, Push, PushAnswer, PushForm, PushTarget};
 use prometheus::Registry;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 use store::stage::StageControl;
@@ -30,6 +30,8 @@ pub struct Inboxes {
     opening: Option<Opening>,
     pumped: Vec<Pumped>,
     retry: Option<RwLock<Retry>>,
+    /// For documents that cannot be used.
+    quarantine: Option<Quarantine>,
 }
 
 /// The inboxes that are open.
@@ -46,7 +48,7 @@ struct Opening {
     folder: PathBuf,
     spooled_bytes: u64,
     /// Languages of the teachers.
-    languages: Vec<String>,
+    languages: RwLock<Vec<String>>,
 }
 
 /// An inbox that is filled from here.
@@ -75,9 +77,14 @@ impl Inboxes {
             metrics,
             folder: configuration.run.state_dir.join("inbox"),
             spooled_bytes: configuration.queue.inbox_bytes,
-            languages: inputs.languages().map(str::to_owned).collect(),
+            languages: RwLock::new(inputs.languages().map(str::to_owned).collect()),
         };
-        let mut inboxes = Self { durable: Mutex::new(cursors.clone()), opening: Some(opening), ..Self::default() };
+        let mut inboxes = Self {
+            durable: Mutex::new(cursors.clone()),
+            opening: Some(opening),
+            quarantine: Some(quarantine.clone()),
+            ..Self::default()
+        };
         for corpus in &configuration.corpus {
             let pumped = match corpus.origin() {
                 CorpusOrigin::Http => None,
@@ -108,16 +115,17 @@ impl Inboxes {
         let Some(opening) = &self.opening else {
             return Err(IngestError::Options("this run has no corpus, so it labels nothing".to_owned()));
         };
-        let languages = opening.languages.iter().map(String::as_str);
+        let taught = read(&opening.languages).clone();
+        let languages = taught.iter().map(String::as_str);
         let sources: Vec<String> = corpus.sources(languages).into_iter().map(|(name, _)| name).collect();
         // What the log's thread says from now on is for the inbox that is opened here.
         sources.iter().for_each(|source| drop(write(&self.open).by_source.remove(source)));
         let mut options = InboxOptions::new(sources.clone(), corpus.format.clone());
         options.spooled_bytes = opening.spooled_bytes;
         if corpus.language == Language::Field {
-            options.languages = opening.languages.iter().cloned().collect();
+            options.languages = taught.iter().cloned().collect();
         }
-        let folder = opening.folder.join(folder_name(&corpus.name));
+        let folder = opening.folder.join(file_name(&corpus.name));
         let inbox = Arc::new(Inbox::open(&corpus.name, &folder, options, &opening.metrics)?);
         let durable = lock(&self.durable);
         let known: Vec<&SourceCursor> = sources.iter().filter_map(|source| durable.get(source.as_str())).collect();
@@ -127,6 +135,36 @@ impl Inboxes {
         open.by_source.extend(sources.into_iter().map(|source| (source, Arc::clone(&inbox))));
         open.by_corpus.insert(corpus.name.clone(), Arc::clone(&inbox));
         Ok((inbox, ended))
+    }
+
+    /// The stages are opened anew, with these inputs: the inboxes stay, but for those whose documents say their language. They are
+    /// closed for a moment if there is another language now.
+    pub fn renew(&self, inputs: &Inputs, cursors: &BTreeMap<Arc<str>, SourceCursor>) -> Result<(), IngestError> {
+        cursors.values().for_each(|cursor| self.durable(cursor));
+        let (Some(opening), Some(retry), Some(quarantine)) = (&self.opening, &self.retry, &self.quarantine) else {
+            return Ok(());
+        };
+        let languages: Vec<String> = inputs.languages().map(str::to_owned).collect();
+        let known = std::mem::replace(&mut *write(&opening.languages), languages.clone());
+        if languages.iter().all(|language| known.contains(language)) {
+            return Ok(());
+        }
+        let by_field = |corpus: &&CorpusOptions| {
+            corpus.language == Language::Field && read(&self.open).by_corpus.contains_key(&corpus.name)
+        };
+        for corpus in inputs.corpora.iter().filter(by_field) {
+            self.remove(&corpus.name);
+            self.open_inbox(corpus)?;
+        }
+        self.remove(&retry_corpus().name);
+        let (inbox, _) = self.open_inbox(&retry_corpus())?;
+        *write(retry) = Retry::new(quarantine.clone(), &inputs.corpora, inbox);
+        Ok(())
+    }
+
+    /// For documents that cannot be used; `None`: there are no inboxes in this run.
+    pub fn quarantine(&self) -> Option<Quarantine> {
+        self.quarantine.clone()
     }
 
     /// Opens the inbox of a corpus that documents are pushed to.
@@ -298,18 +336,4 @@ fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A corpus's name as one safe component of a path; different names give different ones.
-fn folder_name(name: &str) -> PathBuf {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-    let part = name.bytes().fold(String::new(), |mut part, byte| {
-        if plain(byte) {
-            part.push(char::from(byte));
-        } else {
-            part.push_str(&format!("%{byte:02X}"));
-        }
-        part
-    });
-    Path::new(&part).to_owned()
 }

@@ -44,6 +44,11 @@ impl HistoryEntry {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         Self { at_unix_seconds: unix_seconds(), version, event, change: None, from_sequence: None }
     }
+
+    fn of_change(from_sequence: u64, change: &Change) -> Self {
+        let now = Self::now(change.describe());
+        Self { change: Some(change.clone()), from_sequence: Some(from_sequence), ..now }
+    }
 }
 
 /// The time.
@@ -73,7 +78,7 @@ impl StateFolder {
         Ok(Self { path: path.to_owned(), _lock: lock, writing: Mutex::new(()) })
     }
 
-    /// The changes of what is read that were made in the state folder at `path`, in order.
+    /// The changes of what is read, and of who labels, that were made in the state folder at `path`, in order.
     pub fn changes(path: &Path) -> Result<Vec<MadeChange>, Failure> {
         let history = RunFile::read(&path.join("run.json"))?.map_or(Vec::new(), |file| file.history);
         let made = history.into_iter().filter_map(|entry| {
@@ -83,15 +88,22 @@ impl StateFolder {
         Ok(made.collect())
     }
 
+    /// Names of the teachers of the run in the state folder at `path`, in the order of their table.
+    pub fn teachers(path: &Path) -> Result<Vec<String>, Failure> {
+        let teachers = RunFile::read(&path.join("run.json"))?.map_or(Vec::new(), |file| file.identity.teachers);
+        Ok(teachers.into_iter().map(|teacher| teacher.name).collect())
+    }
+
     /// Durably notes a change that applies from entry `from_sequence` on.
     pub fn note_change(&self, from_sequence: u64, change: &Change) -> Result<(), Failure> {
+        self.rewrite(|file| file.history.push(HistoryEntry::of_change(from_sequence, change)))
+    }
+
+    /// Durably notes a change that applies from entry `from_sequence` on, and by which the run becomes one of `identity`.
+    pub fn note_teacher(&self, from_sequence: u64, change: &Change, identity: &Identity) -> Result<(), Failure> {
         self.rewrite(|file| {
-            let entry = HistoryEntry::now(change.describe());
-            file.history.push(HistoryEntry {
-                change: Some(change.clone()),
-                from_sequence: Some(from_sequence),
-                ..entry
-            });
+            file.identity = identity.clone();
+            file.history.push(HistoryEntry::of_change(from_sequence, change));
         })
     }
 

@@ -1,8 +1,8 @@
 //! What the daemon tells about itself, and the commands it takes: `ops` serves both.
 
 use crate::figures::Figures;
-use crate::live::Live;
-use crate::pipeline::{Controls, Pipeline};
+use crate::live::{Addition, Live};
+use crate::pipeline::{Controls, KnownTeacher, Pipeline};
 use crate::push::Inboxes;
 use crossbeam::channel::{Sender, bounded};
 use ingest::quarantine::Which;
@@ -11,10 +11,10 @@ use prometheus::Registry;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, UNIX_EPOCH};
-use store::LogReader;
 use store::stage::StageControl;
+use store::{Arrivals, LogReader};
 use teacher::{Activity, TeacherWatch};
 use trainer::{Event, ReleaseError, ReleaseStatus, Releases, Request, TrainerError};
 
@@ -23,19 +23,29 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(120);
 
 /// Shared between supervisor and HTTP server.
 pub struct Status {
+    /// The stages, which are other ones once a teacher was added.
+    stages: RwLock<Arc<Stages>>,
+    shutdown: Sender<()>,
+    additions: Sender<Addition>,
+    stopping: AtomicBool,
+    /// Whether the stages are just being opened anew.
+    renewing: AtomicBool,
+    started: Instant,
+    steps: Option<u64>,
+    seen: Mutex<Seen>,
+}
+
+/// What is asked and told of a pipeline.
+struct Stages {
     controls: Controls,
     log: LogReader,
     ingest: Option<Arc<ingest::IngestStatus>>,
     requests: Option<Sender<Request>>,
-    shutdown: Sender<()>,
-    stopping: AtomicBool,
-    started: Instant,
-    steps: Option<u64>,
     releases: Option<Releases>,
     inboxes: Arc<Inboxes>,
     live: Option<Arc<Live>>,
-    teachers: Vec<(String, TeacherWatch)>,
-    seen: Mutex<Seen>,
+    teachers: Vec<KnownTeacher>,
+    arrivals: Option<Arrivals>,
 }
 
 /// What was seen of the pipeline so far.
@@ -48,21 +58,22 @@ struct Seen {
 }
 
 impl Status {
-    /// The status of `pipeline`; a shutdown command is sent to `shutdown`.
-    pub fn new(pipeline: &Pipeline, registry: Registry, steps: Option<u64>, shutdown: Sender<()>) -> Self {
+    /// The status of `pipeline`; a shutdown command is sent to `shutdown`, a teacher that is to be added to `additions`.
+    pub fn new(
+        pipeline: &Pipeline,
+        registry: Registry,
+        steps: Option<u64>,
+        shutdown: Sender<()>,
+        additions: Sender<Addition>,
+    ) -> Self {
         Self {
-            controls: pipeline.controls.clone(),
-            log: pipeline.log.clone(),
-            ingest: pipeline.ingest.clone(),
-            requests: pipeline.requests.clone(),
+            stages: RwLock::new(Arc::new(Stages::of(pipeline))),
             shutdown,
+            additions,
             stopping: AtomicBool::new(false),
+            renewing: AtomicBool::new(false),
             started: Instant::now(),
             steps,
-            releases: pipeline.releases.clone(),
-            inboxes: Arc::clone(&pipeline.inboxes),
-            live: pipeline.live.clone(),
-            teachers: pipeline.teachers.clone(),
             seen: Mutex::new(Seen {
                 figures: Figures::new(registry),
                 step: Value::Null,
@@ -100,6 +111,30 @@ impl Status {
         }
     }
 
+    /// The stages are about to be opened anew: until they are, nothing can be asked of them.
+    pub fn set_renewing(&self) {
+        self.renewing.store(true, Ordering::Relaxed);
+    }
+
+    /// The stages were opened anew. Those that are paused stay so.
+    pub fn renew(&self, pipeline: &Pipeline) {
+        let mut stages = self.stages.write().unwrap_or_else(PoisonError::into_inner);
+        let (before, after) = (&stages.controls, &pipeline.controls);
+        for (before, after) in
+            [(&before.ingest, &after.ingest), (&before.teacher, &after.teacher), (&before.trainer, &after.trainer)]
+        {
+            after.set_paused(before.paused());
+        }
+        if let Some(live) = &stages.live {
+            live.replace();
+        }
+        *stages = Arc::new(Stages::of(pipeline));
+        let mut seen = self.seen();
+        seen.figures.forget();
+        seen.waiting_for = None;
+        self.renewing.store(false, Ordering::Relaxed);
+    }
+
     /// The daemon is on its way out; `failure` says why if that was not asked for.
     pub fn set_stopping(&self, failure: Option<String>) {
         self.stopping.store(true, Ordering::Relaxed);
@@ -122,23 +157,31 @@ impl Status {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn stages(&self) -> Arc<Stages> {
+        Arc::clone(&self.stages.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn state(&self) -> &'static str {
-        let stages = [&self.controls.ingest, &self.controls.teacher, &self.controls.trainer];
+        let Controls { ingest, teacher, trainer, .. } = &self.stages().controls;
+        let stages = [ingest, teacher, trainer];
         match () {
             () if self.stopping.load(Ordering::Relaxed) => "stopping",
+            () if self.renewing.load(Ordering::Relaxed) => "renewing",
             () if stages.iter().any(|stage| stage.paused()) => "paused",
             () => "running",
         }
     }
 
     fn set_paused(&self, stage: Option<Stage>, paused: bool) -> Value {
-        let stages = [
-            (Stage::Ingest, &self.controls.ingest),
-            (Stage::Teacher, &self.controls.teacher),
-            (Stage::Trainer, &self.controls.trainer),
-        ];
-        for (name, control) in stages {
-            if stage.is_none_or(|stage| stage == name) {
+        {
+            // Held until it is done: stages that are opened anew take over what is paused.
+            let stages = self.stages.read().unwrap_or_else(PoisonError::into_inner);
+            let controls = [
+                (Stage::Ingest, &stages.controls.ingest),
+                (Stage::Teacher, &stages.controls.teacher),
+                (Stage::Trainer, &stages.controls.trainer),
+            ];
+            for (_, control) in controls.iter().filter(|(name, _)| stage.is_none_or(|stage| stage == *name)) {
                 control.set_paused(paused);
             }
         }
@@ -151,7 +194,8 @@ impl Status {
         ask: impl FnOnce(&Releases) -> Result<ReleaseStatus, ReleaseError>,
     ) -> Result<Value, CommandError> {
         let error = |status, code, message| CommandError { status, code, message };
-        let releases = self.releases.as_ref();
+        let stages = self.stages();
+        let releases = stages.releases.as_ref();
         let releases = releases.ok_or_else(|| error(409, "no_student", "this run trains no student".to_owned()))?;
         let release = ask(releases).map_err(|failed| {
             let message = failed.to_string();
@@ -161,7 +205,8 @@ impl Status {
                 ReleaseError::NoSteps => error(400, "invalid_body", message),
                 ReleaseError::TrunkEnded => error(409, "trainer_ended", message),
                 ReleaseError::Branch(_) => error(409, "cannot_branch", message),
-                ReleaseError::NoAnswer => error(504, "timeout", message),
+                ReleaseError::NoAnswer | ReleaseError::NotStopped { .. } => error(504, "timeout", message),
+                ReleaseError::EndNotWritten { .. } => error(500, "failed", message),
                 ReleaseError::Trainer(TrainerError::ExportTarget { .. }) => error(400, "invalid_out", message),
                 ReleaseError::Trainer(_) => error(500, "failed", message),
             }
@@ -170,10 +215,10 @@ impl Status {
     }
 
     /// What is read, how, and what was changed about that.
-    fn corpora(&self) -> Value {
-        let status = self.ingest.as_ref().map(|ingest| serde_json::to_value(&**ingest).unwrap_or(Value::Null));
+    fn corpora(stages: &Stages) -> Value {
+        let status = stages.ingest.as_ref().map(|ingest| serde_json::to_value(&**ingest).unwrap_or(Value::Null));
         let mut status = status.unwrap_or(Value::Null);
-        if let (Value::Object(fields), Some(live)) = (&mut status, &self.live) {
+        if let (Value::Object(fields), Some(live)) = (&mut status, &stages.live) {
             fields.insert("changes".to_owned(), live.latest());
         }
         status
@@ -185,7 +230,9 @@ impl Status {
         request: impl FnOnce(Sender<Result<PathBuf, String>>) -> Request,
     ) -> Result<Value, CommandError> {
         let error = |status, code, message: &str| CommandError { status, code, message: message.to_owned() };
-        let requests = self.requests.as_ref().ok_or_else(|| error(409, "no_student", "this run trains no student"))?;
+        let stages = self.stages();
+        let requests =
+            stages.requests.as_ref().ok_or_else(|| error(409, "no_student", "this run trains no student"))?;
         let (reply, answer) = bounded(1);
         requests
             .send_timeout(request(reply), REQUEST_LIMIT)
@@ -198,26 +245,63 @@ impl Status {
     }
 }
 
-/// A teacher's name, and what it is doing.
-fn teacher_status((name, watch): &(String, TeacherWatch)) -> (String, Value) {
-    let (state, since) = match watch.activity() {
-        Activity::Idle => ("idle", None),
-        Activity::Labelling(since) => ("labelling", Some(since)),
-        Activity::Stalled(since) => ("stalled", Some(since)),
-    };
-    let since = since.and_then(|since| since.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs_f64());
-    let dropped_copies = watch.dropped_copies();
-    (name.clone(), json!({"state": state, "since_unix_seconds": since, "dropped_copies": dropped_copies}))
+impl Stages {
+    fn of(pipeline: &Pipeline) -> Self {
+        Self {
+            controls: pipeline.controls.clone(),
+            log: pipeline.log.clone(),
+            ingest: pipeline.ingest.clone(),
+            requests: pipeline.requests.clone(),
+            releases: pipeline.releases.clone(),
+            inboxes: Arc::clone(&pipeline.inboxes),
+            live: pipeline.live.clone(),
+            teachers: pipeline.teachers.clone(),
+            arrivals: pipeline.arrivals.clone(),
+        }
+    }
+
+    /// What training waits for.
+    fn lack_of(&self, language: &str) -> String {
+        let reason = self.ingest.as_ref().and_then(|ingest| ingest.standstill(language));
+        let reason = reason.map_or_else(String::new, |reason| format!(", {reason}"));
+        format!("labelled text of `{language}`{reason}")
+    }
+
+    /// By name, what each teacher is, and what it is doing.
+    fn teachers(&self) -> Value {
+        let paused = self.live.as_ref().map(|live| live.paused_teachers()).unwrap_or_default();
+        let teachers = self.teachers.iter().enumerate().map(|(index, KnownTeacher { section, watch })| {
+            let (state, since) = match watch.as_ref().map_or(Activity::Idle, TeacherWatch::activity) {
+                Activity::Idle => ("idle", None),
+                Activity::Labelling(since) => ("labelling", Some(since)),
+                Activity::Stalled(since) => ("stalled", Some(since)),
+            };
+            let since = since.and_then(|since| since.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs_f64());
+            let status = json!({
+                "index": index,
+                "languages": section.languages,
+                "labels": section.labels,
+                "paused": paused.contains(&section.name),
+                "state": state,
+                "since_unix_seconds": since,
+                "dropped_copies": watch.as_ref().map_or(0, TeacherWatch::dropped_copies),
+            });
+            (section.name.clone(), status)
+        });
+        Value::Object(teachers.collect())
+    }
 }
 
 impl ops::Control for Status {
     fn status(&self) -> Value {
+        let stages = self.stages();
         let seen = self.seen();
         let paused = |control: &StageControl| json!({"paused": control.paused()});
-        let waiting = seen.waiting_for.as_ref().map(|language| format!("labelled text of `{language}`"));
+        let waiting = seen.waiting_for.as_ref().map(|language| stages.lack_of(language));
+        let lacks_space = stages.ingest.as_ref().is_some_and(|ingest| ingest.lacks_space());
         let has_no_room = seen.figures.value("mergedistill_log_waiting_for_room") > 0.0;
         let mut train = seen.step.clone();
-        if self.requests.is_some() {
+        if stages.requests.is_some() {
             if !train.is_object() {
                 train = json!({"step": 0});
             }
@@ -230,10 +314,10 @@ impl ops::Control for Status {
             "failure": seen.failure,
             "uptime_seconds": self.started.elapsed().as_secs_f64(),
             "stages": {
-                "ingest": paused(&self.controls.ingest),
-                "teacher": paused(&self.controls.teacher),
+                "ingest": {"paused": stages.controls.ingest.paused(), "waiting": lacks_space.then_some("disk space")},
+                "teacher": paused(&stages.controls.teacher),
                 "log": {"paused": false, "waiting": has_no_room.then_some("disk space")},
-                "trainer": {"paused": self.controls.trainer.paused(), "waiting": waiting},
+                "trainer": {"paused": stages.controls.trainer.paused(), "waiting": waiting},
             },
             "rates": {
                 "label_tokens_per_second": seen.figures.rate("mergedistill_teacher_tokens_total"),
@@ -241,24 +325,26 @@ impl ops::Control for Status {
             },
             "log": {
                 "appended": seen.figures.value("mergedistill_log_appended_sequence"),
-                "durable": self.log.durable().end(),
-                "begin": self.log.begin(),
+                "durable": stages.log.durable().end(),
+                "begin": stages.log.begin(),
                 "bytes": seen.figures.value("mergedistill_log_size_bytes") as u64,
                 "segments": seen.figures.value("mergedistill_log_segments") as u64,
             },
-            "teachers": self.teachers.iter().map(teacher_status).collect::<serde_json::Map<_, _>>(),
-            "corpora": self.corpora(),
-            "inboxes": self.inboxes.status(),
+            "teachers": stages.teachers(),
+            "corpora": Self::corpora(&stages),
+            "inboxes": stages.inboxes.status(),
+            "arrival_to_gradient": stages.arrivals.as_ref().map(Arrivals::delays),
             "train": train,
             "evaluation": seen.evaluation,
-            "release": self.releases.as_ref().and_then(Releases::status),
+            "release": stages.releases.as_ref().and_then(Releases::status),
         })
     }
 
     fn ready(&self) -> Result<(), String> {
         match self.state() {
             "stopping" => Err("the daemon is stopping".to_owned()),
-            _ => self.inboxes.failure().map_or(Ok(()), Err),
+            "renewing" => Err("a teacher is being added".to_owned()),
+            _ => self.stages().inboxes.failure().map_or(Ok(()), Err),
         }
     }
 
@@ -267,10 +353,17 @@ impl ops::Control for Status {
     }
 
     fn push(&self, target: &PushTarget) -> Result<Box<dyn Push>, CommandError> {
-        self.inboxes.push(target)
+        self.stages().inboxes.push(target)
     }
 
     fn command(&self, command: Command) -> Result<Value, CommandError> {
+        let waits = matches!(command, Command::Pause { .. } | Command::Resume { .. } | Command::Shutdown);
+        if self.renewing.load(Ordering::Relaxed) && !waits {
+            let message = "a teacher is being added, and the stages are opened anew; ask again in a moment".to_owned();
+            return Err(CommandError { status: 503, code: "renewing", message });
+        }
+        let stages = self.stages();
+        let no_corpus = |message: &str| CommandError { status: 409, code: "no_corpus", message: message.to_owned() };
         match command {
             Command::Pause { stage } => Ok(self.set_paused(stage, true)),
             Command::Resume { stage } => Ok(self.set_paused(stage, false)),
@@ -280,15 +373,17 @@ impl ops::Control for Status {
             Command::CancelRelease => self.release(Releases::cancel),
             Command::RetryQuarantined { ids, corpus } => {
                 let which = if ids.is_empty() { Which::All { corpus } } else { Which::Notes(ids) };
-                self.inboxes.retry(&which, self.log.durable().end())
+                stages.inboxes.retry(&which, stages.log.durable().end())
             }
-            Command::ChangeCorpora(change) => match &self.live {
-                Some(live) => live.change(change),
-                None => {
-                    let message = "this run has no corpus, so it reads nothing".to_owned();
-                    Err(CommandError { status: 409, code: "no_corpus", message })
-                }
-            },
+            Command::ChangeCorpora(change) => {
+                let live = stages.live.as_ref().ok_or_else(|| no_corpus("this run has no corpus, so it reads nothing"));
+                live?.change(change)
+            }
+            Command::ChangeTeachers(change) => {
+                let live =
+                    stages.live.as_ref().ok_or_else(|| no_corpus("this run has no corpus, so it labels nothing"));
+                live?.change_teachers(change, &self.additions)
+            }
             Command::Shutdown => {
                 let _ = self.shutdown.try_send(()); // Full: a shutdown is under way.
                 Ok(json!({"state": "stopping"}))

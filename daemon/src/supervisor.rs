@@ -1,16 +1,16 @@
-//! Runs a configuration from start to stop: starts pipeline and HTTP server, watches both, stops them in order.
+//! Runs a configuration from start to stop: starts pipeline and HTTP server, watches both, stops them in order. To add a teacher it
+//! stops the pipeline alone, in order, and opens it anew.
 
 use crate::configuration::Configuration;
 use crate::console::Console;
 use crate::failure::{ExitCode, Failure};
-use crate::inputs::Inputs;
-use crate::pipeline::{Ended, Pipeline, Setup, StageEnd};
-use crate::state_folder::StateFolder;
+use crate::live::Addition;
+use crate::pipeline::{Ended, Pipeline, StageEnd};
+use crate::pumps::Pumps;
+use crate::run::{Metrics, Run};
 use crate::status::Status;
-use crate::threads::Pools;
 use crossbeam::channel::{Receiver, bounded, select, tick};
-use ops::{EventHub, OpsOptions, Server, Token};
-use prometheus::Registry;
+use ops::{CommandError, EventHub, OpsOptions, Server, Token};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
@@ -35,124 +35,161 @@ pub struct Summary {
 
 /// Runs until the work is done, a signal or a command asks for a stop, or a stage fails.
 pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Console) -> Result<Summary, Failure> {
-    let (configuration, notes) = crate::live::in_effect(configuration)?;
-    notes.iter().for_each(|note| tracing::info!("{note}"));
-    let configuration = &configuration;
-    let mut inputs = Inputs::open(configuration)?;
-    // Whatever may be wrong with a teacher comes before the state folder says whose it is.
-    let runners = crate::pipeline::load_runners(configuration, &inputs.teachers)?;
-    let state = Arc::new(StateFolder::open(&configuration.run.state_dir)?);
-    if configuration.corpus.is_empty() {
-        let log = store::LogReader::open(&configuration.store.path)?;
-        inputs.arrange_for(log.identity())?;
-        state.check_identity(log.identity())?;
-    } else {
-        state.check_identity(&inputs.identity(configuration))?;
-    }
-
-    let registry = Registry::new();
-    let required = trainer::required_position(&configuration.run.state_dir)?;
-    let pools = Pools::open(configuration.threads)?;
-    let setup = Setup {
-        configuration,
-        inputs: &inputs,
-        state: &state,
-        runners,
-        registry: &registry,
-        pools,
-        until_step,
-        required,
-    };
-    let mut pipeline = Pipeline::open(setup)?;
+    let run = Run::open(configuration, until_step)?;
+    let metrics = Metrics::new()?;
+    let pipeline = run.pipeline(&metrics, None)?;
 
     let (shutdown_in, shutdown) = bounded(1);
-    let status = Arc::new(Status::new(&pipeline, registry.clone(), configuration.train.steps, shutdown_in));
+    let (additions_in, additions) = bounded(1);
+    let steps = run.configuration.train.steps;
+    let status = Arc::new(Status::new(&pipeline, metrics.all.clone(), steps, shutdown_in, additions_in));
     let hub = EventHub::default();
-    let ops = &configuration.ops;
+    let ops = &run.configuration.ops;
     let token = ops.token_file.as_deref().map(Token::read).transpose()?;
     let options = OpsOptions { http: Some(ops.http), socket: Some(ops.socket.clone()), token };
-    let server = Server::start(options, registry, Arc::clone(&status) as Arc<dyn ops::Control>, hub.clone())?;
+    let server =
+        Server::start(options, metrics.all.clone(), Arc::clone(&status) as Arc<dyn ops::Control>, hub.clone())?;
     if let Some(address) = server.http_address() {
         console.say(&format!("live page: http://{address}"));
     }
     // Until here a signal ends the process at once, which loses nothing.
-    let signals = watch_signals()?;
+    let asked = Asked { signals: watch_signals()?, shutdown, additions };
     let inboxes = Arc::clone(&pipeline.inboxes);
-    let running = pipeline.start()?;
+    let pumps = Pumps::start(&inboxes)?;
     ops::notify::ready();
 
     let supervisor = Supervisor {
-        configuration,
+        steps,
+        stop_limit: Duration::from_secs(run.configuration.run.stop_limit_seconds),
         status: &status,
         hub: &hub,
-        console,
+        live: console.live(),
         failure: None,
         stop_by: None,
         signalled: None,
+        renewal: None,
         summary: Summary::default(),
     };
-    let result = supervisor.watch(pipeline, running, &signals, &shutdown);
+    let result = supervisor.supervise(run, pipeline, pumps, asked, &metrics);
     inboxes.close();
     ops::notify::stopping();
     server.stop();
     result
 }
 
+/// What is asked of the supervisor.
+struct Asked {
+    signals: Receiver<i32>,
+    shutdown: Receiver<()>,
+    additions: Receiver<Addition>,
+}
+
 struct Supervisor<'a> {
-    configuration: &'a Configuration,
+    /// Optimiser steps in all.
+    steps: Option<u64>,
+    /// How long a stop may take.
+    stop_limit: Duration,
     status: &'a Status,
     hub: &'a EventHub,
-    console: &'a Console,
+    live: crate::console::Live,
     /// The first failure; those that follow from it are only logged.
     failure: Option<Failure>,
     /// Set once a stop was asked for: the stages have to end by then.
     stop_by: Option<Instant>,
     /// When the first signal came.
     signalled: Option<Instant>,
+    /// The teacher that is added when the stages have ended.
+    renewal: Option<Addition>,
     summary: Summary,
 }
 
 impl Supervisor<'_> {
-    /// Watches the stages until all of them have ended.
-    fn watch(
+    /// Watches the stages, and opens them anew for each teacher that is added, until the run has ended.
+    fn supervise(
         mut self,
-        pipeline: Pipeline,
-        mut running: usize,
-        signals: &Receiver<i32>,
-        shutdown: &Receiver<()>,
+        mut run: Run,
+        mut pipeline: Pipeline,
+        mut pumps: Pumps,
+        asked: Asked,
+        metrics: &Metrics,
     ) -> Result<Summary, Failure> {
+        let inboxes = Arc::clone(&pipeline.inboxes);
+        while let Some(addition) = self.watch(pipeline, &mut pumps, &asked)? {
+            pipeline = run.add(&addition, metrics, &inboxes, self.status)?;
+        }
+        self.live.clear();
+        pumps.join();
+        self.failure.map_or(Ok(self.summary), Err)
+    }
+
+    /// Starts the stages and watches them until all of them have ended. Returns a teacher that is to be added before they are
+    /// opened anew; `None`: the run has ended, and so have the `pumps`.
+    fn watch(&mut self, mut pipeline: Pipeline, pumps: &mut Pumps, asked: &Asked) -> Result<Option<Addition>, Failure> {
         let started = Instant::now();
-        let mut live = self.console.live();
+        let mut stages = Running { count: pipeline.start()?, ingest: pipeline.ingest.is_some() };
         let ticks = tick(Duration::from_millis(250));
-        while running > 0 {
+        while stages.count > 0 || (self.renewal.is_none() && pumps.running > 0) {
             select! {
                 recv(pipeline.events) -> event => if let Ok(event) = event { self.note(event) },
                 recv(pipeline.ends) -> end => if let Ok(end) = end {
-                    running -= 1;
-                    self.stage_ended(end, &pipeline);
+                    stages.count -= 1;
+                    stages.ingest &= end.stage != "ingest";
+                    self.stage_ended(end, &pipeline, pumps);
                 },
-                recv(signals) -> signal => if let Ok(signal) = signal { self.signalled(signal, &pipeline)? },
-                recv(shutdown) -> _ => self.stop(&pipeline, "asked for by a command"),
+                recv(pumps.ends) -> end => if let Ok(end) = end {
+                    pumps.running -= 1;
+                    self.stage_ended(end, &pipeline, pumps);
+                },
+                recv(asked.signals) -> signal => if let Ok(signal) = signal {
+                    self.signalled(signal, &pipeline, pumps)?;
+                },
+                recv(asked.shutdown) -> _ => self.stop(&pipeline, pumps, "asked for by a command"),
+                recv(asked.additions) -> addition => if let Ok(addition) = addition {
+                    self.begin_renewal(addition, &pipeline, stages.ingest);
+                },
                 recv(ticks) -> _ => {
-                    let waiting_for = self.status.waiting_for();
-                    let steps = self.configuration.train.steps;
-                    self.status.refresh(|figures| live.show(figures, steps, waiting_for.as_deref()));
+                    let (waiting_for, steps) = (self.status.waiting_for(), self.steps);
+                    self.status.refresh(|figures| self.live.show(figures, steps, waiting_for.as_deref()));
                 }
             }
             if self.stop_by.is_some_and(|limit| Instant::now() > limit) {
-                live.clear();
-                let limit = self.configuration.run.stop_limit_seconds;
+                self.live.clear();
+                let (running, limit) = (stages.count + pumps.running, self.stop_limit.as_secs());
                 let message = format!("{running} stages did not stop within {limit} s; what was durable is safe");
-                return Err(self.failure.unwrap_or_else(|| Failure::new(ExitCode::TemporaryFailure, message)));
+                let late = Failure::new(ExitCode::TemporaryFailure, message);
+                return Err(self.failure.take().unwrap_or(late));
             }
         }
         while let Ok(event) = pipeline.events.try_recv() {
             self.note(event);
         }
-        live.clear();
         pipeline.join();
-        self.summary.elapsed = started.elapsed();
-        self.failure.map_or(Ok(self.summary), Err)
+        self.summary.elapsed += started.elapsed();
+        match self.renewal.take() {
+            Some(addition) if self.stop_by.is_none() => Ok(Some(addition)),
+            Some(addition) => {
+                addition.answer(Err(stopping()));
+                Ok(None)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Has the stages drain, so that they can be opened anew with one more teacher.
+    fn begin_renewal(&mut self, addition: Addition, pipeline: &Pipeline, reads: bool) {
+        if self.stop_by.is_some() || self.renewal.is_some() {
+            return addition.answer(Err(stopping()));
+        }
+        if !reads {
+            let message = "all input has ended: there is nothing that a teacher could label".to_owned();
+            return addition.answer(Err(CommandError { status: 409, code: "ingest_ended", message }));
+        }
+        tracing::info!(
+            "opening the stages anew, with one more teacher: draining, making durable, writing a checkpoint"
+        );
+        self.status.set_renewing();
+        self.renewal = Some(addition);
+        pipeline.controls.stop();
     }
 
     fn note(&mut self, event: Event) {
@@ -176,43 +213,58 @@ impl Supervisor<'_> {
         }
     }
 
-    fn stage_ended(&mut self, end: StageEnd, pipeline: &Pipeline) {
+    fn stage_ended(&mut self, end: StageEnd, pipeline: &Pipeline, pumps: &Pumps) {
         match end.result {
             Ok(Ended::Done) => tracing::info!(stage = end.stage, "stage ended"),
+            Ok(Ended::Trainer(Outcome::Stopped { step })) if self.renewal.is_some() => {
+                tracing::info!(step, "training stopped, to go on");
+            }
             Ok(Ended::Trainer(outcome)) => {
                 tracing::info!(?outcome, "training ended");
                 self.summary.outcome = Some(outcome);
-                self.stop(pipeline, "training has ended");
+                self.stop(pipeline, pumps, "training has ended");
             }
             Err(failure) => {
                 tracing::error!(stage = end.stage, "{failure}");
                 let first = self.failure.get_or_insert(failure);
                 self.status.set_stopping(Some(first.message.clone()));
-                self.stop(pipeline, "a stage failed");
+                self.stop(pipeline, pumps, "a stage failed");
             }
         }
     }
 
     /// The first signal asks for a stop, a later one ends the wait for it. Some senders (`timeout`, a terminal's process
     /// group) deliver the same signal twice at once.
-    fn signalled(&mut self, signal: i32, pipeline: &Pipeline) -> Result<(), Failure> {
+    fn signalled(&mut self, signal: i32, pipeline: &Pipeline, pumps: &Pumps) -> Result<(), Failure> {
         let first = *self.signalled.get_or_insert_with(Instant::now);
         if first.elapsed() > SAME_SIGNAL {
             let stopped = Failure::new(ExitCode::TemporaryFailure, "stopped at once by a second signal");
             return Err(self.failure.take().unwrap_or(stopped));
         }
-        self.stop(pipeline, if signal == SIGINT { "SIGINT" } else { "SIGTERM" });
+        self.stop(pipeline, pumps, if signal == SIGINT { "SIGINT" } else { "SIGTERM" });
         Ok(())
     }
 
-    fn stop(&mut self, pipeline: &Pipeline, why: &str) {
+    fn stop(&mut self, pipeline: &Pipeline, pumps: &Pumps, why: &str) {
         if self.stop_by.is_none() {
             tracing::info!(why, "stopping: draining, making durable, writing a checkpoint");
             self.status.set_stopping(self.failure.as_ref().map(|failure| failure.message.clone()));
-            self.stop_by = Some(Instant::now() + Duration::from_secs(self.configuration.run.stop_limit_seconds));
+            self.stop_by = Some(Instant::now() + self.stop_limit);
             pipeline.controls.stop();
+            pumps.stop();
         }
     }
+}
+
+/// The stages that run.
+struct Running {
+    count: usize,
+    /// Whether ingest is among them.
+    ingest: bool,
+}
+
+fn stopping() -> CommandError {
+    CommandError { status: 503, code: "stopping", message: "the daemon is stopping".to_owned() }
 }
 
 /// Sends SIGTERM and SIGINT to a channel instead of letting them end the process.

@@ -43,6 +43,7 @@ pub fn options(
             every_steps: configuration.evaluate.every_steps,
             max_examples: configuration.evaluate.max_examples,
         },
+        tensorboard: configuration.ops.tensorboard,
         alpha: configuration.sampling.alpha,
         teachers: teachers.collect(),
         inputs: inputs_for_training(&inputs.corpora, inputs.languages()).into(),

@@ -4,7 +4,8 @@
 //! applies: no entry from there on was drawn without it, none before it with it. Whoever asks may have that number
 //! written down first; what cannot be written down is not done.
 //!
-//! A corpus that is to be added is opened by whoever asks for it, so that counting its characters holds nobody up.
+//! A corpus that is to be added is opened by whoever asks for it, so that counting its characters holds nobody up; one that was
+//! removed is closed by whoever asked for that.
 
 use crate::feed::{Feed, Waker};
 use crate::overrides::Overrides;
@@ -29,6 +30,16 @@ pub enum Change {
         /// Name of the corpus or source.
         corpus: String,
     },
+    /// Makes no copies for a teacher.
+    PauseTeacher {
+        /// Its name.
+        teacher: String,
+    },
+    /// Takes the pause of a teacher back.
+    ResumeTeacher {
+        /// Its name.
+        teacher: String,
+    },
     /// Gives a language a share of the draws.
     Share {
         /// The language.
@@ -42,6 +53,8 @@ pub enum Change {
     Remove {
         /// Its name.
         corpus: String,
+        /// Where what was open goes, before the answer; with room for it.
+        gone: Sender<RemovedCorpus>,
     },
 }
 
@@ -54,10 +67,10 @@ pub type Answer = Receiver<Result<SequenceNumber, ChangeError>>;
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
-    /// There is no corpus or language of that name.
+    /// There is no corpus, language or teacher of that name.
     #[error("there is no {what} `{name}`; there is: {known}")]
     Unknown {
-        /// `corpus` or `language`.
+        /// `corpus`, `language` or `teacher`.
         what: &'static str,
         /// The name.
         name: String,
@@ -79,6 +92,12 @@ pub enum ChangeError {
     /// Nothing is read any more.
     #[error("all input has ended, or the daemon stops: nothing is read any more")]
     Ended,
+}
+
+/// A corpus that is read no more. Dropping it waits for whoever watches its folder or file, who may be reading a large one: that is
+/// for whoever asked for the removal, before the corpus is added again.
+pub struct RemovedCorpus {
+    _streams: Vec<CorpusStream>,
 }
 
 /// A corpus that is open, and not read yet.
@@ -123,6 +142,8 @@ struct Known {
 pub(crate) struct Changing {
     requests: Receiver<Request>,
     languages: BTreeSet<Arc<str>>,
+    /// Names of the teachers.
+    teachers: BTreeSet<Arc<str>>,
     known: Arc<Mutex<Known>>,
 }
 
@@ -138,7 +159,8 @@ impl Changes {
         let known = Known { in_use: names(streams), cursors: cursors.clone(), removed: BTreeSet::new() };
         let known = Arc::new(Mutex::new(known));
         let languages = opener.teachers().keys().cloned().collect();
-        let changing = Changing { requests, languages, known: Arc::clone(&known) };
+        let teachers = opener.teacher_names().collect();
+        let changing = Changing { requests, languages, teachers, known: Arc::clone(&known) };
         let waker = opener.waker();
         (Self { inner: Arc::new(Inner { requests: requests_in, waker, opener, start, known }) }, changing)
     }
@@ -174,7 +196,7 @@ impl Changes {
 impl Changing {
     /// Leaves out of `overrides` what is about languages and corpora that are not there.
     pub(crate) fn settle(&self, overrides: &mut Overrides) {
-        overrides.keep_known(&self.languages, &lock(&self.known).in_use);
+        overrides.keep_known(&self.languages, &lock(&self.known).in_use, &self.teachers);
     }
 
     /// Makes the changes that were asked for; `next` is the sequence number of the next entry. Returns whether there were any.
@@ -183,14 +205,25 @@ impl Changing {
         streams: &mut Vec<CorpusStream>,
         overrides: &mut Overrides,
         next: SequenceNumber,
-    ) -> bool {
+    ) -> Result<bool, IngestError> {
         let mut changed = false;
         while let Ok(Request { change, keep, answer }) = self.requests.try_recv() {
-            let outcome = self.make_one(change, keep, streams, overrides, next);
+            let answered = |outcome| drop(answer.send(outcome)); // Whoever asked may have left.
+            let has_room = match sync_before(&change, streams) {
+                Ok(has_room) => has_room,
+                Err(error) => {
+                    answered(Err(ChangeError::NotKept(error.to_string())));
+                    return Err(error);
+                }
+            };
+            let outcome = match has_room {
+                true => self.make_one(change, keep, streams, overrides, next),
+                false => Err(ChangeError::NotKept("no space is left on the disk".to_owned())),
+            };
             changed |= outcome.is_ok();
-            let _ = answer.send(outcome.map(|()| next)); // Whoever asked may have left.
+            answered(outcome.map(|()| next));
         }
-        changed
+        Ok(changed)
     }
 
     fn make_one(
@@ -206,20 +239,20 @@ impl Changing {
         match &change {
             Change::Pause { corpus } => after.set_paused(find(&known.in_use, "corpus", corpus)?, true),
             Change::Resume { corpus } => after.set_paused(find(&known.in_use, "corpus", corpus)?, false),
+            Change::PauseTeacher { teacher } => {
+                after.set_teacher_paused(find(&self.teachers, "teacher", teacher)?, true);
+            }
+            Change::ResumeTeacher { teacher } => {
+                after.set_teacher_paused(find(&self.teachers, "teacher", teacher)?, false);
+            }
             Change::Share { language, share } => {
                 after.set_share(&find(&self.languages, "language", language)?, *share)?;
             }
             Change::Add(opened) => known.check_free(names(&opened.streams).iter())?,
-            Change::Remove { corpus } => {
+            Change::Remove { corpus, .. } => {
                 let of_corpus = |stream: &&CorpusStream| *stream.source().corpus == **corpus;
                 let corpora = streams.iter().map(|stream| Arc::clone(&stream.source().corpus)).collect();
                 find(&corpora, "corpus", corpus)?;
-                // Entries of it may be in the group that is being filled.
-                for stream in streams.iter_mut().filter(|stream| of_corpus(&&**stream)) {
-                    if !stream.sync(0)? {
-                        return Err(ChangeError::NotKept("no space is left on the disk".to_owned()));
-                    }
-                }
                 let gone = names(streams.iter().filter(of_corpus));
                 after.paused.retain(|name| !gone.contains(name));
             }
@@ -227,8 +260,12 @@ impl Changing {
         keep(next).map_err(ChangeError::NotKept)?;
         match change {
             Change::Add(opened) => known.add(opened.streams, streams),
-            Change::Remove { corpus } => known.remove(&corpus, streams),
-            Change::Pause { .. } | Change::Resume { .. } | Change::Share { .. } => {}
+            Change::Remove { corpus, gone } => drop(gone.send(known.remove(&corpus, streams))),
+            Change::Pause { .. }
+            | Change::Resume { .. }
+            | Change::PauseTeacher { .. }
+            | Change::ResumeTeacher { .. }
+            | Change::Share { .. } => {}
         }
         *overrides = after;
         Ok(())
@@ -246,13 +283,15 @@ impl Known {
         streams.extend(opened);
     }
 
-    fn remove(&mut self, corpus: &str, streams: &mut Vec<CorpusStream>) {
-        for stream in streams.extract_if(.., |stream| *stream.source().corpus == *corpus) {
+    fn remove(&mut self, corpus: &str, streams: &mut Vec<CorpusStream>) -> RemovedCorpus {
+        let removed: Vec<_> = streams.extract_if(.., |stream| *stream.source().corpus == *corpus).collect();
+        for stream in &removed {
             self.in_use.remove(&stream.source().name);
             self.in_use.remove(&stream.source().corpus);
             self.removed.insert(Arc::clone(&stream.source().name));
             self.cursors.insert(Arc::clone(&stream.source().name), stream.cursor().clone());
         }
+        RemovedCorpus { _streams: removed }
     }
 }
 
@@ -260,6 +299,14 @@ impl fmt::Debug for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Changes").finish_non_exhaustive()
     }
+}
+
+/// Before a corpus is removed, what a restart has to know of it is made durable: entries of it may be in the group that is being
+/// filled. `false`: there is no space. What is half written then is fatal, as in every other sync.
+fn sync_before(change: &Change, streams: &mut [CorpusStream]) -> Result<bool, IngestError> {
+    let Change::Remove { corpus, .. } = change else { return Ok(true) };
+    let mut of_corpus = streams.iter_mut().filter(|stream| *stream.source().corpus == **corpus);
+    of_corpus.try_fold(true, |done, stream| Ok(stream.sync(0)? && done))
 }
 
 /// Names of the streams and of their corpora.

@@ -153,6 +153,8 @@ impl Documents {
         }
         open.used = true;
         open.passed = 0;
+        document.arrived_ms =
+            document.arrived_ms.or_else(|| self.feed.arrived_ms(&open.part.name, document.offset_bytes));
         Some(Next::Document { part: Arc::clone(&open.part.name), document })
     }
 

@@ -14,7 +14,8 @@
 //! Invariants
 //!
 //! - A record is durable before its entry is handed on. So a log that holds an entry finds its record, and records of
-//!   entries that the log does not hold are cut when the file is opened: the log alone says what was seen.
+//!   entries that the log does not hold are cut at a start, in the files of all sources: those that are not read now may be
+//!   later, when the log has other entries of these numbers. The log alone says what was seen.
 //! - Each round begins with nothing seen, so a document is never a duplicate of itself.
 //! - The file holds at least the last N documents in the log, and is rewritten before it holds many more.
 
@@ -68,12 +69,38 @@ struct Record {
     text: TextHash,
 }
 
+/// Cuts what is about entries from `next` on, which the log does not hold, in the files of all sources in `folder`. Damage is left
+/// for whoever opens the file.
+pub(crate) fn forget_from(folder: &Path, next: SequenceNumber) -> Result<(), IngestError> {
+    let files = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        files => files.map_err(failed("list", folder))?,
+    };
+    for file in files {
+        let path = file.map_err(failed("list", folder))?.path();
+        if path.extension().is_none_or(|extension| extension != "seen") {
+            continue;
+        }
+        let failed = failed("cut", &path);
+        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(&failed)?;
+        if ends_before(&file, next).map_err(&failed)? {
+            continue;
+        }
+        let bytes = fs::read(&path).map_err(&failed)?;
+        if let Ok(records) = whole_records(&bytes, next, &path) {
+            let cut = file.set_len((records.len() * RECORD_BYTES) as u64);
+            cut.and_then(|()| file.sync_all()).map_err(&failed)?;
+        }
+    }
+    Ok(())
+}
+
 impl SeenTexts {
     /// Opens the file at `path`, or makes it; it holds the last `limit` documents. `next` is the log's next sequence number.
     pub(crate) fn open(path: PathBuf, limit: usize, next: SequenceNumber) -> Result<Self, IngestError> {
         let failed = failed("open", &path);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(&failed)?;
+        if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {
+            fs::create_dir_all(folder).and_then(|()| sync_name(folder)).map_err(&failed)?;
         }
         let options = OpenOptions::new().read(true).append(true).create(true).open(&path);
         let mut file = options.map_err(&failed)?;
@@ -85,7 +112,9 @@ impl SeenTexts {
             window.add(record.round, record.text);
         }
         let records = records.len() as u64;
-        file.set_len(records * RECORD_BYTES as u64).map_err(&failed)?;
+        // What is cut must not come back when the log has gone on without it.
+        let cut = file.set_len(records * RECORD_BYTES as u64).and_then(|()| file.sync_all());
+        cut.and_then(|()| sync_name(&path)).map_err(&failed)?;
         Ok(Self { path, file, records, rewrite_at: 0, unwritten: Vec::new(), window })
     }
 
@@ -150,10 +179,10 @@ impl SeenTexts {
         file.write_all(&kept)?;
         file.sync_all()?;
         fs::rename(&partial, &self.path)?;
-        File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+        // Whether or not its name is durable yet, what comes now belongs to this one.
         self.file = OpenOptions::new().read(true).append(true).open(&self.path)?;
         self.records -= surplus;
-        Ok(())
+        sync_name(&self.path)
     }
 }
 
@@ -204,6 +233,16 @@ impl Record {
     }
 }
 
+/// Whether the last record of a file is whole and of an entry before `next`: then all are.
+fn ends_before(file: &File, next: SequenceNumber) -> io::Result<bool> {
+    let (bytes, mut last) = (file.metadata()?.len(), [0; RECORD_BYTES]);
+    if bytes < RECORD_BYTES as u64 || bytes % RECORD_BYTES as u64 != 0 {
+        return Ok(bytes == 0);
+    }
+    file.read_exact_at(&mut last, bytes - RECORD_BYTES as u64)?;
+    Ok(Record::parse(&last).is_some_and(|record| record.sequence < next.0))
+}
+
 /// The records of entries before `next`. What follows them may be torn: it was not durable when its entry was handed on, so the
 /// log does not hold it.
 fn whole_records(bytes: &[u8], next: SequenceNumber, path: &Path) -> Result<Vec<Record>, IngestError> {
@@ -234,6 +273,12 @@ fn hash(text: &str) -> TextHash {
     let mut first = TextHash::default();
     first.copy_from_slice(&hash.finalize()[..16]);
     first
+}
+
+/// Makes the name of a file or folder durable.
+fn sync_name(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> IngestError + use<> {
@@ -288,6 +333,33 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_start_cuts_the_files_of_all_sources() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("a.seen"), folder.path().join("a.jsonl"));
+        forget_from(&folder.path().join("none"), SequenceNumber(3)).unwrap();
+        let mut seen = open(&path, 100, 0);
+        for number in 0..10 {
+            seen.note(&number.to_string(), 0, SequenceNumber(2 * number));
+        }
+        assert!(seen.sync(0).unwrap());
+        let whole = fs::read(&path).unwrap();
+        fs::write(&other, &whole).unwrap();
+        for (next, torn, left) in [(19, 0, 10), (18, 0, 9), (7, 0, 4), (40, 5, 10), (3, 40, 2), (0, 0, 0)] {
+            fs::write(&path, [&whole[..], &vec![1; torn]].concat()).unwrap();
+            forget_from(folder.path(), SequenceNumber(next)).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), whole[..left * RECORD_BYTES], "a log up to {next}");
+        }
+        let mut damaged = whole.clone();
+        damaged[0] ^= 1;
+        for (next, expected) in [(3, &damaged[..]), (40, &damaged[..])] {
+            fs::write(&path, &damaged).unwrap();
+            forget_from(folder.path(), SequenceNumber(next)).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), expected, "who opens it says that it is damaged");
+        }
+        assert_eq!(fs::read(&other).unwrap(), whole);
     }
 
     #[test]

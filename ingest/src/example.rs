@@ -7,6 +7,7 @@ use crate::IngestError;
 use crate::format::{Reason, Rejection};
 use crate::teacher::TeacherTokenizer;
 use model::Tokens;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use store::Span;
 
@@ -61,7 +62,7 @@ pub(crate) struct Segmenter {
     first: usize,
     /// First byte that is not tokenised yet.
     filled: usize,
-    /// `[teachers]`: tokens of `first..filled`.
+    /// `[teachers]`, of those that it cuts for: tokens of `first..filled`.
     pending: Vec<Vec<Token>>,
     /// Places inside `first..filled` where a piece ended within a word: tokens around them are not final.
     seams: Vec<usize>,
@@ -94,6 +95,34 @@ impl Segmenter {
         let pending = teachers.iter().map(|_| Vec::new()).collect();
         let shortest = SHORTEST_TOKENS.min(limit / 2);
         Self { text, language, teachers, limit, shortest, first: 0, filled: 0, pending, seams: Vec::new() }
+    }
+
+    /// Goes on at byte `first`, for the first `teachers` of the table alone.
+    pub(crate) fn restart(&mut self, first: usize, teachers: usize) {
+        (self.first, self.filled) = (first, first);
+        self.pending = vec![Vec::new(); teachers.min(self.teachers.len())];
+        self.seams.clear();
+    }
+
+    /// Whether the text before `byte` may have been cut when the language had fewer teachers, which were added one after the
+    /// other while it was read: at some of these cuts. If so the segmenter goes on at `byte`, for all of them.
+    pub(crate) fn was_cut_at(&mut self, byte: u64) -> Result<bool, IngestError> {
+        let Some(byte) = usize::try_from(byte).ok().filter(|byte| self.text.is_char_boundary(*byte)) else {
+            return Ok(false);
+        };
+        let mut cuts = BTreeSet::from([0]);
+        for teachers in 1..=self.teachers.len() {
+            for first in cuts.clone() {
+                self.restart(first, teachers);
+                // From where another way has been, all go alike.
+                while let Some(example) = self.next()?
+                    && example.span.end <= byte as u64
+                    && cuts.insert(example.span.end as usize)
+                {}
+            }
+        }
+        self.restart(byte, self.teachers.len());
+        Ok(cuts.contains(&byte))
     }
 
     /// Whether the whole document is covered.

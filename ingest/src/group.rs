@@ -4,28 +4,35 @@ use store::{BatchPlan, Entry, Group, Payload};
 
 /// A group never has more entries, whatever their tokens: skipped documents have none.
 const GROUP_LIMIT_ENTRIES: usize = 1 << 16;
+/// Nor does its text take more memory: an example may have many bytes and few tokens.
+const GROUP_LIMIT_TEXT_BYTES: u64 = 64 << 20;
 
 /// A group that is being filled.
 pub(crate) struct GroupBuilder {
     entries: Vec<Entry>,
     tokens: usize,
+    /// Of the spans, whether the text is kept or not: groups end at the same places.
+    text_bytes: u64,
     limit_tokens: usize,
 }
 
 impl GroupBuilder {
     pub(crate) fn new(limit_tokens: usize) -> Self {
-        Self { entries: Vec::new(), tokens: 0, limit_tokens }
+        Self { entries: Vec::new(), tokens: 0, text_bytes: 0, limit_tokens }
     }
 
     pub(crate) fn push(&mut self, entry: Entry) {
         if let Payload::Record(record) = &entry.payload {
             self.tokens += record.copies.iter().map(|copy| copy.token_ids.len()).sum::<usize>();
+            self.text_bytes += record.span.end - record.span.first;
         }
         self.entries.push(entry);
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.tokens >= self.limit_tokens || self.entries.len() >= GROUP_LIMIT_ENTRIES
+        self.tokens >= self.limit_tokens
+            || self.entries.len() >= GROUP_LIMIT_ENTRIES
+            || self.text_bytes >= GROUP_LIMIT_TEXT_BYTES
     }
 
     /// The group with its batch plans; `None` if it is empty. `labels`: by index into the teacher table.
@@ -67,4 +74,44 @@ fn plan(entries: &[Entry], labels: &[bool], batch_tokens: usize) -> Vec<BatchPla
         }
     }
     batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use store::{MaskedCopy, Record, SequenceNumber, SourceCursor, Span};
+
+    fn record(text_bytes: u64) -> Entry {
+        let name: Arc<str> = "en".into();
+        let copy = MaskedCopy {
+            teacher: 0,
+            token_ids: vec![2, 9, 3],
+            masked_positions: vec![1],
+            gold_ids: vec![9],
+            label: None,
+        };
+        let payload = Payload::Record(Record {
+            source: Arc::clone(&name),
+            document: "en.txt@0".into(),
+            span: Span { first: 7, end: 7 + text_bytes },
+            language: Arc::clone(&name),
+            round: 0,
+            held_out: false,
+            copies: vec![copy],
+            text: None,
+        });
+        Entry { sequence: SequenceNumber(0), cursor: SourceCursor::start(Arc::clone(&name), name, 0), payload }
+    }
+
+    /// Otherwise a block with much text and few tokens could not be written.
+    #[test]
+    fn a_group_ends_where_its_text_is_large() {
+        let mut group = GroupBuilder::new(1000);
+        group.push(record(100));
+        group.push(record(GROUP_LIMIT_TEXT_BYTES - 101));
+        assert!(!group.is_full());
+        group.push(record(1));
+        assert!(group.is_full());
+    }
 }

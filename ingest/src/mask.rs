@@ -25,10 +25,13 @@ pub enum MaskUnit {
 
 /// How much is masked, what together, and the seed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Masking {
-    pub(crate) seed: u64,
-    pub(crate) probability: f64,
-    pub(crate) unit: MaskUnit,
+pub struct Masking {
+    /// Seed of the draws.
+    pub seed: u64,
+    /// Probability with which each unit is masked.
+    pub probability: f64,
+    /// What is masked together.
+    pub unit: MaskUnit,
 }
 
 /// What identifies an example.
@@ -68,7 +71,8 @@ impl Masking {
                 })
                 .collect(),
             MaskUnit::SharedWord => {
-                let shared = shared_words(teachers, tokens);
+                let teachers: Vec<_> = teachers.iter().collect();
+                let shared = shared_words(&teachers, &tokens.iter().collect::<Vec<_>>());
                 let chosen = self.choose(&shared, |word| word.first_byte as u64, &self.shared_stream(key))?;
                 let copies = copies.enumerate().map(|(index, ((teacher, tokens), stream))| {
                     let mut own: Vec<usize> = chosen.iter().flat_map(|word| word.tokens[index].clone()).collect();
@@ -78,6 +82,24 @@ impl Masking {
                 Some(copies.collect())
             }
         }
+    }
+
+    /// A copy that masks the words that another teacher's copy masks, where both have them. `other`: that teacher, its tokens, and
+    /// the positions that its copy masks, counting \[CLS\]. `None`: there is no such word.
+    pub(crate) fn aligned_copy(
+        &self,
+        (teacher, tokens): (&TeacherTokenizer, &Tokens),
+        other: (&TeacherTokenizer, &Tokens, &[u32]),
+        key: ExampleKey,
+    ) -> Option<MaskedCopy> {
+        let (other, other_tokens, masked) = other;
+        let is_masked = |at: usize| masked.binary_search(&(at as u32 + 1)).is_ok();
+        let shared = shared_words(&[other, teacher], &[other_tokens, tokens]);
+        let chosen = shared.into_iter().filter(|word| word.tokens[0].clone().all(is_masked));
+        let mut own: Vec<usize> = chosen.flat_map(|word| word.tokens[1].clone()).collect();
+        own.sort_unstable();
+        let stream = self.stream(teacher, key);
+        (!own.is_empty()).then(|| copy(teacher, &tokens.ids, own.into_iter(), &stream))
     }
 
     /// What of a copy may be masked.

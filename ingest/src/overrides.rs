@@ -1,4 +1,4 @@
-//! What someone has set: shares of languages, and corpora that pause.
+//! What someone has set: shares of languages, and corpora and teachers that pause.
 
 use crate::changes::ChangeError;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +11,9 @@ pub struct Overrides {
     pub shares: BTreeMap<Arc<str>, f64>,
     /// Names of corpora, or of single sources of them, that are not drawn. What arrives meanwhile is kept.
     pub paused: BTreeSet<Arc<str>>,
+    /// Names of teachers that get no copies. Spans and masks of the others' copies stay what they are; a language all of
+    /// whose teachers pause is not drawn.
+    pub paused_teachers: BTreeSet<Arc<str>>,
 }
 
 impl Overrides {
@@ -36,15 +39,21 @@ impl Overrides {
 
     /// Suspends or resumes a corpus or source.
     pub(crate) fn set_paused(&mut self, corpus: Arc<str>, paused: bool) {
-        if paused {
-            self.paused.insert(corpus);
-        } else {
-            self.paused.remove(&corpus);
-        }
+        set(&mut self.paused, corpus, paused);
     }
 
-    /// Leaves out what is about languages and corpora that are not there any more.
-    pub(crate) fn keep_known(&mut self, languages: &BTreeSet<Arc<str>>, corpora: &BTreeSet<Arc<str>>) {
+    /// Suspends or resumes a teacher.
+    pub(crate) fn set_teacher_paused(&mut self, teacher: Arc<str>, paused: bool) {
+        set(&mut self.paused_teachers, teacher, paused);
+    }
+
+    /// Leaves out what is about languages, corpora and teachers that are not there any more.
+    pub(crate) fn keep_known(
+        &mut self,
+        languages: &BTreeSet<Arc<str>>,
+        corpora: &BTreeSet<Arc<str>>,
+        teachers: &BTreeSet<Arc<str>>,
+    ) {
         let known = |names: &BTreeSet<Arc<str>>, name: &Arc<str>| {
             let known = names.contains(name);
             if !known {
@@ -57,5 +66,14 @@ impl Overrides {
         };
         self.shares.retain(|language, _| known(languages, language));
         self.paused.retain(|corpus| known(corpora, corpus));
+        self.paused_teachers.retain(|teacher| known(teachers, teacher));
+    }
+}
+
+fn set(names: &mut BTreeSet<Arc<str>>, name: Arc<str>, is_in: bool) {
+    if is_in {
+        names.insert(name);
+    } else {
+        names.remove(&name);
     }
 }

@@ -1,7 +1,7 @@
 //! Which source the next entry comes from: languages ∝ n_k^α, sources inside a language ∝ their characters.
 //!
 //! n_k counts what is available, never what was consumed. Only sources that have something now are drawn, and those
-//! that have nothing leave their share to the others meanwhile.
+//! that have nothing leave their share to the others meanwhile. Before that, each list of files makes one entry.
 
 use crate::overrides::Overrides;
 use model::random::Philox;
@@ -22,6 +22,9 @@ pub(crate) struct Candidate<'a> {
     pub(crate) cursor: &'a SourceCursor,
     /// Read before everything else; has no share.
     pub(crate) before_others: bool,
+    /// A list of files without an entry so far. It makes its first one before the draws by share, however small its share is:
+    /// training waits for that.
+    pub(crate) unread: bool,
     /// It has not ended, and nobody has suspended it.
     pub(crate) open: bool,
     /// It has something now.
@@ -55,7 +58,10 @@ impl Sampler {
         overrides: &Overrides,
     ) -> Option<usize> {
         let ready = |candidate: &Candidate| candidate.open && candidate.ready;
-        let first = candidates.iter().position(|candidate| candidate.before_others && ready(candidate));
+        let first = |is_first: fn(&Candidate) -> bool| {
+            candidates.iter().position(|candidate| is_first(candidate) && ready(candidate))
+        };
+        let first = first(|candidate| candidate.before_others).or_else(|| first(|candidate| candidate.unread));
         if first.is_some() {
             return first;
         }
@@ -160,7 +166,7 @@ mod tests {
     fn candidates<'a>(cursors: &'a [SourceCursor], ready: &[bool]) -> Vec<Candidate<'a>> {
         let candidates = cursors.iter().zip(ready);
         candidates
-            .map(|(cursor, ready)| Candidate { cursor, before_others: false, open: true, ready: *ready })
+            .map(|(cursor, ready)| Candidate { cursor, before_others: false, unread: false, open: true, ready: *ready })
             .collect()
     }
 
@@ -200,6 +206,21 @@ mod tests {
                 assert!((found - expected).abs() < 0.01 * expected, "α {alpha}: {total:?}, not {due:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_nobody_has_read_of_makes_a_first_entry() {
+        let sampler = Sampler::new(5, 0.7);
+        let cursors = cursors([1 << 40, 1 << 40, 1, 0]);
+        let overrides = Overrides { shares: [("de".into(), 1.0)].into(), ..Overrides::default() };
+        let mut candidates = candidates(&cursors, &[true; 4]);
+        let draw = |candidates: &[Candidate]| sampler.draw(SequenceNumber(0), candidates, &overrides);
+        candidates.iter_mut().skip(2).for_each(|candidate| candidate.unread = true);
+        assert_eq!(draw(&candidates), Some(2));
+        candidates[2].open = false;
+        assert_eq!(draw(&candidates), Some(3));
+        candidates[3].unread = false;
+        assert_eq!(draw(&candidates), Some(0));
     }
 
     #[test]

@@ -107,6 +107,11 @@ impl Opener {
         &self.teachers
     }
 
+    /// Names of the teachers, in the order of their table.
+    pub(crate) fn teacher_names(&self) -> impl Iterator<Item = Arc<str>> + '_ {
+        self.table.iter().map(|teacher| teacher.name.as_str().into())
+    }
+
     pub(crate) fn waker(&self) -> Waker {
         self.waker.clone()
     }

@@ -1,6 +1,7 @@
 //! The stage: corpora in, groups out.
 
 use crate::changes::Changing;
+use crate::duplicates;
 use crate::example::Example;
 use crate::feed::{Feed, Waker};
 use crate::format::{Reason, Rejection};
@@ -13,6 +14,7 @@ use crate::sampling::{Candidate, Sampler};
 use crate::sources::{Opener, TeachersByLanguage};
 use crate::status::{CorpusState, CorpusStatus, IngestStatus, add_one};
 use crate::stream::{CorpusStream, Step, Supply};
+use crate::teacher::TeacherTokenizer;
 use crate::{Changes, CorpusOptions, IngestError, IngestTeacher};
 use crossbeam::channel::{Receiver, SendTimeoutError, Sender};
 use prometheus::Registry;
@@ -22,12 +24,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use store::stage::StageControl;
-use store::{Entry, Group, MaskedCopy, Payload, Record, SequenceNumber, Skip, SourceCursor, Span};
+use store::{Arrivals, Entry, Group, MaskedCopy, Payload, Record, SequenceNumber, Skip, SourceCursor, Span};
 
 /// How often a stage that waits looks whether it is to stop.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// How often a stage that has no space on the disk tries again.
-const SPACE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Settings of ingestion.
 #[derive(Clone, Debug)]
@@ -63,6 +63,10 @@ pub struct IngestOptions {
     pub quarantine: Quarantine,
     /// What was set by hand before.
     pub overrides: Overrides,
+    /// Whether records carry the text of their example.
+    pub keep_text: bool,
+    /// Takes note of when the documents of records arrived; `None`: nobody asks.
+    pub arrivals: Option<Arrivals>,
 }
 
 /// The ingest stage.
@@ -82,6 +86,9 @@ pub struct Ingest {
     limit_tokens: usize,
     group_tokens: usize,
     batch_tokens: usize,
+    keep_text: bool,
+    /// For the time from a document's arrival to its first gradient.
+    arrival_times: Option<Arrivals>,
     linger: Duration,
     durable_end: Arc<AtomicU64>,
     metrics: IngestMetrics,
@@ -116,6 +123,7 @@ impl Ingest {
         registry: &Registry,
     ) -> Result<Self, IngestError> {
         options.quarantine.forget_from(next)?;
+        duplicates::forget_from(&options.feeds, next)?;
         let (waker, arrivals) = Waker::new();
         let labels = teachers.iter().map(|teacher| teacher.labels).collect();
         let opener = Opener::new(&options, teachers, waker)?;
@@ -141,6 +149,8 @@ impl Ingest {
             limit_tokens: options.max_sequence_length - 2,
             group_tokens: options.group_tokens,
             batch_tokens: options.batch_tokens,
+            keep_text: options.keep_text,
+            arrival_times: options.arrivals,
             linger: options.linger,
             durable_end: options.durable_end,
             metrics: IngestMetrics::register(registry, &options.quarantine)?,
@@ -179,21 +189,21 @@ impl Ingest {
     }
 
     /// Sends groups to `out` until all input has ended, the stage is told to stop, or nobody receives any
-    /// more. A group is held back while `gate` is closed (`false`).
+    /// more. A group is held back while `gate` is closed to it (`false`).
     ///
     /// # Errors
     /// As [`Ingest::next_group`].
     pub fn run(
         mut self,
         control: &StageControl,
-        gate: &dyn Fn() -> bool,
+        gate: &dyn Fn(&Group) -> bool,
         out: Sender<Group>,
     ) -> Result<(), IngestError> {
         while self.proceed(Some(control))? {
             let Filled::Group(group) = self.fill_group(Some(control))? else { break };
             let entries = group.entries.len();
             self.metrics.stage.in_flight.set(entries as i64);
-            while !gate() {
+            while !gate(&group) {
                 if !control.wait(POLL_INTERVAL) {
                     return Ok(());
                 }
@@ -246,11 +256,8 @@ impl Ingest {
                 let _ = self.arrivals.recv_timeout(left.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL));
             }
         }
-        while !self.sync()? {
-            tracing::warn!("no space is left on the disk for the hashes of documents; ingestion waits");
-            if !control.is_some_and(|control| control.wait(SPACE_INTERVAL)) {
-                return Ok(Filled::Stopped);
-            }
+        if !self.sync_when_there_is_room(control)? {
+            return Ok(Filled::Stopped);
         }
         let stopped = !group.is_full() && control.is_some_and(StageControl::stopping);
         Ok(match group.finish(&self.labels, self.batch_tokens) {
@@ -258,6 +265,21 @@ impl Ingest {
             Some(group) => Filled::Group(group),
             None => Filled::Ended,
         })
+    }
+
+    /// Makes durable what streams have to know after a restart, and waits for room on the disk. `false`: it is to stop.
+    fn sync_when_there_is_room(&mut self, control: Option<&StageControl>) -> Result<bool, IngestError> {
+        while !self.sync()? {
+            if !self.status.lacks_space.swap(true, Ordering::Relaxed) {
+                tracing::warn!("no space is left on the disk for the hashes of documents; ingestion waits");
+            }
+            if !control.is_some_and(|control| control.wait(POLL_INTERVAL)) {
+                return Ok(false);
+            }
+            self.look()?;
+        }
+        self.status.lacks_space.store(false, Ordering::Relaxed);
+        Ok(true)
     }
 
     /// Makes durable what streams have to know after a restart; `false`: there is no space.
@@ -286,21 +308,25 @@ impl Ingest {
         self.status.set_corpora(self.statuses.clone());
         self.supplies = vec![Supply::Dry; self.streams.len()];
         self.status.overrides_since.store(self.next.0, Ordering::Relaxed);
-        let Overrides { shares, paused } = &self.overrides;
-        if !shares.is_empty() || !paused.is_empty() {
-            tracing::info!(sequence = self.next.0, ?shares, ?paused, "shares of the languages follow these overrides");
+        let Overrides { shares, paused, paused_teachers } = &self.overrides;
+        if self.overrides != Overrides::default() {
+            let sequence = self.next.0;
+            tracing::info!(sequence, ?shares, ?paused, ?paused_teachers, "these overrides hold for what is read");
         }
     }
 
     /// Looks at what has arrived, and makes the changes that were asked for since the last entry.
     fn look(&mut self) -> Result<(), IngestError> {
-        let mut changed = self.changing.make(&mut self.streams, &mut self.overrides, self.next);
+        let mut changed = self.changing.make(&mut self.streams, &mut self.overrides, self.next)?;
         if changed {
             self.note_change();
         }
         for (index, stream) in self.streams.iter_mut().enumerate() {
+            // Whether it is paused or not: nobody would know that nothing arrives any more.
+            stream.check()?;
             let (source, status) = (stream.source(), &self.statuses[index]);
-            let paused = [&source.name, &source.corpus].iter().any(|name| self.overrides.paused.contains(*name));
+            let paused = [&source.name, &source.corpus].iter().any(|name| self.overrides.paused.contains(*name))
+                || is_untaught(&self.teachers[&source.language], &self.overrides);
             if stream.note_arrivals() {
                 let (files, characters) = (stream.files(), stream.cursor().characters_available);
                 status.files.store(files, Ordering::Relaxed);
@@ -330,6 +356,7 @@ impl Ingest {
             .map(|(stream, supply)| Candidate {
                 cursor: stream.cursor(),
                 before_others: stream.source().evaluation_only || stream.source().retry,
+                unread: stream.source().finite && stream.cursor().file.is_empty() && !stream.cursor().ended,
                 open: !matches!(supply, Supply::Paused | Supply::Ended),
                 ready: *supply == Supply::Ready,
             })
@@ -347,8 +374,9 @@ impl Ingest {
             add_one(&status.documents);
             self.metrics.documents.with_label_values(&[&cursor.source]).inc();
         }
+        let arrived_ms = if let Step::Example { arrived_ms, .. } = &step { *arrived_ms } else { None };
         let payload = match step {
-            Step::Example { document, held_out, example } => match self.copies(&cursor, &document, &example) {
+            Step::Example { document, held_out, example, .. } => match self.copies(&cursor, &document, &example) {
                 Ok(copies) => {
                     let characters = example.characters();
                     add_one(&status.examples);
@@ -357,7 +385,8 @@ impl Ingest {
                     self.metrics.characters.with_label_values(&[&cursor.source]).inc_by(characters);
                     let (source, language) = (Arc::clone(&cursor.source), Arc::clone(&cursor.language));
                     let (span, round) = (example.span, cursor.round);
-                    Payload::Record(Record { source, document, span, language, round, held_out, copies })
+                    let text = self.keep_text.then(|| example.text.into());
+                    Payload::Record(Record { source, document, span, language, round, held_out, copies, text })
                 }
                 Err(reason) => {
                     add_one(&status.skipped);
@@ -384,6 +413,11 @@ impl Ingest {
             }
             Step::Wait => return Ok(None),
         };
+        if let (Payload::Record(record), Some(arrivals), Some(arrived_ms)) = (&payload, &self.arrival_times, arrived_ms)
+            && !record.held_out
+        {
+            arrivals.note(self.next, arrived_ms);
+        }
         Ok(Some(Entry { sequence: self.next, cursor, payload }))
     }
 
@@ -396,9 +430,17 @@ impl Ingest {
         if example.is_mostly_unknown(teachers) {
             return Err(Reason::MostlyUnknown);
         }
-        let copies = self.masking.copies(teachers, &example.tokens, key).ok_or(Reason::NothingToMask)?;
-        for (teacher, copy) in teachers.iter().zip(&copies) {
-            self.metrics.tokens.with_label_values(&[&teacher.name]).inc_by(copy.token_ids.len() as u64);
+        let mut copies = self.masking.copies(teachers, &example.tokens, key).ok_or(Reason::NothingToMask)?;
+        let pauses = |copy: &MaskedCopy| {
+            let teacher = teachers.iter().find(|teacher| teacher.index == copy.teacher);
+            teacher.is_some_and(|teacher| self.overrides.paused_teachers.contains(teacher.name.as_str()))
+        };
+        // Masked first: what the others mask together does not depend on who pauses.
+        copies.retain(|copy| !pauses(copy));
+        for copy in &copies {
+            let teacher = teachers.iter().find(|teacher| teacher.index == copy.teacher);
+            let tokens = teacher.map(|teacher| self.metrics.tokens.with_label_values(&[&teacher.name]));
+            tokens.iter().for_each(|tokens| tokens.inc_by(copy.token_ids.len() as u64));
         }
         Ok(copies)
     }
@@ -448,4 +490,9 @@ impl Ingest {
         }
         self.status.set_languages(&languages, &self.overrides);
     }
+}
+
+/// Whether all teachers of a language pause.
+fn is_untaught(teachers: &[TeacherTokenizer], overrides: &Overrides) -> bool {
+    teachers.iter().all(|teacher| overrides.paused_teachers.contains(teacher.name.as_str()))
 }

@@ -19,6 +19,9 @@ pub struct IngestStatus {
     pub(crate) languages: Mutex<Vec<LanguageStatus>>,
     /// Sequence number of the first entry since the last change of what is read, or of how.
     pub(crate) overrides_since: AtomicU64,
+    /// Whether the disk has no room for what a restart has to know.
+    #[serde(skip)]
+    pub(crate) lacks_space: AtomicBool,
 }
 
 /// The state of one corpus, or of one language of it.
@@ -107,7 +110,36 @@ impl CorpusStatus {
 
 impl IngestStatus {
     pub(crate) fn new() -> Self {
-        Self { corpora: RwLock::default(), languages: Mutex::default(), overrides_since: 0.into() }
+        let (corpora, languages) = (RwLock::default(), Mutex::default());
+        Self { corpora, languages, overrides_since: 0.into(), lacks_space: false.into() }
+    }
+
+    /// Whether ingestion waits for room on the disk.
+    #[must_use]
+    pub fn lacks_space(&self) -> bool {
+        self.lacks_space.load(Ordering::Relaxed)
+    }
+
+    /// Why nothing of a language is drawn now, for people; `None`: it is drawn.
+    #[must_use]
+    pub fn standstill(&self, language: &str) -> Option<&'static str> {
+        let languages = self.languages.lock().unwrap_or_else(PoisonError::into_inner);
+        let corpora = self.corpora.read().unwrap_or_else(PoisonError::into_inner);
+        let any = |language: &str, state: CorpusState| {
+            let mut own = corpora.iter().filter(|corpus| corpus.language == language && !corpus.evaluation_only);
+            own.any(|corpus| corpus.state.load(Ordering::Relaxed) == state as u8)
+        };
+        let drawn = |language: &&LanguageStatus| language.share > 0.0 && any(&language.language, CorpusState::Reading);
+        match () {
+            () if any(language, CorpusState::Reading) => {
+                // Without a share it is drawn when the others have nothing.
+                let mut others = languages.iter().filter(drawn);
+                let is_left_out = others.clone().all(|other| other.language != language) && others.next().is_some();
+                is_left_out.then_some("which has no share of what is read")
+            }
+            () if any(language, CorpusState::Paused) => Some("which is paused"),
+            () => Some("of which nothing more has arrived"),
+        }
     }
 
     pub(crate) fn set_corpora(&self, corpora: Vec<Arc<CorpusStatus>>) {

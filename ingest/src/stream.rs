@@ -9,6 +9,7 @@ use crate::feed::Feed;
 use crate::format::{Document, Reason, Rejection};
 use crate::teacher::TeacherTokenizer;
 use model::random::Philox;
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use store::{SequenceNumber, SourceCursor};
@@ -21,6 +22,8 @@ pub(crate) enum Step {
     Example {
         document: Arc<str>,
         held_out: bool,
+        /// When the document arrived, in milliseconds since 1970.
+        arrived_ms: Option<u64>,
         example: Example,
     },
     Skip {
@@ -69,12 +72,16 @@ pub(crate) struct CorpusStream {
     seen: Option<u64>,
     /// Changes of the feed when it was last found to have nothing.
     dry: Option<u64>,
+    /// Parts that were entered, and with which entry; until the log durably holds that.
+    entered: VecDeque<(SequenceNumber, Arc<str>)>,
 }
 
 /// A document with text that no example has covered yet.
 struct OpenDocument {
     id: Arc<str>,
     held_out: bool,
+    /// When it arrived, in milliseconds since 1970.
+    arrived_ms: Option<u64>,
     segmenter: Segmenter,
 }
 
@@ -106,6 +113,7 @@ impl CorpusStream {
             document: None,
             seen: None,
             dry: None,
+            entered: VecDeque::new(),
         };
         stream.note_arrivals();
         stream.resume()?;
@@ -144,6 +152,11 @@ impl CorpusStream {
         true
     }
 
+    /// Whether what watches its feed is still at work.
+    pub(crate) fn check(&self) -> Result<(), IngestError> {
+        if self.cursor.ended { Ok(()) } else { self.documents.feed().check() }
+    }
+
     /// Whether there is a step to make. A list of files has one until its end was reached; other feeds are looked at.
     pub(crate) fn supply(&mut self) -> Result<Supply, IngestError> {
         if self.cursor.ended {
@@ -152,7 +165,6 @@ impl CorpusStream {
         if self.source.finite || self.document.is_some() || self.next.is_some() {
             return Ok(Supply::Ready);
         }
-        self.documents.feed().check()?;
         let changes = self.documents.feed().changes().count();
         if self.dry == Some(changes) {
             return Ok(Supply::Dry);
@@ -179,6 +191,11 @@ impl CorpusStream {
             Some(next) => next,
             None => self.look_up()?,
         };
+        if let Next::Passed { part, .. } | Next::Empty { part } | Next::Document { part, .. } = &next
+            && *part != self.cursor.file
+        {
+            self.entered.push_back((sequence, Arc::clone(part)));
+        }
         match next {
             Next::Dry | Next::Searching => Ok(Step::Wait),
             Next::End => {
@@ -201,10 +218,10 @@ impl CorpusStream {
                         if self.texts.as_mut().is_some_and(|texts| texts.note(&text, round, sequence)) {
                             return Ok(self.skip(id, Reason::Duplicate, None));
                         }
-                        self.document = Some(self.open_document(id, text));
+                        self.document = Some(self.open_document(id, document.arrived_ms, text));
                         self.next_example()
                     }
-                    Ok(_) => Ok(self.skip(id, Reason::NoText, None)),
+                    Ok(text) => Ok(self.skip(id, Reason::NoText, Some(Rejection::no_text(&text)))),
                     Err(rejection) => Ok(self.skip(id, rejection.reason, Some(rejection))),
                 }
             }
@@ -214,12 +231,18 @@ impl CorpusStream {
     /// Makes durable what a restart has to know besides the cursor; `false`: there is no space. The log durably holds the entries
     /// before `durable_end`.
     pub(crate) fn sync(&mut self, durable_end: u64) -> Result<bool, IngestError> {
+        let durable = |(sequence, _): &mut (SequenceNumber, Arc<str>)| sequence.0 < durable_end;
+        let mut reached = None;
+        while let Some((_, part)) = self.entered.pop_front_if(durable) {
+            reached = Some(part);
+        }
+        reached.iter().for_each(|part| self.documents.feed().reached(part));
         self.texts.as_mut().map_or(Ok(true), |texts| texts.sync(durable_end))
     }
 
     fn next_example(&mut self) -> Result<Step, IngestError> {
         let Some(open) = &mut self.document else { return Ok(Step::Wait) };
-        let (document, held_out) = (Arc::clone(&open.id), open.held_out);
+        let (document, held_out, arrived_ms) = (Arc::clone(&open.id), open.held_out, open.arrived_ms);
         let Some(example) = open.segmenter.next()? else {
             self.document = None;
             return Ok(self.skip(document, Reason::NoText, None));
@@ -229,7 +252,7 @@ impl CorpusStream {
             self.document = None;
             self.cursor.next_byte = SourceCursor::DOCUMENT_DONE;
         }
-        Ok(Step::Example { document, held_out, example })
+        Ok(Step::Example { document, held_out, arrived_ms, example })
     }
 
     fn skip(&mut self, document: Arc<str>, reason: Reason, rejection: Option<Rejection>) -> Step {
@@ -246,10 +269,10 @@ impl CorpusStream {
         identifier(part, offset_bytes, id)
     }
 
-    fn open_document(&self, id: Arc<str>, text: String) -> OpenDocument {
+    fn open_document(&self, id: Arc<str>, arrived_ms: Option<u64>, text: String) -> OpenDocument {
         let language = Arc::clone(&self.cursor.language);
         let segmenter = Segmenter::new(text, language, Arc::clone(&self.teachers), self.limit_tokens);
-        OpenDocument { held_out: self.is_held_out(&id), id, segmenter }
+        OpenDocument { held_out: self.is_held_out(&id), id, arrived_ms, segmenter }
     }
 
     /// By hash alone, so that runs with other seeds hold out the same documents.
@@ -318,11 +341,11 @@ impl CorpusStream {
         let changed = |stream: &Self, problem: &str| {
             stream.documents.changed(&stream.cursor.file, stream.cursor.document_offset_bytes, problem)
         };
-        let Some(Document { id, text: Ok(text), .. }) = document else {
+        let Some(Document { id, arrived_ms, text: Ok(text), .. }) = document else {
             return Err(changed(self, "another text stands there now"));
         };
         let id = identifier(&self.cursor.file, self.cursor.document_offset_bytes, id.as_deref());
-        let mut open = self.open_document(id, text);
+        let mut open = self.open_document(id, arrived_ms, text);
         let mut covered = 0;
         while covered < self.cursor.next_byte {
             match open.segmenter.next()? {
@@ -330,9 +353,11 @@ impl CorpusStream {
                 None => return Err(changed(self, "the document there is shorter now")),
             }
         }
-        if covered > self.cursor.next_byte || open.segmenter.is_done() {
-            let problem = "the document there has changed, or is cut differently since a teacher was added";
-            return Err(changed(self, problem));
+        if covered > self.cursor.next_byte && !open.segmenter.was_cut_at(self.cursor.next_byte)? {
+            return Err(changed(self, "the document there has changed"));
+        }
+        if open.segmenter.is_done() {
+            return Err(changed(self, "the document there is shorter now"));
         }
         self.document = Some(open);
         Ok(())

@@ -1,10 +1,11 @@
 //! The teachers as ingestion sees them: names, languages and tokenizers; never weights.
 
-use model::{Tokenizer, Tokens};
-use std::sync::Arc;
+use model::{ModelError, Tokenizer, Tokens};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokenizers::{ModelWrapper, NormalizerWrapper, PreTokenizerWrapper};
 
 use crate::IngestError;
+use crate::stretches::Stretches;
 
 /// One row of the teacher table.
 #[derive(Clone)]
@@ -31,6 +32,8 @@ pub(crate) struct TeacherTokenizer {
     pub(crate) composes: bool,
     /// By id: whether the token continues a word.
     continues: Vec<bool>,
+    /// What came before, if the tokenizer composes.
+    stretches: Mutex<Stretches>,
 }
 
 impl TeacherTokenizer {
@@ -53,16 +56,28 @@ impl TeacherTokenizer {
                 .collect(),
             composes: composes(tokenizer.inner()),
             continues,
+            stretches: Mutex::default(),
             tokenizer,
         }
     }
 
     pub(crate) fn encode(&self, text: &str, language: &str) -> Result<Tokens, IngestError> {
-        self.tokenizer.encode(text).map_err(|source| IngestError::Tokenise {
-            language: language.to_owned(),
-            teacher: self.name.clone(),
-            source: Box::new(source),
-        })
+        let encode = |text: &str| self.tokenizer.encode(text);
+        let tokens = if self.composes {
+            self.stretches.lock().unwrap_or_else(PoisonError::into_inner).tokens(text, encode)
+        } else {
+            encode(text)
+        };
+        tokens.map_err(|source| self.failure(language, source))
+    }
+
+    /// The same from any number of threads at once, without a memory of what came before.
+    pub(crate) fn encode_alone(&self, text: &str, language: &str) -> Result<Tokens, IngestError> {
+        self.tokenizer.encode(text).map_err(|source| self.failure(language, source))
+    }
+
+    fn failure(&self, language: &str, source: ModelError) -> IngestError {
+        IngestError::Tokenise { language: language.to_owned(), teacher: self.name.clone(), source: Box::new(source) }
     }
 
     pub(crate) fn continues_word(&self, id: u32) -> bool {

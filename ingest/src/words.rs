@@ -37,7 +37,7 @@ pub(crate) fn words_of(teacher: &TeacherTokenizer, token_ids: &[u32]) -> impl It
 ///
 /// Tokenizers do not quite agree on what a word is (for some a run of Chinese characters is one). Words of different copies
 /// that overlap in the text are one: the smallest stretch that cuts no word of any copy.
-pub(crate) fn shared_words(teachers: &[TeacherTokenizer], tokens: &[Tokens]) -> Vec<SharedWord> {
+pub(crate) fn shared_words(teachers: &[&TeacherTokenizer], tokens: &[&Tokens]) -> Vec<SharedWord> {
     let mut placed = Vec::new();
     for (index, (teacher, tokens)) in teachers.iter().zip(tokens).enumerate() {
         for word in words_of(teacher, &tokens.ids) {
@@ -67,8 +67,8 @@ pub(crate) fn shared_words(teachers: &[TeacherTokenizer], tokens: &[Tokens]) -> 
 fn shared_word(
     first_byte: usize,
     words: &[(usize, usize, usize, Word)],
-    teachers: &[TeacherTokenizer],
-    tokens: &[Tokens],
+    teachers: &[&TeacherTokenizer],
+    tokens: &[&Tokens],
 ) -> Option<SharedWord> {
     let ranges = teachers.iter().zip(tokens).enumerate().map(|(index, (teacher, tokens))| {
         let mut own = words.iter().filter(|(.., of, _)| *of == index).map(|(.., word)| *word);

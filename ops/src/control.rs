@@ -108,6 +108,8 @@ pub enum Command {
     },
     /// Changes what is read, from a known entry of the log on.
     ChangeCorpora(CorporaChange),
+    /// Changes who labels, from a known entry of the log on.
+    ChangeTeachers(TeachersChange),
     /// Drains, makes durable, writes a checkpoint and ends the process.
     Shutdown,
 }
@@ -143,6 +145,28 @@ pub enum CorporaChange {
     Remove {
         /// Its name.
         corpus: String,
+    },
+}
+
+/// A change of who labels while the daemon runs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TeachersChange {
+    /// A teacher gets no copies.
+    Pause {
+        /// Its name.
+        teacher: String,
+    },
+    /// Takes a pause back.
+    Resume {
+        /// Name of the teacher.
+        teacher: String,
+    },
+    /// One more teacher labels.
+    Add {
+        /// Its section of the configuration.
+        section: Value,
+        /// What relative paths in it are relative to, absolute.
+        folder: PathBuf,
     },
 }
 

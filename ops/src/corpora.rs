@@ -7,7 +7,7 @@ use crate::{Command, CorporaChange};
 use hyper::http::Method;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One of these paths; names as they stand in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,14 @@ struct ShareBody {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NoBody {}
+
+/// The folder that relative paths of a section are relative to.
+pub(crate) fn check_folder(folder: &Path) -> Result<(), Refusal> {
+    if folder.is_absolute() {
+        return Ok(());
+    }
+    Err(invalid_body("`folder` must be an absolute path: the daemon's working directory is not yours"))
+}
 
 /// The route of a path, and the name under which it is counted.
 pub(crate) fn find(path: &str) -> Option<(&'static str, Route<'_>)> {
@@ -83,11 +91,7 @@ impl Route<'_> {
         Ok(Command::ChangeCorpora(match self {
             Self::All => {
                 let AddBody { corpus, folder } = parse(body)?;
-                if !folder.is_absolute() {
-                    return Err(invalid_body(
-                        "`folder` must be an absolute path: the daemon's working directory is not yours",
-                    ));
-                }
+                check_folder(&folder)?;
                 CorporaChange::Add { section: Value::Object(corpus), folder }
             }
             Self::Corpus(name) => CorporaChange::Remove { corpus: decoded(name)? },

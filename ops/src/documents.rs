@@ -52,14 +52,23 @@ fn open(shared: &Shared, corpus: &str, headers: &HeaderMap, bytes: u64) -> Resul
     Ok(push)
 }
 
-/// Hands the body on as it comes.
+/// Hands the body on as it comes. Who sends less than [`Limits::push_window_bytes`](crate::Limits) in a window holds memory that others
+/// could use, and is sent away, however often a byte comes.
 async fn receive(shared: &Shared, push: &mut dyn Push, body: &mut Incoming) -> Result<(), Refusal> {
     let limits = &shared.limits;
     let deadline = Instant::now() + limits.push_timeout;
     let mut received_bytes = 0;
     let mut heard = Instant::now();
+    let (mut window_end, mut window_began_at_bytes) = (heard + limits.push_window, 0);
     loop {
-        let until = deadline.min(Instant::now() + limits.push_patience);
+        let now = Instant::now();
+        if now >= window_end {
+            if received_bytes - window_began_at_bytes < limits.push_window_bytes {
+                return Err(too_slow());
+            }
+            (window_end, window_began_at_bytes) = (now + limits.push_window, received_bytes);
+        }
+        let until = deadline.min(now + limits.push_patience).min(window_end);
         let frame = match timeout_at(until, body.frame()).await {
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(error))) => {
@@ -67,11 +76,14 @@ async fn receive(shared: &Shared, push: &mut dyn Push, body: &mut Incoming) -> R
                 return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid_body", message));
             }
             Ok(None) => return Ok(()),
-            Err(_elapsed) if until == deadline || heard.elapsed() > limits.read_timeout || push.pressed() => {
-                let message = "the documents come too slowly; send fewer at a time, with a key for each request";
-                return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "read_timeout", message));
+            Err(_elapsed) => {
+                let silence = heard.elapsed();
+                let in_the_way = silence >= limits.push_patience && push.pressed();
+                if Instant::now() >= deadline || silence > limits.read_timeout || in_the_way {
+                    return Err(too_slow());
+                }
+                continue;
             }
-            Err(_elapsed) => continue,
         };
         let Some(data) = frame.data_ref() else { continue };
         received_bytes += data.len() as u64;
@@ -114,6 +126,11 @@ fn refused(error: crate::CommandError) -> Refusal {
     let later = matches!(refused.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE);
     refused.retry_after_seconds = seconds.or(later.then_some(10));
     refused
+}
+
+fn too_slow() -> Refusal {
+    let message = "the documents come too slowly; send fewer at a time, with a key for each request";
+    Refusal::new(StatusCode::REQUEST_TIMEOUT, "read_timeout", message)
 }
 
 fn too_large(shared: &Shared) -> Refusal {
@@ -166,8 +183,7 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
 
 /// A part of a path without its percent encoding.
 pub(crate) fn decoded(part: &str) -> Result<String, Refusal> {
-    let invalid =
-        || Refusal::new(StatusCode::BAD_REQUEST, "invalid_path", "the corpus's name in the path is not UTF-8");
+    let invalid = || Refusal::new(StatusCode::BAD_REQUEST, "invalid_path", "the name in the path is not UTF-8");
     let mut bytes = Vec::with_capacity(part.len());
     let mut rest = part.bytes();
     while let Some(byte) = rest.next() {

@@ -56,12 +56,14 @@ mod routes;
 mod server;
 mod stages;
 mod stream;
+mod teachers;
 mod token;
 mod write_deadline;
 
 pub use client::ClientError;
 pub use control::{
-    Command, CommandError, Control, CorporaChange, Push, PushAnswer, PushForm, PushTarget, Stage, UnknownStage,
+    Command, CommandError, Control, CorporaChange, Push, PushAnswer, PushForm, PushTarget, Stage, TeachersChange,
+    UnknownStage,
 };
 pub use error::OpsError;
 pub use events::EventHub;

@@ -16,6 +16,10 @@ pub struct Limits {
     pub push_bytes: u64,
     /// For a request's documents to arrive, from the first byte to the last.
     pub push_timeout: Duration,
+    /// Bytes of documents in each [`Limits::push_window`], at least.
+    pub push_window_bytes: u64,
+    /// For [`Limits::push_window_bytes`] to arrive, from the first byte of the body on, again and again.
+    pub push_window: Duration,
     /// Silence after which a client that sends documents makes room for others, if there is none.
     pub push_patience: Duration,
     /// For a request's head, again for its body, and for the pause between two requests of a connection.
@@ -48,6 +52,8 @@ impl Default for Limits {
             body_bytes: 64 * 1024,
             push_bytes: 16 * 1024 * 1024,
             push_timeout: Duration::from_secs(120),
+            push_window_bytes: 10 * 1024,
+            push_window: Duration::from_secs(10),
             push_patience: Duration::from_secs(1),
             read_timeout: Duration::from_secs(20),
             write_timeout: Duration::from_secs(60),

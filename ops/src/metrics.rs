@@ -63,6 +63,10 @@ impl HttpMetrics {
         for collector in collectors {
             registry.register(collector)?;
         }
+        // An increase from 0 is seen; a series that begins with 1 shows none.
+        for door in ["tcp", "unix"] {
+            metrics.refused.with_label_values(&[door]);
+        }
         Ok(metrics)
     }
 

@@ -4,7 +4,7 @@ use crate::events::Refused;
 use crate::reply::{self, Refusal, ReplyBody};
 use crate::server::Shared;
 use crate::stream::EventBody;
-use crate::{Command, CommandError, Control, Stage, corpora, documents, guard, metrics, stages};
+use crate::{Command, CommandError, Control, Stage, corpora, documents, guard, metrics, stages, teachers};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::http::{Method, StatusCode, request};
@@ -47,6 +47,7 @@ enum Route<'a> {
     /// To the corpus of this name, as it stands in the path.
     Documents(&'a str),
     Corpora(corpora::Route<'a>),
+    Teachers(teachers::Route<'a>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +101,9 @@ fn find(path: &str) -> Option<(&'static str, Route<'_>)> {
     if let Some((name, route)) = corpora::find(path) {
         return Some((name, Route::Corpora(route)));
     }
+    if let Some((name, route)) = teachers::find(path) {
+        return Some((name, Route::Teachers(route)));
+    }
     ROUTES.iter().find(|(known, _)| *known == path).copied()
 }
 
@@ -121,12 +125,19 @@ async fn respond(
             let body = read_body(shared, body).await?;
             carry_out(shared, command(verb, &body)?).await
         }
-        Route::Corpora(route) if route.asks(&head.method) => listing(shared).await,
+        Route::Corpora(route) if route.asks(&head.method) => listing(shared, "corpora").await,
         Route::Corpora(route) => {
             route.check_method(&head.method)?;
             check_door(shared, door, &head)?;
             let body = read_body(shared, body).await?;
             carry_out(shared, route.command(&head.method, &body)?).await
+        }
+        Route::Teachers(route) if route.asks(&head.method) => listing(shared, "teachers").await,
+        Route::Teachers(route) => {
+            route.check_method(&head.method)?;
+            check_door(shared, door, &head)?;
+            let body = read_body(shared, body).await?;
+            carry_out(shared, route.command(&body)?).await
         }
         Route::Documents(corpus) => {
             check_control(shared, door, &head)?;
@@ -190,10 +201,10 @@ async fn status(shared: &Arc<Shared>) -> Result<Response<ReplyBody>, Refusal> {
     Ok(reply::json(StatusCode::OK, &status.await?))
 }
 
-/// What is read, as the status says it.
-async fn listing(shared: &Arc<Shared>) -> Result<Response<ReplyBody>, Refusal> {
-    let corpora = ask(shared, |control| control.status()["corpora"].take());
-    Ok(reply::json(StatusCode::OK, &corpora.await?))
+/// What is read, or who labels, as the status says it.
+async fn listing(shared: &Arc<Shared>, part: &'static str) -> Result<Response<ReplyBody>, Refusal> {
+    let listed = ask(shared, move |control| control.status()[part].take());
+    Ok(reply::json(StatusCode::OK, &listed.await?))
 }
 
 fn events(shared: &Shared, head: &request::Parts) -> Result<Response<ReplyBody>, Refusal> {
@@ -243,7 +254,8 @@ async fn ask<T: Send + 'static>(
 
 /// Carries out a command on a thread of the pool; it goes on if the client leaves.
 async fn carry_out(shared: &Arc<Shared>, command: Command) -> Result<Response<ReplyBody>, Refusal> {
-    let Ok(permit) = Arc::clone(&shared.commands).try_acquire_owned() else {
+    let permits = if matches!(command, Command::Shutdown) { &shared.shutdowns } else { &shared.commands };
+    let Ok(permit) = Arc::clone(permits).try_acquire_owned() else {
         let message = format!("{} commands are being carried out; try again later", shared.limits.commands);
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
     };

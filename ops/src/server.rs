@@ -43,6 +43,9 @@ pub struct Server {
     _socket: Option<SocketFile>,
 }
 
+/// Shutdowns that are asked for at a time, beside other commands.
+const SHUTDOWNS: usize = 1;
+
 /// What every connection needs.
 pub(crate) struct Shared {
     pub(crate) control: Arc<dyn Control>,
@@ -53,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) page: Page,
     pub(crate) queries: Arc<Semaphore>,
     pub(crate) commands: Arc<Semaphore>,
+    /// A shutdown waits for no other command.
+    pub(crate) shutdowns: Arc<Semaphore>,
     pub(crate) token: Option<Token>,
 }
 
@@ -101,7 +106,7 @@ impl Server {
         let metrics = HttpMetrics::register(&registry, &events)?;
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(limits.queries + limits.commands)
+            .max_blocking_threads(limits.queries + limits.commands + SHUTDOWNS)
             .build()
             .map_err(OpsError::Thread)?;
         let listeners = {
@@ -122,6 +127,7 @@ impl Server {
             page: Page::new(),
             queries: Arc::new(Semaphore::new(limits.queries)),
             commands: Arc::new(Semaphore::new(limits.commands)),
+            shutdowns: Arc::new(Semaphore::new(SHUTDOWNS)),
             limits,
             token: options.token,
         });

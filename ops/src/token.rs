@@ -6,6 +6,7 @@ use hyper::http::{HeaderMap, StatusCode, header};
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// Shorter ones can be guessed.
@@ -37,6 +38,20 @@ impl Token {
         Ok(Self(Sha256::digest(token).into()))
     }
 
+    /// What is wrong with the rights of a token's file, and what to do about it; `None`: nothing, or it cannot be said.
+    #[must_use]
+    pub fn exposure(path: &Path) -> Option<String> {
+        let mode = fs::metadata(path).ok()?.permissions().mode();
+        let may = match mode & 0o006 {
+            0 => return None,
+            0o004 => "read",
+            0o002 => "replace",
+            _ => "read and replace",
+        };
+        let shown = path.display();
+        Some(format!("every user of this machine may {may} the token in ops.token_file {shown}: chmod o-rw {shown}"))
+    }
+
     /// Lets a request through that carries the token.
     pub(crate) fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
@@ -60,4 +75,29 @@ impl Token {
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked("bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_file_that_others_may_read_is_named_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        fs::write(&path, "0123456789abcdef").unwrap();
+        for (mode, expected) in
+            [(0o600, None), (0o640, None), (0o644, Some(" may read the")), (0o666, Some(" may read and replace the"))]
+        {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let told = Token::exposure(&path);
+            assert_eq!(told.is_some(), expected.is_some(), "{mode:o}");
+            if let (Some(told), Some(expected)) = (told, expected) {
+                assert!(told.contains(expected), "{told}");
+                assert!(told.ends_with(&format!("chmod o-rw {}", path.display())), "{told}");
+            }
+        }
+        assert_eq!(Token::exposure(&folder.path().join("none")), None);
+    }
 }

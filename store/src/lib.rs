@@ -40,8 +40,11 @@
 //! | A log is continued only with the settings and teachers that it was made with | `identity::every_difference_is_told`, `recovery::row_16_another_identity_is_refused`, `recovery::row_17_an_appended_teacher_begins_a_segment` |
 //! | Retention removes nothing that is needed, keeps held-out records, and survives a crash at any operation | `retention::what_is_needed_stays`, `retention::held_out_records_are_kept_as_they_were`, `retention::a_crash_at_any_operation_loses_nothing` |
 //! | Reading past damage leaves out only what is damaged, and says what | `salvage::no_flip_is_silent`, `salvage::a_damaged_block_is_left_out` |
+//! | Texts come back, are there only where a log keeps them, and logs without are what they were | `round_trip::any_entries_come_back`, `round_trip::text_is_kept_from_where_that_is_switched_on`, `retention::texts_of_held_out_records_are_kept_when_others_are_not` |
+//! | A log with a teacher more has the same entries, numbers and cursors, and goes on where it was interrupted | `extending::entries_numbers_and_blocks_stay`, `extending::it_goes_on_where_it_was_interrupted`, `extending::what_retention_removed_is_not_there` |
 //! | Copies and merged logs hold what their sources held | `tools::a_copy_of_everything_is_the_same_log`, `tools::logs_of_different_sources_are_joined`, `tools::damage_stops_a_copy_and_leaves_nothing` |
 
+pub mod arrivals;
 pub mod cursor;
 pub mod group;
 pub mod identity;
@@ -50,6 +53,7 @@ pub mod position;
 pub mod record;
 pub mod stage;
 
+pub use arrivals::{Arrivals, Delays};
 pub use cursor::SourceCursor;
 pub use group::{BatchPlan, Group};
 pub use identity::{Identity, TeacherEntry};

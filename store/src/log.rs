@@ -1,7 +1,7 @@
 //! The log: a folder of segments, each a sequence of blocks, each a group of entries.
 //!
 //! [`LogWriter`] appends blocks and makes them durable, [`LogReader`] reads entries by sequence number or language by
-//! language, [`stat`] counts and [`verify`] checks; [`copy`] and [`merge`] write a new log from others, and [`Salvage`] reads past
+//! language, [`stat`] counts and [`verify`] checks; [`copy`], [`merge`] and [`ExtendedLog`] write a new log from others, and [`Salvage`] reads past
 //! damage. All of them may be used on a log that is being written; only the writer changes files.
 //!
 //! # Invariants
@@ -38,7 +38,7 @@
 //!
 //! ```text
 //! header   0  8  magic "MDlogseg"
-//!          8  4  format version, 2
+//!          8  4  format version: 3 if records may have text, else 2
 //!         12  4  length L of the body, at most 64 MiB
 //!         16  L  body: length J of the fields (4), the fields (J), tables; in version 1 the fields alone, without their length
 //!       16+L  4  crc of everything before
@@ -49,6 +49,7 @@
 //!                           segment, and the header checksum of the last block before it
 //!          precision        "exact" or "compact"
 //!          top_k            k
+//!          keep_text        true if records may have text; absent if not, and in versions 1 and 2
 //!          identity         {settings, teachers}: what the log is made of; copies refer to teachers by index. A later
 //!                           segment may have more teachers at the end
 //!          cursors          the state of every source before the first entry, each with the fields of `SourceCursor`
@@ -106,7 +107,7 @@
 //!
 //! ```text
 //!  1 strings           varint length and bytes of each string
-//!  2 kinds             one byte per entry: 0 record, 1 skip, 2 end
+//!  2 kinds             one byte per entry: 0 record, 1 skip, 2 end, 3 record with text
 //!  3 cursors           table, a row per entry: source, language, file, document offset, next byte + 1 (modulo 2^64), round,
 //!                      characters available, ended 0 or 1
 //!  4 records           table, a row per record: source, document, language, first byte (less the last byte + 1 of the previous
@@ -128,6 +129,9 @@
 //! 14 gold_logits       planes: bits, where the rank is k or more
 //! 15 token_ranks       with compact precision alone: varints, the place of each token id when those that the segment's tables know are
 //!                      sorted by their codes, the largest first, then by id; ids that they do not know stand for themselves
+//!
+//! 16 texts             of records with text, in order: the UTF-8 bytes of the document that the record covers, so each text is as long as
+//!                      its record's span
 //! ```
 //!
 //! ## Range-coded columns
@@ -207,7 +211,7 @@
 //! | 14 | the same, but its blocks end earlier | corrupt, at the first invalid byte |
 //! | 15 | the log ends before what a checkpoint or the journal refers to | corrupt: too short; nothing is cut |
 //! | 16 | settings or teachers differ | refused: identity; nothing is cut |
-//! | 17 | teachers were appended, or k or precision differ | seal the last segment and begin a new one; replace it if it is empty |
+//! | 17 | teachers were appended, or k, precision or whether text is kept differ | seal the last segment and begin a new one; replace it if it is empty |
 //! | 18 | `*.seg.tmp` | removed |
 //! | 19 | damage inside the blocks of a sealed segment | not looked for; every read and [`verify`] finds it: corrupt |
 //! | 20 | `RETAINED` says that the log begins at `B`, and a segment begins there that follows what it names | what was before is removed, nothing is missing |
@@ -227,6 +231,7 @@ pub mod disk;
 pub mod dump;
 mod entries;
 mod error;
+mod extending;
 mod hint;
 mod index;
 mod labels;
@@ -251,6 +256,7 @@ mod writer;
 
 pub use copying::{CopyOptions, CopyReport, copy};
 pub use error::StoreError;
+pub use extending::{ExtendedLog, Texts};
 pub use merging::{MergeReport, MergedLog, merge};
 pub use new_log::{LEFT_OUT, Written};
 pub use options::{LogOptions, Precision};

@@ -45,6 +45,8 @@ pub struct Record {
     pub held_out: bool,
     /// One copy per teacher of the language, in the order of the teacher table.
     pub copies: Vec<MaskedCopy>,
+    /// The bytes of the document that the example covers, if the log keeps text.
+    pub text: Option<Arc<str>>,
 }
 
 /// A range of bytes, `first..end`.

@@ -9,13 +9,15 @@
 //!
 //! The assembler also looks at the runners' clocks ([`TeacherWatch`]). What a runner that is given up
 //! ([`OnStall::DropCopy`](crate::OnStall)) was to label is marked as given up: the group is complete without it, the runner passes over it
-//! if it comes to it, and labels that come nevertheless are not taken.
+//! if it comes to it, and labels that come nevertheless are not taken. That is done only where every record keeps the labels of
+//! another teacher: a stall makes nobody read text without learning from it. Other groups wait, and so does ingestion.
 
 mod assembler;
 mod dispatcher;
+mod giving_up;
 mod runner_thread;
 
-use crate::{TeacherError, TeacherWatch};
+use crate::{Activity, TeacherError, TeacherWatch};
 use assembler::{Assembler, WatchedRunner};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use dispatcher::Dispatcher;
@@ -23,8 +25,8 @@ use model::RolePool;
 use prometheus::Registry;
 use runner_thread::{RunnerMetrics, RunnerThread};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use store::stage::{StageControl, StageMetrics};
@@ -46,6 +48,20 @@ pub trait Labeller: Send + Sync + 'static {
     /// # Errors
     /// When the teacher fails; labelling then stops.
     fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError>;
+}
+
+impl<L: Labeller> Labeller for Arc<L> {
+    fn name(&self) -> &str {
+        L::name(self)
+    }
+
+    fn index(&self) -> u16 {
+        L::index(self)
+    }
+
+    fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError> {
+        L::label(self, copies)
+    }
 }
 
 /// How labelling runs.
@@ -120,7 +136,8 @@ impl Labelling {
         };
         labelling.threads.push(("dispatcher".to_owned(), spawn("dispatcher", dispatch)?));
         let (pending, next, ended) = (BTreeMap::new(), 0, false);
-        let assembler = Assembler { permit_return, complete, metrics, runners: watched, pending, next, ended };
+        let control = options.control.clone();
+        let assembler = Assembler { permit_return, complete, metrics, control, runners: watched, pending, next, ended };
         labelling.threads.push(("assembler".to_owned(), spawn("assembler", move || assembler.run(&messages))?));
         Ok(labelling)
     }
@@ -131,8 +148,9 @@ impl Labelling {
         for (name, thread) in self.threads {
             outcome = outcome.and(join(name, thread));
         }
+        let watches: Vec<TeacherWatch> = self.runners.iter().map(|runner| runner.watch.clone()).collect();
         for runner in self.runners {
-            outcome = outcome.and(runner.join());
+            outcome = outcome.and(runner.join(&watches));
         }
         outcome
     }
@@ -152,10 +170,14 @@ impl Labelling {
 }
 
 impl JoinableRunner {
-    fn join(self) -> Result<(), TeacherError> {
+    /// `all` are the watches of all runners: one that is idle may wait for the thread of one that stalls.
+    fn join(self, all: &[TeacherWatch]) -> Result<(), TeacherError> {
         while self.end.recv_timeout(JOIN_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-            let _ = self.watch.look(); // Nobody else looks any more.
-            if self.watch.is_stalled() {
+            for watch in all {
+                let _ = watch.look(); // Nobody else looks any more.
+            }
+            let one_stalls = all.iter().any(TeacherWatch::is_stalled);
+            if self.watch.is_stalled() || (one_stalls && self.watch.activity() == Activity::Idle) {
                 tracing::warn!(thread = self.name, "the teacher does not answer; it is left behind");
                 return Ok(());
             }
@@ -177,7 +199,8 @@ fn spawn(name: &str, body: impl FnOnce() -> Result<(), TeacherError> + Send + 's
 struct Job {
     number: u64,
     batch: usize,
-    group: Arc<Group>,
+    /// The assembler holds it: what is complete without this batch takes no memory while the runner stalls.
+    group: Weak<Group>,
     /// By batch of the group: whether it is no longer waited for.
     given_up: Arc<[AtomicBool]>,
 }

@@ -10,8 +10,9 @@ pub enum OnStall {
     /// Its groups wait for it, and so do those behind them.
     #[default]
     Wait,
-    /// Its copies of the groups that wait for it are completed without labels, so that the other teachers go on. It takes part
-    /// again once it has answered; what it says of copies that were given up is thrown away.
+    /// Groups in which other teachers label every record that it was to label are completed without its labels, so that the others
+    /// go on; the rest waits. It takes part again once it has answered; what it says of copies that were given up is thrown
+    /// away.
     DropCopy,
 }
 
@@ -112,7 +113,7 @@ impl TeacherWatch {
         self.state().stalled
     }
 
-    /// Whether nobody waits for it.
+    /// Whether nobody waits for it if others label the same records.
     pub(crate) fn is_given_up(&self) -> bool {
         self.options.on_stall == OnStall::DropCopy && self.is_stalled()
     }

@@ -57,6 +57,7 @@ fn group(number: u64) -> Group {
             round: 0,
             held_out: false,
             copies: (0..2).map(|teacher| copy(teacher, length, number * 100 + place)).collect(),
+            text: None,
         };
         let sequence = SequenceNumber(number * 4 + place);
         group.entries.push(Entry { sequence, cursor: cursor.clone(), payload: Payload::Record(record) });

@@ -64,6 +64,7 @@ fn group(number: u64) -> Group {
             round: 0,
             held_out: false,
             copies: vec![copy(0), copy(1)],
+            text: None,
         };
         let sequence = SequenceNumber(number * RECORDS + place);
         group.entries.push(Entry { sequence, cursor: cursor.clone(), payload: Payload::Record(record) });
@@ -81,6 +82,7 @@ struct Stage {
     groups: Sender<Group>,
     complete: Receiver<Vec<Entry>>,
     gate: Sender<()>,
+    quick: TeacherWatch,
     watch: TeacherWatch,
     registry: Registry,
     control: StageControl,
@@ -89,24 +91,33 @@ struct Stage {
 
 impl Stage {
     fn start(on_stall: OnStall) -> Self {
+        Self::start_on(4, on_stall)
+    }
+
+    fn start_on(threads: usize, on_stall: OnStall) -> Self {
         let (gate, gated) = unbounded();
         let (groups, groups_out) = bounded(1);
         let (complete_in, complete) = bounded(1);
         let watch = TeacherWatch::new(StallOptions { after: Duration::from_millis(300), on_stall });
+        let quick = TeacherWatch::default();
         let (registry, control) = (Registry::new(), StageControl::default());
         // The slow one blocks a thread of the pool for as long as it likes.
-        let pool = model::RolePool::alone("label", 4).unwrap();
+        let pool = model::RolePool::alone("label", threads).unwrap();
         let options = LabellingOptions { depth: DEPTH, control: control.clone(), pool };
         let runners = vec![
-            (Gated { index: 0, gate: None }, TeacherWatch::default()),
+            (Gated { index: 0, gate: None }, quick.clone()),
             (Gated { index: 1, gate: Some(gated) }, watch.clone()),
         ];
         let labelling = Labelling::start(runners, &options, groups_out, complete_in, &registry).unwrap();
-        Self { labelling, groups, complete, gate, watch, registry, control, next: 0 }
+        Self { labelling, groups, complete, gate, quick, watch, registry, control, next: 0 }
     }
 
     fn send(&mut self) {
-        self.groups.send_timeout(group(self.next), DEADLINE).unwrap();
+        self.send_group(group(self.next));
+    }
+
+    fn send_group(&mut self, group: Group) {
+        self.groups.send_timeout(group, DEADLINE).unwrap();
         self.next += 1;
     }
 
@@ -203,12 +214,72 @@ fn nobody_waits_at_the_end_for_a_teacher_that_hangs() {
         stage.send();
         wait_for("a stall", || is_stalled(&stage));
         if on_stall == OnStall::Wait {
-            stage.control.stop();
-            stage.send(); // The quick one is told of the stop when there is something to do.
+            stage.control.stop(); // The quick one has nothing to do, so it hears nothing of that.
         }
         drop(stage.groups);
         assert_eq!(stage.complete.iter().count(), usize::from(on_stall == OnStall::DropCopy));
         stage.labelling.join().unwrap();
         drop(stage.gate);
     }
+}
+
+#[test]
+fn what_nobody_else_labels_waits_for_a_teacher_that_stalls() {
+    let mut stage = Stage::start(OnStall::DropCopy);
+    // Of the first record the quick one has no copy.
+    let mut alone = group(0);
+    alone.batches.retain(|plan| plan.teacher == 1 || plan.members != [(0, 0)]);
+    stage.send_group(alone);
+    stage.send();
+    wait_for("a stall", || is_stalled(&stage) && stage.watch.dropped_copies() == RECORDS);
+    assert!(stage.complete.is_empty());
+    // It is given nothing of the second group, and all of the first.
+    drop(std::mem::replace(&mut stage.gate, unbounded().0));
+    let entries = stage.complete.recv_timeout(DEADLINE).unwrap();
+    let labels = |entry: &Entry| match &entry.payload {
+        Payload::Record(record) => record.copies.iter().map(|copy| copy.label.is_some()).collect::<Vec<_>>(),
+        _ => panic!("no record"),
+    };
+    assert_eq!(entries.iter().map(labels).collect::<Vec<_>>(), [[false, true], [true, true]]);
+    assert_eq!(stage.receive(1), [false, false]);
+    assert_eq!(stage.watch.dropped_copies(), RECORDS);
+    drop(stage.groups);
+    stage.labelling.join().unwrap();
+}
+
+#[test]
+fn who_waits_for_a_thread_does_not_stall() {
+    for ends in [true, false] {
+        let mut stage = Stage::start_on(1, OnStall::Wait);
+        stage.send();
+        stage.send();
+        wait_for("a stall", || is_stalled(&stage));
+        assert_eq!(stage.quick.activity(), Activity::Idle);
+        if ends {
+            drop((stage.groups, stage.gate));
+            assert_eq!(stage.complete.iter().count(), 2);
+            stage.labelling.join().unwrap();
+        } else {
+            stage.control.stop();
+            drop(stage.groups);
+            assert_eq!(stage.complete.iter().count(), 0);
+            stage.labelling.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_stop_does_not_wait_for_the_only_teacher_that_has_something_to_do() {
+    let mut stage = Stage::start(OnStall::Wait);
+    // One more than fit inside.
+    for number in 0..=DEPTH as u64 {
+        let mut own = group(number);
+        own.batches.retain(|plan| plan.teacher == 1);
+        stage.send_group(own);
+    }
+    wait_for("a stall", || is_stalled(&stage));
+    stage.control.stop();
+    drop(stage.groups);
+    assert_eq!(stage.complete.iter().count(), 0);
+    stage.labelling.join().unwrap();
 }

@@ -33,6 +33,7 @@ def dumped(options):
                 continue
             row = {name: record[name] for name in OF_RECORD} | {name: copy[name] for name in (*OF_COPY, *FLOATS)}
             row["span_first"], row["span_end"] = record["span"]
+            row["text"] = record.get("text")
             row["top_k"] = len(copy["top_ids"][0]) if copy["top_ids"] else None
             yield row
     if dump.wait():

@@ -7,5 +7,6 @@ mod bench;
 mod export;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod relabel;
 mod scene;
 mod tools;

@@ -24,7 +24,7 @@ const SENTENCES: [&str; 4] = [
 ];
 
 /// A log in a folder of its own. Teachers: `en` and `both`, which label, and `plain`, which does not. Records of `en` have copies
-/// of all three, those of `de` of `both` alone; every eighth entry is a skip.
+/// of all three, those of `de` of `both` alone; every eighth entry is a skip, every third record has a text.
 pub(crate) struct Scene {
     dir: TempDir,
 }
@@ -57,7 +57,7 @@ impl Scene {
     }
 
     fn writer(&self, precision: Precision, identity: &Identity) -> LogWriter {
-        let options = LogOptions { top_k: TOP_K, precision, ..LogOptions::default() };
+        let options = LogOptions { top_k: TOP_K, precision, keep_text: true, ..LogOptions::default() };
         LogWriter::open(&self.log(), identity, &options, &Registry::new()).unwrap().0
     }
 
@@ -165,6 +165,7 @@ fn entry(number: u64) -> Entry {
             round: number as u32 / 20,
             held_out: number % 9 == 2,
             copies: teachers.iter().map(|(index, teacher)| copy(number, *index, teacher)).collect(),
+            text: number.is_multiple_of(3).then(|| "Häfen.".into()),
         })
     };
     Entry { sequence: SequenceNumber(number), cursor, payload }

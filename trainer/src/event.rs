@@ -9,20 +9,73 @@ use crossbeam::channel::Sender;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use store::log::Need;
+use store::{Arrivals, SequenceNumber};
 
-/// What others may know of training while it runs: for backpressure.
+/// What others may know of training while it runs: for backpressure ([`Self::backlog_from`]) and retention.
 #[derive(Debug, Default)]
 pub struct TrainerProgress {
     /// The oldest record that is still to be read for the first time; the log's end, if there is none.
     pub needed_from: AtomicU64,
-    /// Whether training waits for records.
-    pub waiting: AtomicBool,
+    /// The language for whose records training waits.
+    waiting_for: Mutex<Option<String>>,
     /// From where on training needs the log; retention leaves it.
     pub need: Need,
+    /// When the documents of records arrived; `None`: nobody knows.
+    pub arrivals: Option<Arrivals>,
+    /// Whether training has ended although the run goes on: then what its release still has to read counts.
+    ended: AtomicBool,
+    /// That of the release beside it, as long as that lives.
+    release: Mutex<Weak<TrainerProgress>>,
+}
+
+impl TrainerProgress {
+    /// Whose first gradients are told to `arrivals`.
+    #[must_use]
+    pub fn with_arrivals(arrivals: Option<Arrivals>) -> Self {
+        Self { arrivals, ..Self::default() }
+    }
+
+    /// With this need of the log.
+    pub(crate) fn with_need(need: Need) -> Self {
+        Self { need, ..Self::default() }
+    }
+
+    /// Where the backlog of the log begins: with the oldest record that training, or once it has ended the release that goes on
+    /// beside it, has not read. `None`: nothing is a backlog, because whoever reads waits for more of a language that `comes`, or
+    /// nobody reads any more. To let others pile up does not help who waits for what does not come.
+    #[must_use]
+    pub fn backlog_from(&self, comes: &dyn Fn(&str) -> bool) -> Option<SequenceNumber> {
+        if self.ended.load(Ordering::Relaxed) {
+            let release = self.release.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+            return release.and_then(|release| release.backlog_from(comes));
+        }
+        let waits = self.waiting_for().is_some_and(|language| comes(&language));
+        (!waits).then(|| SequenceNumber(self.needed_from.load(Ordering::Relaxed)))
+    }
+
+    /// The language for whose records training waits; `None`: it does not wait, or is paused.
+    #[must_use]
+    pub fn waiting_for(&self) -> Option<String> {
+        self.waiting_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_waiting_for(&self, language: Option<&str>) {
+        *self.waiting_for.lock().unwrap_or_else(PoisonError::into_inner) = language.map(str::to_owned);
+    }
+
+    /// Training has ended although the run goes on.
+    pub(crate) fn has_ended(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
+    /// A release trains beside this training, until its progress is dropped.
+    pub(crate) fn set_release(&self, release: &Arc<Self>) {
+        *self.release.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(release);
+    }
 }
 
 /// What can be asked of a running trainer.
@@ -41,7 +94,7 @@ pub enum Request {
         reply: Sender<Result<PathBuf, String>>,
     },
     /// Begin the state folder of a release, from the newest checkpoint: that checkpoint, and what the journal says of it. Nothing
-    /// of the trunk changes.
+    /// of the trunk changes. If nobody takes the answer (a channel without capacity tells), the folder is removed again.
     Branch {
         /// The folder, which is not there yet.
         folder: PathBuf,

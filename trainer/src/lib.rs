@@ -38,6 +38,7 @@ mod branch;
 mod durable;
 mod error;
 mod event;
+mod growth;
 mod inputs;
 mod metrics;
 mod need;
@@ -45,6 +46,7 @@ mod newest;
 mod resume;
 mod run_log;
 mod state_folder;
+mod tensorboard;
 mod turns;
 
 pub use error::TrainerError;

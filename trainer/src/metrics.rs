@@ -3,6 +3,7 @@
 use crate::evaluate::EvaluationReport;
 use crate::event::StepReport;
 use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
+use std::time::{SystemTime, UNIX_EPOCH};
 use store::stage::StageMetrics;
 
 /// The metrics of this stage.
@@ -21,6 +22,8 @@ pub(crate) struct Metrics {
     evaluation_loss: GaugeVec,
     evaluation_top1: GaugeVec,
     evaluation_rdt: GaugeVec,
+    evaluation_time: Gauge,
+    checkpoint_time: Gauge,
 }
 
 impl Metrics {
@@ -71,6 +74,14 @@ impl Metrics {
                 ),
                 &by_model[..2],
             )?,
+            evaluation_time: Gauge::new(
+                "mergedistill_evaluation_timestamp_seconds",
+                "Unix time of this process's last evaluation; 0: none yet.",
+            )?,
+            checkpoint_time: Gauge::new(
+                "mergedistill_checkpoint_timestamp_seconds",
+                "Unix time of this process's last checkpoint; 0: none yet.",
+            )?,
         };
         metrics.enter(registry)?;
         Ok(metrics)
@@ -89,7 +100,9 @@ impl Metrics {
         registry.register(Box::new(self.step_seconds.clone()))?;
         registry.register(Box::new(self.evaluation_loss.clone()))?;
         registry.register(Box::new(self.evaluation_top1.clone()))?;
-        registry.register(Box::new(self.evaluation_rdt.clone()))
+        registry.register(Box::new(self.evaluation_rdt.clone()))?;
+        registry.register(Box::new(self.evaluation_time.clone()))?;
+        registry.register(Box::new(self.checkpoint_time.clone()))
     }
 
     pub(crate) fn observe_step(&self, report: &StepReport) {
@@ -108,6 +121,18 @@ impl Metrics {
         self.stage.progressed();
     }
 
+    /// The student was just evaluated.
+    pub(crate) fn has_evaluated(&self, evaluation: &EvaluationReport) {
+        self.observe_evaluation(evaluation);
+        self.evaluation_time.set(unix_seconds());
+        self.stage.progressed();
+    }
+
+    /// A checkpoint was just written.
+    pub(crate) fn has_checkpoint(&self) {
+        self.checkpoint_time.set(unix_seconds());
+    }
+
     pub(crate) fn observe_evaluation(&self, evaluation: &EvaluationReport) {
         for (language, result) in &evaluation.languages {
             for (teacher, result) in &result.teachers {
@@ -124,4 +149,8 @@ impl Metrics {
             }
         }
     }
+}
+
+fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

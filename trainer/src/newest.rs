@@ -3,6 +3,7 @@
 use crate::TrainerError;
 use crate::checkpoint::Checkpoints;
 use crate::evaluate::{EvaluationReport, Evaluator, HeldOut};
+use crate::growth;
 use crate::journal::Journal;
 use crate::need::LogNeeds;
 use crate::options::TrainerOptions;
@@ -10,6 +11,7 @@ use crate::release;
 use crate::resume;
 use crate::state_folder::{checkpoints_path, held_out_path, journal_path, union_vocabulary};
 use crate::student::Student;
+use model::Bert;
 use std::path::Path;
 use store::log::{Need, Needed};
 use store::{LogReader, SequenceNumber, StoreError};
@@ -25,7 +27,12 @@ pub fn evaluate_newest(options: &TrainerOptions, reader: &LogReader) -> Result<E
         return Err(TrainerError::NoCheckpoint { path: folder });
     };
     let vocabulary = union_vocabulary(options, reader)?;
-    let (bert, _, state) = resume::fit(options, &vocabulary, loaded)?;
+    let (mut bert, _, state) = resume::fit(options, &vocabulary, loaded)?;
+    if state.vocabulary_size < vocabulary.size() {
+        let configuration = resume::configuration(options, vocabulary.size())?;
+        let parameters = growth::grow_parameters(&bert.parameters, &vocabulary, &configuration)?;
+        bert = Bert { configuration, parameters };
+    }
     let mut student = Student::new(&bert.configuration, &bert.parameters)?;
     drop(bert);
     let up_to = reader.durable();

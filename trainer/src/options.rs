@@ -23,6 +23,8 @@ pub struct TrainerOptions {
     pub train: TrainOptions,
     /// How it is evaluated.
     pub evaluation: EvaluationOptions,
+    /// Whether TensorBoard's event files are written, into `tensorboard/` of the state folder.
+    pub tensorboard: bool,
     /// A language's share is ∝ n_k^alpha.
     pub alpha: f64,
     /// Teachers in the order of the log's teacher table, those that the log does not know yet last.

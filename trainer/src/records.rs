@@ -129,6 +129,7 @@ pub(crate) mod memory {
             round: 0,
             held_out,
             copies,
+            text: None,
         }
     }
 

@@ -3,7 +3,8 @@
 use crate::TrainerError;
 use crate::checkpoint::{self, Checkpoints, Loaded, Moments, Totals, TrainerState, hexadecimal};
 use crate::copy_stream::{CopyStream, StreamOptions, StreamState};
-use crate::journal::{Journal, JournalEntry, Rollback, VocabularyGrowth};
+use crate::growth;
+use crate::journal::{Journal, JournalEntry, Rollback};
 use crate::learner::Learner;
 use crate::optimiser::AdamW;
 use crate::options::TrainerOptions;
@@ -12,7 +13,7 @@ use crate::state_folder::checkpoints_path;
 use crate::student::Student;
 use crate::training_copy::CopyOptions;
 use crate::vocabulary::{SPECIAL, Vocabulary};
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use model::{Bert, Configuration, Parameters};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -34,17 +35,17 @@ pub(crate) fn resume(
     options: &TrainerOptions,
     vocabulary: &Vocabulary,
     checkpoints: &Checkpoints,
-    journal: &mut Journal,
+    journal: &Journal,
     wanted: impl Fn(u64) -> bool,
 ) -> Result<Resumed, TrainerError> {
     let rollbacks = rollbacks(journal);
     let loaded = checkpoints.newest(|state| wanted(state.step) && is_valid(state, &rollbacks))?;
     let mut resumed = match loaded {
-        Some(loaded) => restore(options, vocabulary, journal, loaded)?,
+        Some(loaded) => restore(options, vocabulary, loaded)?,
         None if options.trunk.is_some() => {
             return Err(TrainerError::NoCheckpoint { path: checkpoints_path(&options.state_dir) });
         }
-        None => begin(options, vocabulary)?,
+        None => begin(options, vocabulary, growth::first_size(journal))?,
     };
     let earlier = usize::try_from(resumed.state.rollbacks).unwrap_or(usize::MAX);
     if earlier > rollbacks.len() {
@@ -56,6 +57,10 @@ pub(crate) fn resume(
         resumed.state.stream.left_out.extend(&rollback.left_out);
     }
     resumed.state.rollbacks = rollbacks.len() as u64;
+    if options.trunk.is_some() && resumed.state.step == options.first_step() {
+        // The trunk's, to whose checkpoints before this one a release cannot go back.
+        resumed.state.skipped_in_a_row = 0;
+    }
     Ok(resumed)
 }
 
@@ -101,9 +106,9 @@ pub(crate) fn stream(options: &TrainerOptions, vocabulary: &Arc<Vocabulary>, sta
     CopyStream::new(options.seed, stream, Arc::clone(vocabulary), state.clone())
 }
 
-/// The student's configuration over `vocabulary`.
-pub(crate) fn configuration(options: &TrainerOptions, vocabulary: &Vocabulary) -> Result<Configuration, TrainerError> {
-    let configuration = options.student.configuration(vocabulary.size(), SPECIAL.pad);
+/// The student's configuration over the first `size` tokens of the vocabulary.
+pub(crate) fn configuration(options: &TrainerOptions, size: usize) -> Result<Configuration, TrainerError> {
+    let configuration = options.student.configuration(size, SPECIAL.pad);
     configuration.validate().map_err(|reason| TrainerError::Configuration(format!("[student]: {reason}")))?;
     Ok(configuration)
 }
@@ -115,8 +120,10 @@ pub(crate) fn is_valid(state: &TrainerState, rollbacks: &[Rollback]) -> bool {
     rollbacks.iter().skip(earlier).all(|rollback| state.step <= rollback.to_step)
 }
 
-fn begin(options: &TrainerOptions, vocabulary: &Vocabulary) -> Result<Resumed, TrainerError> {
-    let configuration = configuration(options, vocabulary)?;
+/// Training begins with the first `size` tokens of the vocabulary; `None`: with all of them.
+fn begin(options: &TrainerOptions, vocabulary: &Vocabulary, size: Option<usize>) -> Result<Resumed, TrainerError> {
+    let size = size.unwrap_or(vocabulary.size()).min(vocabulary.size());
+    let configuration = configuration(options, size)?;
     let parameters = Parameters::initialise(&configuration, options.seed, &Device::Cpu)?;
     let student = Student::new(&configuration, &parameters)?;
     let optimiser = AdamW::new(student.layout().length());
@@ -129,43 +136,45 @@ fn begin(options: &TrainerOptions, vocabulary: &Vocabulary) -> Result<Resumed, T
         stream: StreamState::default(),
         totals: Totals::default(),
         identity: identity(options),
-        vocabulary_size: vocabulary.size(),
-        vocabulary_fingerprint: fingerprint(vocabulary, vocabulary.size()),
+        vocabulary_size: size,
+        vocabulary_fingerprint: fingerprint(vocabulary, size),
     };
     Ok(Resumed { learner: Learner::new(student, optimiser, options.seed), state, from_checkpoint: false })
 }
 
-fn restore(
-    options: &TrainerOptions,
-    vocabulary: &Vocabulary,
-    journal: &mut Journal,
-    loaded: Loaded,
-) -> Result<Resumed, TrainerError> {
-    if loaded.state.vocabulary_size < vocabulary.size() {
-        check_identity(&loaded.path, &loaded.state, options, vocabulary)?;
-        note_growth(journal, &loaded.state, vocabulary)?;
-    }
+fn restore(options: &TrainerOptions, vocabulary: &Vocabulary, loaded: Loaded) -> Result<Resumed, TrainerError> {
     let (bert, moments, state) = fit(options, vocabulary, loaded)?;
     let student = Student::new(&bert.configuration, &bert.parameters)?;
     let optimiser = checkpoint::optimiser(student.layout(), state.updates, &moments);
     Ok(Resumed { learner: Learner::new(student, optimiser, options.seed), state, from_checkpoint: true })
 }
 
-/// A checkpoint under these options: refused if it belongs to others, and grown to the vocabulary's size.
+/// A checkpoint under these options, with as many tokens as it has: refused if it belongs to others.
 pub(crate) fn fit(
     options: &TrainerOptions,
     vocabulary: &Vocabulary,
     loaded: Loaded,
 ) -> Result<(Bert, Vec<Moments>, TrainerState), TrainerError> {
-    let Loaded { path, mut state, mut parameters, mut moments, .. } = loaded;
+    let Loaded { path, state, parameters, moments, .. } = loaded;
     check_identity(&path, &state, options, vocabulary)?;
-    let configuration = configuration(options, vocabulary)?;
-    if state.vocabulary_size < vocabulary.size() {
-        (parameters, moments) = grow(options, &configuration, &parameters, &moments)?;
-        state.vocabulary_size = vocabulary.size();
-        state.vocabulary_fingerprint = fingerprint(vocabulary, vocabulary.size());
-    }
+    let configuration = configuration(options, state.vocabulary_size)?;
     Ok((Bert { configuration, parameters }, moments, state))
+}
+
+/// Gives training that was resumed the first `size` tokens of the vocabulary: more than it has.
+pub(crate) fn grow(
+    options: &TrainerOptions,
+    vocabulary: &Vocabulary,
+    size: usize,
+    learner: &mut Learner,
+    state: &mut TrainerState,
+) -> Result<(), TrainerError> {
+    let configuration = configuration(options, size)?;
+    let grown = growth::grow(&learner.student, &learner.optimiser, vocabulary, &configuration)?;
+    (learner.student, learner.optimiser) = grown;
+    state.vocabulary_size = size;
+    state.vocabulary_fingerprint = fingerprint(vocabulary, size);
+    Ok(())
 }
 
 // --- identity ------------------------------------------------------------------------------------------------------
@@ -226,61 +235,6 @@ fn fingerprint(vocabulary: &Vocabulary, count: usize) -> String {
         hash.update(token);
     }
     hexadecimal(&hash.finalize())
-}
-
-// --- growth --------------------------------------------------------------------------------------------------------
-
-fn note_growth(journal: &mut Journal, state: &TrainerState, vocabulary: &Vocabulary) -> Result<(), TrainerError> {
-    let growth = JournalEntry::VocabularyGrowth(VocabularyGrowth {
-        step: state.step,
-        from_size: state.vocabulary_size,
-        to_size: vocabulary.size(),
-        teachers: new_teachers(vocabulary, state.vocabulary_size),
-    });
-    // It is there already if this start was made before and came to no checkpoint.
-    if journal.events().contains(&growth) { Ok(()) } else { journal.append(growth) }
-}
-
-/// Names of the teachers that the vocabulary had not seen when it had `size` tokens.
-fn new_teachers(vocabulary: &Vocabulary, size: usize) -> Vec<String> {
-    let mut tokens = 0;
-    let mut names = Vec::new();
-    for map in vocabulary.maps() {
-        tokens += map.new;
-        if tokens > size {
-            names.push(map.teacher.clone());
-        }
-    }
-    names
-}
-
-/// Parameters and moments for a vocabulary that grew at its end: the first rows are the old ones, new rows are as they
-/// would be at the start of training.
-fn grow(
-    options: &TrainerOptions,
-    configuration: &Configuration,
-    parameters: &Parameters,
-    old: &[Moments],
-) -> Result<(Parameters, Vec<Moments>), TrainerError> {
-    let fresh = Parameters::initialise(configuration, options.seed, &Device::Cpu)?;
-    let mut grown = BTreeMap::new();
-    let mut moments = Vec::new();
-    for ((name, new), old_moments) in fresh.iter().zip(old) {
-        let mut numbers = new.flatten_all()?.to_vec1::<f32>()?;
-        let count = numbers.len();
-        let Some(old) = parameters.find(name).filter(|old| old.elem_count() <= count) else {
-            return Err(TrainerError::Configuration(format!("the checkpoint's parameter `{name}` does not fit")));
-        };
-        let old = old.flatten_all()?.to_vec1::<f32>()?;
-        numbers[..old.len()].copy_from_slice(&old);
-        grown.insert(name.to_owned(), Tensor::from_vec(numbers, new.dims(), &Device::Cpu)?);
-        debug_assert_eq!(old_moments.name, name, "both are in the order of names");
-        let mut old_moments: Moments = old_moments.clone();
-        old_moments.first.resize(count, 0.0);
-        old_moments.second.resize(count, 0.0);
-        moments.push(old_moments);
-    }
-    Ok((Parameters::from_map(grown, configuration)?, moments))
 }
 
 #[cfg(test)]

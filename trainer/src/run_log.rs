@@ -1,10 +1,11 @@
-//! `metrics.jsonl`: a line for every step and every evaluation.
+//! `metrics.jsonl`: a line for every step and every evaluation; and the same for TensorBoard, in files beside it.
 //!
 //! Steps after the last checkpoint are done again after a crash, and their lines are written again; so lines beyond the
 //! point at which training goes on are removed first, and each step is in the file once. The file is read line by line, and
 //! cut where those lines begin; it is written anew only if a line to keep follows one to remove.
 
 use crate::evaluate::EvaluationReport;
+use crate::tensorboard::EventFile;
 use crate::{TrainerError, durable};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,6 +18,10 @@ pub(crate) struct RunLog {
     path: PathBuf,
     file: File,
     evaluation: Option<EvaluationReport>,
+    /// The step at which training goes on, and its lines.
+    step: u64,
+    lines: Vec<Value>,
+    event_file: Option<EventFile>,
 }
 
 /// What a reading of the file found.
@@ -28,6 +33,8 @@ struct Found {
     is_mixed: bool,
     /// The last evaluation that is kept.
     evaluation: Option<EvaluationReport>,
+    /// Lines of the step at which training goes on.
+    lines: Vec<Value>,
 }
 
 impl RunLog {
@@ -39,14 +46,24 @@ impl RunLog {
         let found = look(path, step, evaluated).map_err(TrainerError::io("read", path))?;
         if found.is_mixed {
             durable::replace_with(path, |to| {
-                each_line(path, |_, line| if keep(line, step, evaluated) { to.write_all(line) } else { Ok(()) })
+                each_line(
+                    path,
+                    |_, line| if kept(line, step, evaluated).is_some() { to.write_all(line) } else { Ok(()) },
+                )
             })?;
         }
         let file = OpenOptions::new().append(true).open(path).map_err(TrainerError::io("open", path))?;
         if let (Some(cut_at), false) = (found.cut_at, found.is_mixed) {
             file.set_len(cut_at).and_then(|()| file.sync_all()).map_err(TrainerError::io("cut", path))?;
         }
-        Ok(Self { path: path.to_owned(), file, evaluation: found.evaluation })
+        let Found { evaluation, lines, .. } = found;
+        Ok(Self { path: path.to_owned(), file, evaluation, step, lines, event_file: None })
+    }
+
+    /// Writes what follows for TensorBoard too, in a new file of `folder`. What cannot be written there is left out.
+    pub(crate) fn with_event_file(mut self, folder: &Path) -> Self {
+        self.event_file = EventFile::create(folder, self.step, &self.lines);
+        self
     }
 
     /// The last evaluation that was in the file when it was opened.
@@ -56,12 +73,13 @@ impl RunLog {
 
     /// Appends a line.
     pub(crate) fn append(&mut self, line: &impl Serialize) -> Result<(), TrainerError> {
-        let failed = TrainerError::io("write", &self.path);
-        let written = serde_json::to_vec(line).map_err(std::io::Error::from).and_then(|mut line| {
-            line.push(b'\n');
-            self.file.write_all(&line)
-        });
-        written.map_err(failed)
+        let line = serde_json::to_value(line).map_err(io::Error::from);
+        let written = line.and_then(|line| self.file.write_all(format!("{line}\n").as_bytes()).map(|()| line));
+        let line = written.map_err(TrainerError::io("write", &self.path))?;
+        if let Some(event_file) = &mut self.event_file {
+            event_file.write(&line);
+        }
+        Ok(())
     }
 
     /// Makes the lines durable.
@@ -71,20 +89,19 @@ impl RunLog {
 }
 
 fn look(path: &Path, step: u64, evaluated: Option<u64>) -> io::Result<Found> {
-    /// A line with an evaluation that can be read; one of a student that computes no numbers cannot.
-    #[derive(Deserialize)]
-    struct Line {
-        evaluation: EvaluationReport,
-    }
     let mut found = Found::default();
     each_line(path, |at, line| {
-        if !keep(line, step, evaluated) {
-            found.cut_at.get_or_insert(at);
-        } else {
+        if let Some(line) = kept(line, step, evaluated) {
             found.is_mixed |= found.cut_at.is_some();
-            if let Ok(line) = serde_json::from_slice::<Line>(line) {
-                found.evaluation = Some(line.evaluation);
+            // One of a student that computes no numbers cannot be read.
+            let evaluation =
+                line.get("evaluation").and_then(|evaluation| EvaluationReport::deserialize(evaluation).ok());
+            found.evaluation = evaluation.or(found.evaluation.take());
+            if line["step"] == step {
+                found.lines.push(line);
             }
+        } else {
+            found.cut_at.get_or_insert(at);
         }
         Ok(())
     })?;
@@ -106,15 +123,15 @@ fn each_line(path: &Path, mut take: impl FnMut(u64, &[u8]) -> io::Result<()>) ->
     }
 }
 
-/// Whether a line is whole and of the past. What a crash left of the last line is not JSON.
-fn keep(line: &[u8], step: u64, evaluated: Option<u64>) -> bool {
-    let Some(line) = line.strip_suffix(b"\n") else { return false };
-    let Ok(value) = serde_json::from_slice::<Value>(line) else { return false };
-    match value["step"].as_u64() {
-        Some(at) if value.get("evaluation").is_some() => evaluated.is_some_and(|evaluated| at <= evaluated),
-        Some(at) => at <= step,
-        None => false,
-    }
+/// A line, if it is whole and of the past. What a crash left of the last line is not JSON.
+fn kept(line: &[u8], step: u64, evaluated: Option<u64>) -> Option<Value> {
+    let value = serde_json::from_slice::<Value>(line.strip_suffix(b"\n")?).ok()?;
+    let at = value["step"].as_u64()?;
+    let is_past = match value.get("evaluation") {
+        Some(_) => evaluated.is_some_and(|evaluated| at <= evaluated),
+        None => at <= step,
+    };
+    is_past.then_some(value)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use crate::TrainerError;
 use crate::durable;
 use crate::options::TrainerOptions;
+use crate::run_log::RunLog;
 use crate::tokenizer_export::export_tokenizers;
 use crate::vocabulary::{TeacherTokens, Vocabulary};
 use model::Tokenizer;
@@ -25,8 +26,19 @@ pub(crate) fn releases_path(state_dir: &Path) -> PathBuf {
 }
 
 /// Where its line for every step and evaluation is.
-pub(crate) fn metrics_path(state_dir: &Path) -> PathBuf {
+fn metrics_path(state_dir: &Path) -> PathBuf {
     state_dir.join("metrics.jsonl")
+}
+
+/// Opens that file, without the lines of steps after `step` and of evaluations after `evaluated`; and event files, if there are to be any.
+pub(crate) fn open_run_log(
+    options: &TrainerOptions,
+    step: u64,
+    evaluated: Option<u64>,
+) -> Result<RunLog, TrainerError> {
+    let run_log = RunLog::open(&metrics_path(&options.state_dir), step, evaluated)?;
+    let folder = options.state_dir.join("tensorboard");
+    Ok(if options.tensorboard { run_log.with_event_file(&folder) } else { run_log })
 }
 
 /// Where the held-out records of a log are kept whose segments were removed.

@@ -1,7 +1,7 @@
 //! The training stage: follows the log, trains, evaluates and writes checkpoints, until it is done or told to stop.
 //!
 //! After every step, in this order: its line in `metrics.jsonl`; an evaluation, if one is due; a checkpoint, if one is due.
-//! Stops, pauses and requests are attended to between steps, and while waiting for the log.
+//! Stops, pauses and requests are attended to between steps, and while waiting for the log; requests for a release during evaluations too.
 //!
 //! A release is trained by a trainer of its own, in a folder of its own, which begins at a checkpoint of the trunk's
 //! ([`crate::release`]).
@@ -19,8 +19,9 @@ use crate::branch::branch;
 use crate::checkpoint::{Checkpoints, TrainerState};
 use crate::copy_stream::{CopyStream, Next};
 use crate::evaluate::{EvaluationReport, Evaluator, HeldOut};
-use crate::event::{Event, Outcome, Request, StepReport, TrainerProgress};
+use crate::event::{BranchPoint, Event, Outcome, Request, StepReport, TrainerProgress};
 use crate::export;
+use crate::growth;
 use crate::journal::Journal;
 use crate::learner::Learner;
 use crate::metrics::Metrics;
@@ -30,14 +31,15 @@ use crate::resume::{self, Resumed};
 use crate::run_log::RunLog;
 use crate::schedule::Schedule;
 use crate::state_folder::{
-    checkpoints_path, journal_path, keep_tokenizers, metrics_path, open_vocabulary, tokenizers_path,
+    checkpoints_path, journal_path, keep_tokenizers, open_run_log, open_vocabulary, tokenizers_path,
 };
 use crate::vocabulary::Vocabulary;
 use crossbeam::channel::{Receiver, Sender};
 use model::{RolePool, Working};
 use prometheus::Registry;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -110,11 +112,12 @@ impl Trainer {
         let mut journal = Journal::open(&journal_path(&options.state_dir))?;
         let checkpoints = Checkpoints::open(&checkpoints_path(&options.state_dir))?;
         let Resumed { learner, state, from_checkpoint } =
-            resume::resume(&options, &vocabulary, &checkpoints, &mut journal, |_| true)?;
+            resume::resume(&options, &vocabulary, &checkpoints, &journal, |_| true)?;
+        growth::note(&mut journal, &state, &vocabulary)?;
         journal.check_reaches(state.stream.windows_used(), reader.durable())?;
         let metrics = Metrics::register(registry)?;
         metrics.step.set(i64::try_from(state.step).unwrap_or(i64::MAX));
-        let run_log = RunLog::open(&metrics_path(&options.state_dir), state.step, state.evaluated)?;
+        let run_log = open_run_log(&options, state.step, state.evaluated)?;
         run_log.evaluation().into_iter().for_each(|evaluation| metrics.observe_evaluation(evaluation));
         let mut needs = LogNeeds::new(progress.need.clone(), options.release_name());
         needs.has_checkpoints(&checkpoints, &journal)?;
@@ -137,7 +140,7 @@ impl Trainer {
             needs,
             working: None,
         };
-        trainer.update_progress(false)?;
+        trainer.update_progress(None)?;
         Ok(trainer)
     }
 
@@ -156,13 +159,10 @@ impl Trainer {
         }
         let mut desk = Desk { control, requests, events };
         let outcome = self.train(&mut desk);
-        self.progress.waiting.store(false, Ordering::Relaxed);
+        self.progress.set_waiting_for(None);
+        // A release may go on for long: what this training leaves idle others may use.
+        self.working = None;
         outcome
-    }
-
-    /// Training has ended although the daemon goes on: nothing that is written to the log now is a backlog.
-    pub(crate) fn needs_nothing_more(&self) {
-        self.progress.needed_from.store(u64::MAX, Ordering::Relaxed);
     }
 
     fn resumed(&self) -> Event {
@@ -171,6 +171,7 @@ impl Trainer {
 
     fn train(&mut self, desk: &mut Desk<'_>) -> Result<Outcome, TrainerError> {
         loop {
+            self.grow(desk)?;
             if !self.attend(desk) {
                 return self.end(desk, Outcome::Stopped { step: self.state.step });
             }
@@ -201,6 +202,18 @@ impl Trainer {
         }
     }
 
+    /// Gives the student the tokens that the journal says it has from this step on, if it has fewer; and writes a checkpoint, so
+    /// that the newest one has the vocabulary that is in the state folder.
+    fn grow(&mut self, desk: &mut Desk<'_>) -> Result<(), TrainerError> {
+        let size = growth::size_after(&self.journal, self.state.step).unwrap_or(0);
+        if size <= self.state.vocabulary_size {
+            return Ok(());
+        }
+        resume::grow(&self.options, &self.vocabulary, size, &mut self.learner, &mut self.state)?;
+        tracing::info!(step = self.state.step, tokens = size, "the student has grown");
+        self.checkpoint(desk).map(drop)
+    }
+
     /// Takes training's share of the cores, until there is something to wait for.
     fn work(&mut self) {
         if self.working.is_none() {
@@ -218,8 +231,10 @@ impl Trainer {
         let learned = self.options.compute(|| learner.step(step, batch, options))?;
         self.metrics.stage.in_flight.set(0);
         let report = StepReport::new(step + 1, batch, &learned, started.elapsed());
-        if let Some(reason) = learned.skipped {
-            self.note_skip(reason, batch)?;
+        match (learned.skipped, &self.progress.arrivals) {
+            (Some(reason), _) => self.note_skip(reason, batch)?,
+            (None, Some(arrivals)) => arrivals.learnt(&batch.sequences),
+            (None, None) => {}
         }
         self.state.skipped_in_a_row = if report.skipped { self.state.skipped_in_a_row + 1 } else { 0 };
         self.state.step += 1;
@@ -247,30 +262,37 @@ impl Trainer {
             let inputs = self.options.inputs.get();
             self.needs.hold(&self.reader);
             let next = self.stream.next_batch(&self.reader, &mut self.journal)?;
-            self.update_progress(matches!(next, Next::Short(_)))?;
             let short = match next {
-                Next::Batch(batch) => return Ok(Drawn::Batch(batch)),
-                Next::End => return Ok(Drawn::End),
+                Next::Batch(batch) => {
+                    self.update_progress(None)?;
+                    return Ok(Drawn::Batch(batch));
+                }
+                Next::End => {
+                    self.update_progress(None)?;
+                    return Ok(Drawn::End);
+                }
                 Next::Short(short) => short,
             };
+            self.update_progress(Some(&short.language))?;
             if reported.as_ref() != Some(&short.language) {
                 tracing::debug!(language = short.language, from = %short.from, "waiting for records");
                 desk.report(Event::Waiting { language: short.language.clone() });
-                reported = Some(short.language);
+                reported = Some(short.language.clone());
             }
             self.working = None;
             while self.reader.wait_beyond(seen, ATTENTION) <= seen && self.options.inputs.get() == inputs {
                 if !self.attend(desk) {
                     return Ok(Drawn::Stop);
                 }
+                self.progress.set_waiting_for(Some(&short.language)); // A pause is over, if there was one.
             }
         }
     }
 
-    fn update_progress(&mut self, waiting: bool) -> Result<(), TrainerError> {
+    fn update_progress(&mut self, waiting_for: Option<&str>) -> Result<(), TrainerError> {
         let sampler = self.stream.sampler();
         // What is needed changes with the sampler, which moves from window to window.
-        if waiting || self.progress_window != Some(sampler.window) {
+        if waiting_for.is_some() || self.progress_window != Some(sampler.window) {
             let durable = self.reader.durable();
             let oldest = sampler.oldest_unread(&self.reader, durable)?;
             let unread = oldest.unwrap_or(durable.end());
@@ -279,7 +301,7 @@ impl Trainer {
             self.needs.has_read(unread, &self.journal);
         }
         self.needs.let_go();
-        self.progress.waiting.store(waiting, Ordering::Relaxed);
+        self.progress.set_waiting_for(waiting_for);
         Ok(())
     }
 
@@ -304,13 +326,24 @@ impl Trainer {
         self.work();
         let mut evaluator =
             Evaluator { student: &mut self.learner.student, maps: self.vocabulary.maps(), options: &self.options };
-        let control = desk.control.clone();
-        let report = evaluator.evaluate(step, &self.held_out, up_to, &mut || !control.stopping())?;
+        let (control, requests) = (desk.control, desk.requests);
+        let mut later = Vec::new();
+        let mut proceed = || {
+            // A release begins with what is durable: it need not wait for an evaluation, however long that takes.
+            requests.try_iter().for_each(|request| match request {
+                Request::Branch { folder, reply } => {
+                    begin_release(&folder, &reply, &self.options, &self.checkpoints, &self.journal);
+                }
+                Request::Checkpoint { .. } | Request::Export { .. } => later.push(request),
+            });
+            !control.stopping()
+        };
+        let report = evaluator.evaluate(step, &self.held_out, up_to, &mut proceed)?;
+        later.into_iter().for_each(|request| self.answer(request, desk));
         let Some(report) = report else { return Ok(false) };
         self.state.evaluated = Some(step);
         self.run_log.append(&EvaluationLine { step, evaluation: &report })?;
-        self.metrics.observe_evaluation(&report);
-        self.metrics.stage.progressed();
+        self.metrics.has_evaluated(&report);
         desk.report(Event::Evaluation(report));
         Ok(true)
     }
@@ -330,6 +363,7 @@ impl Trainer {
         let targets = &targets[targets.len().saturating_sub(keep)..];
         self.checkpoints.prune(keep, |step| targets.contains(&step) || is_branch(&self.options, step))?;
         self.needs.has_checkpoints(&self.checkpoints, &self.journal)?;
+        self.metrics.has_checkpoint();
         desk.report(Event::Checkpoint { step, path: path.clone() });
         Ok(path)
     }
@@ -347,21 +381,23 @@ impl Trainer {
                 return true;
             }
             self.working = None;
+            // However little there was to read: who is paused reads nothing, and what comes meanwhile is a backlog.
+            self.progress.set_waiting_for(None);
             let _ = desk.control.wait(ATTENTION); // Whether to stop is asked above.
         }
     }
 
     fn answer(&mut self, request: Request, desk: &mut Desk<'_>) {
         match request {
-            Request::Checkpoint { reply } => send(&reply, self.checkpoint(desk)),
+            Request::Checkpoint { reply } => drop(send(&reply, self.checkpoint(desk))),
             Request::Export { out, reply } => {
                 let tokenizers = tokenizers_path(&self.options.state_dir);
                 let bert = self.learner.student.to_bert();
                 let exported = bert.and_then(|bert| export::export(&out, &bert, &tokenizers, self.state.step));
-                send(&reply, exported.map(|()| out));
+                drop(send(&reply, exported.map(|()| out)));
             }
             Request::Branch { folder, reply } => {
-                send(&reply, branch(&folder, &self.options, &self.checkpoints, &self.journal));
+                begin_release(&folder, &reply, &self.options, &self.checkpoints, &self.journal);
             }
         }
     }
@@ -392,12 +428,31 @@ impl Desk<'_> {
     }
 }
 
-/// Answers a request. Whoever asked may have stopped waiting.
-fn send<T>(reply: &Sender<Result<T, String>>, answer: Result<T, TrainerError>) {
+/// Makes the state folder of a release. If nobody waits for it any more, it is removed again.
+fn begin_release(
+    folder: &Path,
+    reply: &Sender<Result<BranchPoint, String>>,
+    options: &TrainerOptions,
+    checkpoints: &Checkpoints,
+    journal: &Journal,
+) {
+    let answered = send(reply, branch(folder, options, checkpoints, journal));
+    if answered.is_err() && folder.exists() {
+        tracing::warn!(folder = %folder.display(), "nobody waits for a release any more; its beginning is removed");
+        // Best effort: what is left is removed at the next start.
+        let _ = fs::remove_dir_all(folder);
+    }
+}
+
+/// Whoever asked has stopped waiting.
+struct NobodyWaits;
+
+/// Answers a request.
+fn send<T>(reply: &Sender<Result<T, String>>, answer: Result<T, TrainerError>) -> Result<(), NobodyWaits> {
     if let Err(error) = &answer {
         tracing::error!(%error, "a request failed");
     }
-    let _ = reply.send(answer.map_err(|error| error.to_string()));
+    reply.send(answer.map_err(|error| error.to_string())).map_err(|_| NobodyWaits)
 }
 
 /// Whether a checkpoint is due after `step`.

@@ -54,6 +54,7 @@ fn record(copies: Vec<MaskedCopy>) -> Record {
         round: 0,
         held_out: false,
         copies,
+        text: None,
     }
 }
 

@@ -5,6 +5,8 @@
 //! the unified ones by role, whatever they are called there. An id never changes once given: a later teacher's new
 //! tokens go to the end.
 //!
+//! The rows that its new tokens begin with are described in `growth.rs`.
+//!
 //! A token is special only by role, so a token that is ordinary in one teacher and spelled like a special token of
 //! another one remains a token of its own. Where its spelling is that of a *unified* special token, the union lists
 //! it as `[ordinary] ` and the spelling: a text that holds a space, which no WordPiece tokenizer produces. So every
@@ -217,6 +219,27 @@ impl Vocabulary {
     #[must_use]
     pub fn tokens(&self) -> &[String] {
         &self.tokens
+    }
+
+    /// The tokens, with ids below `known`, into which WordPiece cuts token `id`: the longest one that it begins with, and so on.
+    /// `None`: it cannot be cut so.
+    #[must_use]
+    pub fn pieces(&self, id: usize, known: usize) -> Option<Vec<u32>> {
+        let token = self.tokens.get(id).filter(|token| !token.starts_with(ORDINARY))?;
+        let rest = token.strip_prefix(CONTINUATION).filter(|rest| !rest.is_empty());
+        let (mut continues, mut rest) = (rest.is_some(), rest.unwrap_or(token));
+        let mut pieces = Vec::new();
+        while !rest.is_empty() {
+            let prefix = if continues { CONTINUATION } else { "" };
+            let ends = rest.char_indices().map(|(at, character)| at + character.len_utf8()).rev();
+            let (end, piece) = ends.into_iter().find_map(|end| {
+                let piece = self.ids.get(&format!("{prefix}{}", &rest[..end])).copied()?;
+                ((piece as usize) < known).then_some((end, piece))
+            })?;
+            pieces.push(piece);
+            (continues, rest) = (true, &rest[end..]);
+        }
+        Some(pieces)
     }
 
     /// Maps of the teachers, in teacher order.

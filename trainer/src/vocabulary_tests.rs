@@ -208,3 +208,27 @@ fn damage_is_named() {
         assert!(error.to_string().contains(file), "{error}");
     }
 }
+
+#[test]
+fn new_tokens_are_cut_into_known_ones() {
+    let en = Teacher::bert("en", "a ab ##a ##b ##bc b c");
+    let de = Teacher::bert("de", "abc abbc ##bcb abd ##ab [x] ##a# caba");
+    let union = union(&[&en, &de]);
+    let known = 5 + 7;
+    let pieces = |token: &str| {
+        let id = union.tokens().iter().position(|known| known == token).unwrap();
+        let pieces = union.pieces(id, known)?;
+        Some(pieces.into_iter().map(|piece| union.tokens()[piece as usize].clone()).collect::<Vec<_>>().join(" "))
+    };
+    // The longest one first, as WordPiece does: `ab` and `##c`, which is none, before `a` and `##bc`.
+    assert_eq!(pieces("abc"), None);
+    assert_eq!(pieces("abbc").as_deref(), Some("ab ##bc"));
+    assert_eq!(pieces("##bcb").as_deref(), Some("##bc ##b"));
+    assert_eq!(pieces("##ab").as_deref(), Some("##a ##b"));
+    assert_eq!(pieces("caba").as_deref(), Some("c ##a ##b ##a"));
+    for token in ["abd", "[x]", "##a#"] {
+        assert_eq!(pieces(token), None, "{token}");
+    }
+    // Known tokens are their own pieces.
+    assert_eq!(union.pieces(6, known), Some(vec![6]));
+}

@@ -9,6 +9,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
 use store::stage::StageControl;
 use trainer::{Event, Input, Outcome, Request, Trainer, TrainerError, TrainerOptions, TrainerProgress};
 
@@ -119,7 +121,9 @@ fn a_growing_log_is_waited_for() {
     let outcome = scene::run(&mut trainer, |event| {
         if matches!(event, Event::Waiting { .. }) {
             waits += 1;
-            assert!(progress.waiting.load(Ordering::Relaxed));
+            let language = progress.waiting_for().expect("it waits");
+            assert!(progress.backlog_from(&|comes| comes == language).is_none());
+            assert!(progress.backlog_from(&|_| false).is_some(), "what comes instead is a backlog");
             assert!(progress.needed_from.load(Ordering::Relaxed) <= next as u64);
             let end = examples.len().min(next + 8);
             append(&mut writer, &examples[next..end], 8);
@@ -131,9 +135,45 @@ fn a_growing_log_is_waited_for() {
     });
     assert_eq!(outcome.unwrap(), Outcome::Finished);
     assert!(waits > 1, "it never waited");
-    assert!(!progress.waiting.load(Ordering::Relaxed));
+    assert!(progress.waiting_for().is_none());
     assert!(progress.needed_from.load(Ordering::Relaxed) > 8, "what was read is no longer needed");
     assert!(checkpoint(&whole.state_dir, 9) == checkpoint(&options.state_dir, 9), "the students differ");
+}
+
+/// Otherwise the log would grow without end while training is paused.
+#[test]
+fn what_comes_while_a_waiting_trainer_is_paused_is_a_backlog() {
+    let scene = Scene::new();
+    let mut writer = scene.writer();
+    append(&mut writer, &mixture(8), 8);
+    let mut options = scene.options("state");
+    options.inputs = inputs().into();
+    let progress: Arc<TrainerProgress> = Arc::default();
+    let mut trainer =
+        Trainer::open(options, writer.reader(), Arc::clone(&progress), &prometheus::Registry::new()).unwrap();
+    let control = StageControl::default();
+    thread::scope(|scope| {
+        let running = scope.spawn(|| {
+            let outcome = trainer.run(&control, &scene::no_requests(), &mut |event| {
+                if matches!(event, Event::Waiting { .. }) {
+                    control.set_paused(true);
+                }
+            });
+            outcome.unwrap()
+        });
+        let limit = Instant::now() + Duration::from_secs(60);
+        let came = |is_so: &dyn Fn() -> bool| {
+            while !is_so() && Instant::now() < limit && !running.is_finished() {
+                thread::yield_now();
+            }
+            is_so()
+        };
+        let behind = came(&|| control.paused() && progress.backlog_from(&|_| true).is_some());
+        control.set_paused(false);
+        let waits = came(&|| progress.backlog_from(&|_| true).is_none());
+        control.stop();
+        assert!(behind && waits, "a backlog: {behind}; waits again: {waits}");
+    });
 }
 
 #[test]
@@ -346,4 +386,51 @@ fn assert_same(one: &TrainerOptions, other: &TrainerOptions, step: u64) {
     let (one, other) = (&one.state_dir, &other.state_dir);
     assert!(checkpoint(one, step) == checkpoint(other, step), "{} and {} differ", name(one), name(other));
     assert_eq!(metrics(one), metrics(other), "{} and {}", name(one), name(other));
+}
+
+/// Training with a teacher more, which begins after step 4, wherever a crash comes in; and the whole of it once more from the
+/// journal alone.
+#[test]
+fn the_vocabulary_grows_after_the_step_that_the_journal_says() {
+    let scene = Scene::with_log(&mixture(40));
+    let mut first = scene.options("whole");
+    first.train.until_step = Some(4);
+    assert_eq!(scene.run(&first, |_| ()).unwrap(), Outcome::Stopped { step: 4 });
+    let mut whole = first.clone();
+    whole.train.until_step = None;
+    whole.teachers.push(scene.third_teacher());
+    let mut kills = 0;
+    let keep = |_| {
+        copy_folder(&whole.state_dir, &scene.path(&format!("killed-{kills}")));
+        kills += 1;
+    };
+    assert_eq!(scene.run(&whole, keep).unwrap(), Outcome::Finished);
+    assert!(kills > 8, "only {kills} events");
+    let tokens = |state: &Path, step: u64| -> u64 {
+        let path = state.join(format!("checkpoints/step-{step}/trainer.json"));
+        let state: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        state["vocabulary_size"].as_u64().unwrap()
+    };
+    let grown = tokens(&whole.state_dir, 9);
+    let check = |state: &str| {
+        let options = TrainerOptions { state_dir: scene.path(state), ..whole.clone() };
+        assert_eq!(scene.run(&options, |_| ()).unwrap(), Outcome::Finished, "{state}");
+        assert!(checkpoint(&whole.state_dir, 9) == checkpoint(&options.state_dir, 9), "{state}: the students differ");
+        assert_eq!(tokens(&options.state_dir, 9), grown, "{state}");
+    };
+    copy_folder(&scene.path("killed-0"), &scene.path("earlier"));
+    for kill in 0..kills {
+        check(&format!("killed-{kill}"));
+    }
+    // Without the checkpoint at which it grew: training goes back to the one before, which had fewer tokens.
+    fs::remove_dir_all(scene.path("earlier/checkpoints/step-4")).unwrap();
+    assert_eq!(tokens(&scene.path("earlier"), 3) + 1, grown);
+    check("earlier");
+    // From the start.
+    fs::create_dir(scene.path("again")).unwrap();
+    fs::copy(whole.state_dir.join("journal"), scene.path("again/journal")).unwrap();
+    check("again");
+    let journal = fs::read_to_string(scene.path("again/journal")).unwrap();
+    assert_eq!(journal, fs::read_to_string(whole.state_dir.join("journal")).unwrap());
+    assert_eq!(journal.matches("vocabulary_growth").count(), 1, "{journal}");
 }

@@ -36,11 +36,18 @@ pub enum LogCommand {
     ///
     /// The teacher is found in the log by the fingerprints of its weights and tokenizer.
     Audit(LogAuditArgs),
+    /// Write a new log that is this one with the labels of another teacher, made from the texts that the log keeps
+    /// (`[store] keep_text = true`).
+    ///
+    /// Entries keep their numbers and cursors, so a run goes on with the new log (`[store] path = OUT`), or trains from it, once the
+    /// teacher is at the end of the configuration's list. Masks are those that the teacher would have had in the run. Called again
+    /// after an interruption, it goes on.
+    Relabel(LogRelabelArgs),
     /// Write copies and labels for other programs, as a Parquet file.
     ///
     /// A row is a copy: seq, source, document, span_first, span_end, language, round, held_out, teacher, token_ids,
     /// masked_positions, gold_ids, and of labelled copies top_k, top_ids and top_logits (a list per masked position),
-    /// log_sum_exp, gold_logits (null without a label). pyarrow, pandas, polars and datasets read it.
+    /// log_sum_exp, gold_logits (null without a label), and the text (null where the log has none). pyarrow, pandas, polars and datasets read it.
     Export(LogExportArgs),
 }
 
@@ -99,6 +106,9 @@ pub struct LogCopyArgs {
     /// Read past damage, and report what is lost.
     #[arg(long)]
     pub skip_corrupt: bool,
+    /// Leave the texts of examples out.
+    #[arg(long)]
+    pub without_text: bool,
 }
 
 /// Arguments of `log merge`.
@@ -147,6 +157,51 @@ pub struct LogAuditArgs {
     /// Threads of the teacher.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = size(1..=1024))]
     pub threads: usize,
+}
+
+/// Arguments of `log relabel`.
+#[derive(Debug, Args)]
+pub struct LogRelabelArgs {
+    /// Folder of the log to read; it may be live.
+    #[arg(value_name = "LOG")]
+    pub dir: PathBuf,
+    /// Folder of the new log; it must not exist, or be the beginning of this very log.
+    #[arg(long, value_name = "OUT")]
+    pub out: PathBuf,
+    /// Hugging Face folder of the teacher.
+    #[arg(long, value_name = "FOLDER")]
+    pub teacher: PathBuf,
+    /// The teacher's name, as it will be in the configuration; masks depend on it [default: that of its folder].
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Languages that it labels, as they will be in the configuration, separated by commas [default: the log's, if it has only one].
+    #[arg(long, value_name = "LANGUAGES", value_delimiter = ',')]
+    pub languages: Vec<String>,
+    /// Folder of a teacher of the log, for its tokenizer; may be given several times. Needed where `masking.align_masks` was set.
+    #[arg(long = "tokenizer", value_name = "FOLDER")]
+    pub tokenizers: Vec<PathBuf>,
+    /// Longest copy, [CLS] and [SEP] included; examples were cut for the teachers of that time, and what is longer gets no copy.
+    /// The new log then has this `store.max_sequence_length`, and so must runs that use it [default: the log's].
+    #[arg(long, value_name = "N", value_parser = size(16..=8192))]
+    pub max_sequence_length: Option<usize>,
+    /// Leave records that have no text without a copy of this teacher.
+    #[arg(long)]
+    pub skip_without_text: bool,
+    /// Threads of the teacher [default: as many as there are cores].
+    #[arg(long, value_name = "N", value_parser = size(1..=1024))]
+    pub threads: Option<usize>,
+    /// Tokens in a batch, at most.
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = size(1..=1_048_576))]
+    pub batch_tokens: usize,
+    /// Where the teacher runs.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = ["cpu"])]
+    pub device: String,
+    /// A segment is sealed before it grows beyond this.
+    #[arg(long, value_name = "N", default_value_t = 134_217_728, value_parser = RangedU64ValueParser::<u64>::new().range(65_536..))]
+    pub segment_bytes: u64,
+    /// One JSON document on standard output.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `log export`.

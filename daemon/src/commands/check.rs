@@ -8,8 +8,10 @@ use crate::inputs::Inputs;
 
 /// Reads the configuration and looks at all that it refers to.
 pub fn check(args: &CheckArgs) -> Result<(), Failure> {
-    let (configuration, notes) = crate::live::in_effect(&Configuration::load(&args.config)?)?;
-    let inputs = Inputs::open(&configuration)?;
+    let configuration = Configuration::load(&args.config)?;
+    let advised = |failure| crate::live::with_advice(failure, &configuration.run.state_dir);
+    let (configuration, notes) = crate::live::in_effect(&configuration).map_err(advised)?;
+    let inputs = Inputs::open(&configuration).map_err(advised)?;
     if args.plan {
         return super::plan::plan(&configuration, &inputs, args.seconds, args.json);
     }

@@ -1,6 +1,6 @@
 //! `mergedistill ctl corpus`: what a running daemon reads.
 
-use super::ctl::call;
+use super::ctl::{absolute, call};
 use super::{print_json, print_line};
 use crate::cli::CorpusAction;
 use crate::failure::{ExitCode, Failure};
@@ -22,7 +22,7 @@ pub fn corpus(action: &CorpusAction, socket: &Path, as_json: bool) -> Result<(),
                 None => ("DELETE", path, None),
             }
         }
-        CorpusAction::Add { file } => ("POST", "/v1/corpora".to_owned(), Some(section(file)?)),
+        CorpusAction::Add { file } => ("POST", "/v1/corpora".to_owned(), Some(section(file, "corpus")?)),
         CorpusAction::Remove { name } => ("DELETE", of(name, ""), None),
     };
     let answer = call(socket, method, &path, body)?;
@@ -33,23 +33,23 @@ pub fn corpus(action: &CorpusAction, socket: &Path, as_json: bool) -> Result<(),
     }
 }
 
-/// The `[[corpus]]` table of a file, as the daemon takes it.
-fn section(file: &Path) -> Result<Value, Failure> {
+/// The one table of this kind in a file, `[[corpus]]` or `[[teacher]]`, as the daemon takes it.
+pub(super) fn section(file: &Path, kind: &str) -> Result<Value, Failure> {
     let text = std::fs::read_to_string(file).map_err(|error| Failure::io("read", file, &error))?;
     let wrong = |problem: String| Failure::new(ExitCode::Configuration, format!("{}: {problem}", file.display()));
     let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| wrong(error.to_string()))?;
-    let corpora = match table.remove("corpus") {
-        Some(toml::Value::Array(corpora)) => corpora,
+    let sections = match table.remove(kind) {
+        Some(toml::Value::Array(sections)) => sections,
         _ => Vec::new(),
     };
     if let Some(key) = table.keys().next() {
-        return Err(wrong(format!("there is `{key}` too; one [[corpus]] table may be in it, and nothing else")));
+        return Err(wrong(format!("there is `{key}` too; one [[{kind}]] table may be in it, and nothing else")));
     }
-    let [corpus] = corpora.as_slice() else {
-        return Err(wrong(format!("it has {} [[corpus]] tables; one is needed", corpora.len())));
+    let [section] = sections.as_slice() else {
+        return Err(wrong(format!("it has {} [[{kind}]] tables; one is needed", sections.len())));
     };
-    let path = std::path::absolute(file).map_err(|error| Failure::io("find", file, &error))?;
-    Ok(json!({ "corpus": corpus, "folder": path.parent().unwrap_or(Path::new("/")) }))
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(json!({ kind: section, "folder": absolute(folder)? }))
 }
 
 fn list(answer: &Value) -> Result<(), Failure> {
@@ -57,13 +57,13 @@ fn list(answer: &Value) -> Result<(), Failure> {
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     for corpus in rows("corpora") {
         print_line(&format!(
-            "{}  {}  {}  share {:.3}  {} of {} characters  {} documents, {} quarantined",
+            "{}  {}  {}  share {:.3}  {} characters  since the start: {} characters, {} documents, {} quarantined",
             text(&corpus["name"]),
             text(&corpus["language"]),
             text(&corpus["state"]),
             corpus["share"].as_f64().unwrap_or(0.0),
-            corpus["characters_consumed"],
             corpus["characters_available"],
+            corpus["characters_consumed"],
             corpus["documents"],
             corpus["quarantined"]
         ))?;

@@ -11,7 +11,7 @@ use store::LogReader;
 
 /// Evaluates the newest checkpoint of a run on the held-out records of its log.
 pub fn evaluate(args: &EvaluateArgs) -> Result<(), Failure> {
-    let configuration = Configuration::load(&args.config)?;
+    let (configuration, _) = crate::live::in_effect(&Configuration::load(&args.config)?)?;
     let mut inputs = Inputs::open(&configuration)?;
     let log = LogReader::open(&configuration.store.path)?;
     if configuration.corpus.is_empty() {

@@ -10,6 +10,7 @@ mod log;
 mod plan;
 mod push;
 mod quarantine;
+mod teacher;
 mod temporary_folder;
 mod vocab;
 

@@ -37,11 +37,11 @@ pub fn quarantine(action: &QuarantineAction, socket: &Path, as_json: bool) -> Re
 fn folder(state_dir: Option<&Path>, socket: &Path) -> Result<PathBuf, Failure> {
     let state_dir = state_dir.or(socket.parent()).unwrap_or(Path::new(""));
     let here = if state_dir.as_os_str().is_empty() { Path::new(".") } else { state_dir };
-    match here.is_dir() {
+    match here.join("run.json").is_file() {
         true => Ok(here.join("quarantine")),
         false => Err(Failure::new(
             ExitCode::NoInput,
-            format!("there is no state folder {}; give it with --state-dir", here.display()),
+            format!("{} is no state folder: there is no run.json; give it with --state-dir", here.display()),
         )),
     }
 }
@@ -101,4 +101,22 @@ fn retried(answer: &Value, as_json: bool) -> Result<(), Failure> {
     }
     refused.iter().for_each(|refused| tracing::warn!("{refused}"));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+    use super::*;
+
+    #[test]
+    fn what_is_no_state_folder_has_no_quarantine() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("ops.sock");
+        let refusal = folder(None, &socket).unwrap_err();
+        assert!(refusal.message.contains("there is no run.json; give it with --state-dir"), "{}", refusal.message);
+        std::fs::write(dir.path().join("run.json"), "{}").unwrap();
+        let expected = dir.path().join("quarantine");
+        assert_eq!(folder(None, &socket).unwrap(), expected);
+        assert_eq!(folder(Some(dir.path()), Path::new("elsewhere/ops.sock")).unwrap(), expected);
+    }
 }

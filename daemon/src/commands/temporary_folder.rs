@@ -2,6 +2,7 @@
 
 use crate::failure::{ExitCode, Failure};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// A folder that is removed with all that is in it.
@@ -14,9 +15,21 @@ impl TemporaryFolder {
     /// # Errors
     /// When it cannot be made.
     pub(super) fn create(above: &Path) -> Result<Self, Failure> {
-        let path = above.join(format!("mergedistill-{}", std::process::id()));
-        let failed = |error| Failure::new(ExitCode::CannotCreate, format!("cannot create {}: {error}", path.display()));
-        fs::create_dir(&path).map_err(failed)?;
+        let name = format!("mergedistill-{}", std::process::id());
+        let mut path = above.join(&name);
+        for number in 1.. {
+            match fs::create_dir(&path) {
+                Ok(()) => break,
+                // Of a process that was killed: in a container the next one has the same number.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    path = above.join(format!("{name}-{number}"))
+                }
+                Err(error) => {
+                    let message = format!("cannot create {}: {error}", path.display());
+                    return Err(Failure::new(ExitCode::CannotCreate, message));
+                }
+            }
+        }
         Ok(Self(path))
     }
 

@@ -69,6 +69,9 @@ pub struct Corpus {
     /// How often a corpus of files is labelled, each time with new masks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rounds: Option<u32>,
+    /// Whether it is not in the configuration file: it was added while the daemon ran.
+    #[serde(skip)]
+    pub is_added: bool,
 }
 
 /// Where a corpus comes from.
@@ -89,18 +92,21 @@ pub enum CorpusOrigin<'a> {
 }
 
 impl Corpus {
-    /// Reads a table that stands alone; relative paths are relative to `folder`. The error says everything that is wrong.
+    /// Reads a table that is not in the configuration file; relative paths are relative to `folder`. The error says everything that is wrong.
     pub fn parse(values: toml::Table, folder: &Path) -> Result<Self, String> {
         let problems = Problems::default();
         let name = values.get("name").and_then(toml::Value::as_str).unwrap_or("0");
         let corpus = Self::read(Table::new(format!("corpus[{name}]"), values.clone(), &problems), folder);
-        problems.into_text().map_or(Ok(corpus), Err)
+        problems.into_text().map_or(Ok(Self { is_added: true, ..corpus }), Err)
     }
 
     pub(super) fn read(mut table: Table, folder: &Path) -> Self {
         let name = table.required_string("name", "a name that no other corpus has");
         if name.starts_with("evaluate/") {
             table.problem("name", "names that begin with `evaluate/` are kept for [evaluate] files");
+        }
+        if name.contains(':') {
+            table.problem("name", "it has a `:`, which stands between corpus and language in the names of sources");
         }
         if name == "retry" {
             table.problem("name", "this name is kept for documents that are tried again");
@@ -124,6 +130,7 @@ impl Corpus {
             poll_seconds: optional_number(&mut table, "poll_seconds"),
             deduplicate: table.size("deduplicate", 0, 0..=10_000_000),
             rounds: Some(table.size("rounds", 0, 1..=1_000_000) as u32).filter(|rounds| *rounds > 0),
+            is_added: false,
         };
         corpus.validate(&table);
         if corpus.watch.is_some() || corpus.follow.is_some() {
@@ -157,6 +164,7 @@ impl Corpus {
             text_field: self.text_field.clone(),
             id_field: self.id_field.clone(),
             language_field: self.language_field.clone(),
+            arrived_field: None,
             // What grows begins before anyone can see how it is compressed.
             compression: if self.follow.is_some() { Compression::None } else { self.compression },
         }

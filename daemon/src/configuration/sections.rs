@@ -78,7 +78,8 @@ pub struct Teacher {
     pub labels: bool,
     /// It stalls when it is longer than this at work on one batch.
     pub stall_seconds: f64,
-    /// What happens then: labelling waits for it (`wait`), or its copies go to the log without labels (`drop-copy`).
+    /// What happens then: labelling waits for it (`wait`), or what others label too goes to the log without its
+    /// labels (`drop-copy`).
     pub on_stall: &'static str,
 }
 
@@ -168,6 +169,8 @@ pub struct Ops {
     /// File with the token that opens control, and pushing, on the HTTP endpoint; none: neither is open there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// Whether training writes event files for TensorBoard.
+    pub tensorboard: bool,
 }
 
 impl Configuration {
@@ -216,9 +219,11 @@ impl Configuration {
         }
     }
 
-    /// The same with these corpora instead. The error says everything that is wrong.
-    pub fn with_corpora(&self, corpus: Vec<Corpus>) -> Result<Self, String> {
-        let configuration = Self { corpus, ..self.clone() };
+    /// The same with these corpora and teachers instead. The error says everything that is wrong.
+    pub fn with_inputs(&self, corpus: Vec<Corpus>, teacher: Vec<Teacher>) -> Result<Self, String> {
+        let labels = !corpus.is_empty() && teacher.iter().any(|teacher| teacher.labels);
+        let threads = self.threads.resolve(labels, self.student.is_some(), crate::threads::cores());
+        let configuration = Self { corpus, teacher, threads, ..self.clone() };
         let problems = Problems::default();
         configuration.validate(&problems);
         problems.into_text().map_or(Ok(configuration), Err)
@@ -306,6 +311,14 @@ impl Sampling {
 }
 
 impl Teacher {
+    /// Reads a table that stands alone; relative paths are relative to `folder`. The error says everything that is wrong.
+    pub fn parse(values: toml::Table, folder: &Path) -> Result<Self, String> {
+        let problems = Problems::default();
+        let name = values.get("name").and_then(toml::Value::as_str).unwrap_or("0");
+        let teacher = Self::read(Table::new(format!("teacher[{name}]"), values.clone(), &problems), folder);
+        problems.into_text().map_or(Ok(teacher), Err)
+    }
+
     fn read(mut table: Table, folder: &Path) -> Self {
         let name = table.required_string("name", "a name that no other teacher has");
         let path = table.required_string("path", "a Hugging Face folder with config.json, weights and tokenizer");
@@ -458,7 +471,8 @@ impl Ops {
         }
         let socket = path(&mut table, "socket", folder).unwrap_or_else(|| run.state_dir.join("control.sock"));
         let token_file = path(&mut table, "token_file", folder);
+        let tensorboard = table.boolean("tensorboard", true);
         table.finish();
-        Self { http, socket, token_file }
+        Self { http, socket, token_file, tensorboard }
     }
 }

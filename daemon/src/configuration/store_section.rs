@@ -18,6 +18,8 @@ pub struct Store {
     pub max_sequence_length: Option<usize>,
     /// How labels are stored.
     pub precision: Precision,
+    /// The log holds the text of each example, so that a later teacher can label it (`mergedistill log relabel`).
+    pub keep_text: bool,
     /// A segment is sealed when it is this large.
     pub segment_bytes: u64,
     /// Longest time for which appended records may not be durable.
@@ -38,6 +40,7 @@ impl Store {
             top_k: table.size("top_k", 8, 1..=512),
             max_sequence_length: Some(table.size("max_sequence_length", 0, 16..=8192)).filter(|&length| length > 0),
             precision: table.choice("precision", &[("exact", Precision::Exact), ("compact", Precision::Compact)]),
+            keep_text: table.boolean("keep_text", false),
             segment_bytes: table.integer("segment_bytes", 134_217_728, 65_536..=1_099_511_627_776),
             sync_interval_ms: table.integer("sync_interval_ms", 200, ..=60_000),
             max_backlog_bytes: table.integer("max_backlog_bytes", 8_589_934_592, 1_048_576..),

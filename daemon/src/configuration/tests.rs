@@ -254,6 +254,8 @@ fn the_quarantine_and_duplicates_have_limits() {
     assert!(found.len() == 1 && found[0].starts_with("quarantine.max_bytes: 1000 is out of range"), "{found:?}");
     let found = problems(&MINIMAL.replace("[[teacher]]", "deduplicate = -1\n[[teacher]]"));
     assert!(found.len() == 1 && found[0].starts_with("corpus[en].deduplicate: -1"), "{found:?}");
+    let found = problems(&MINIMAL.replacen("name = \"en\"", "name = \"a:en\"", 1));
+    assert!(matches!(&found[..], [problem] if problem.contains("between corpus and language")), "{found:?}");
     let found = problems(&MINIMAL.replacen("name = \"en\"", "name = \"retry\"", 1));
     assert!(found.len() == 1 && found[0].starts_with("corpus[retry].name: this name is kept"), "{found:?}");
 }

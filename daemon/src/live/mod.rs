@@ -1,21 +1,27 @@
-//! Changes of what is read while the daemon runs: corpora that are added, removed, paused, and shares that are set.
+//! Changes of what is read, and of who labels, while the daemon runs: corpora that are added, removed, paused, shares that are
+//! set, teachers that are added and paused.
 //!
 //! A change is made by ingest between two entries. Before it is, the history in `run.json` durably says from which sequence
 //! number it applies; what cannot be written there is not done. A restart finds it there and makes it again. The
 //! configuration file stays the default, and is never written.
 
 mod history;
+mod teachers;
 
-pub use history::{Change, MadeChange, Standing, in_effect};
+pub use history::{Change, MadeChange, Standing, in_effect, remove_offline, with_advice};
+pub use teachers::Addition;
 
 use crate::configuration::{Configuration, Corpus, CorpusOrigin};
 use crate::inputs::open_corpus;
 use crate::push::Inboxes;
 use crate::state_folder::StateFolder;
-use ingest::{ChangeError, Changes, CorpusOptions, IngestError};
+use crossbeam::channel::bounded;
+use ingest::{ChangeError, Changes, IngestError};
 use ops::{CommandError, CorporaChange};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use trainer::{Input, Inputs};
 
@@ -30,9 +36,9 @@ pub struct Live {
     inboxes: Arc<Inboxes>,
     /// What the trainer waits for; `None`: there is no trainer.
     training: Option<Inputs>,
-    /// Languages of the teachers, in the order of their table.
-    languages: Vec<String>,
     now: Mutex<Now>,
+    /// Whether others are in charge since: the stages were opened anew.
+    replaced: AtomicBool,
     /// Never held for long: a change may take as long as reading a corpus once.
     made: Mutex<Vec<MadeChange>>,
 }
@@ -41,8 +47,8 @@ pub struct Live {
 #[derive(Debug)]
 struct Now {
     configuration: Configuration,
-    /// In the order in which they came, those for evaluation too.
-    corpora: Vec<CorpusOptions>,
+    /// Corpora in the order in which they came, those for evaluation too.
+    inputs: crate::inputs::Inputs,
 }
 
 impl Live {
@@ -56,17 +62,17 @@ impl Live {
         training: Option<Inputs>,
     ) -> Result<Self, crate::failure::Failure> {
         let made = StateFolder::changes(&configuration.run.state_dir)?;
-        let languages = inputs.languages().map(str::to_owned).collect();
-        let now = Now { configuration: configuration.clone(), corpora: inputs.corpora.clone() };
-        let (now, made) = (Mutex::new(now), Mutex::new(made));
-        let live = Self { changes, state, inboxes, training, languages, now, made };
-        live.tell_others(&inputs.corpora);
+        let now = Now { configuration: configuration.clone(), inputs: inputs.clone() };
+        let (now, made, replaced) = (Mutex::new(now), Mutex::new(made), AtomicBool::new(false));
+        let live = Self { changes, state, inboxes, training, now, replaced, made };
+        live.tell_others(inputs);
         Ok(live)
     }
 
     /// Makes a change. Returns the change and the sequence number from which it applies.
     pub fn change(&self, change: CorporaChange) -> Result<Value, CommandError> {
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_in_charge()?;
         let made = match change {
             CorporaChange::Pause { corpus } => {
                 let noted = Change::PauseCorpus { corpus: corpus.clone() };
@@ -86,17 +92,39 @@ impl Live {
             CorporaChange::Add { section, folder } => self.add(&mut now, section, &folder)?,
             CorporaChange::Remove { corpus } => self.remove(&mut now, corpus)?,
         };
-        tracing::info!(from_sequence = made.from_sequence, "{}", made.change.describe());
-        let answer = json!(made);
-        self.made().push(made);
-        self.tell_others(&now.corpora);
-        Ok(answer)
+        Ok(self.has_made(made, &now))
+    }
+
+    /// Another one is in charge from now on.
+    pub fn replace(&self) {
+        self.replaced.store(true, Ordering::Relaxed);
+    }
+
+    /// Teachers that are paused.
+    pub fn paused_teachers(&self) -> BTreeSet<String> {
+        Standing::of(self.made().iter().map(|made| &made.change)).paused_teachers
     }
 
     /// The latest changes, the newest last.
     pub fn latest(&self) -> Value {
         let made = self.made();
         json!(made[made.len().saturating_sub(SHOWN_CHANGES)..])
+    }
+
+    fn check_in_charge(&self) -> Result<(), CommandError> {
+        if self.replaced.load(Ordering::Relaxed) {
+            return Err(refusal(503, "renewing", "a teacher was just added; ask again".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Takes note of a change that was made; returns the answer.
+    fn has_made(&self, made: MadeChange, now: &Now) -> Value {
+        tracing::info!(from_sequence = made.from_sequence, "{}", made.change.describe());
+        let answer = json!(made);
+        self.made().push(made);
+        self.tell_others(&now.inputs);
+        answer
     }
 
     fn made(&self) -> MutexGuard<'_, Vec<MadeChange>> {
@@ -107,7 +135,7 @@ impl Live {
         let invalid = |message: String| refusal(400, "invalid_corpus", message);
         let table: toml::Table = serde_json::from_value(section).map_err(|error| invalid(error.to_string()))?;
         let corpus = Corpus::parse(table, folder).map_err(invalid)?;
-        if now.corpora.iter().any(|known| known.name == corpus.name) {
+        if now.inputs.corpora.iter().any(|known| known.name == corpus.name) {
             return Err(refuse(ChangeError::InUse(corpus.name)));
         }
         if matches!(corpus.origin(), CorpusOrigin::Stdin | CorpusOrigin::Pipe(_)) {
@@ -116,7 +144,8 @@ impl Live {
             return Err(invalid(message.to_owned()));
         }
         let sections = now.configuration.corpus.iter().cloned().chain([corpus.clone()]).collect();
-        let configuration = now.configuration.with_corpora(sections).map_err(invalid)?;
+        let teachers = now.configuration.teacher.clone();
+        let configuration = now.configuration.with_inputs(sections, teachers).map_err(invalid)?;
         let mut problems = Vec::new();
         let options = open_corpus(&corpus, &mut problems);
         if !problems.is_empty() {
@@ -133,17 +162,18 @@ impl Live {
             self.inboxes.remove(&corpus.name);
         }
         let made = made?;
-        (now.configuration, now.corpora) = (configuration, [now.corpora.as_slice(), &[options]].concat());
+        now.configuration = configuration;
+        now.inputs.corpora.push(options);
         Ok(made)
     }
 
     fn remove(&self, now: &mut Now, corpus: String) -> Result<MadeChange, CommandError> {
         let mut sections = now.configuration.corpus.clone();
-        sections.retain(|section| section.name != corpus);
-        if sections.len() == now.configuration.corpus.len() {
+        let removed = sections.extract_if(.., |section| section.name == corpus).next();
+        let Some(removed) = removed else {
             let known = sections.iter().map(|section| section.name.as_str()).collect::<Vec<_>>().join(", ");
             return Err(refuse(ChangeError::Unknown { what: "corpus", name: corpus, known }));
-        }
+        };
         if sections.is_empty() {
             let message =
                 "it is the last corpus, and without any the input would end; pause it instead, or add another first";
@@ -154,11 +184,13 @@ impl Live {
                 "what comes through standard input or a pipe is taken until the daemon stops; pause it instead";
             return Err(refusal(409, "corpus_is_piped", message.to_owned()));
         }
-        let noted = Change::RemoveCorpus { corpus: corpus.clone() };
-        let made = self.make(ingest::Change::Remove { corpus: corpus.clone() }, noted)?;
+        let noted = Change::RemoveCorpus { corpus: corpus.clone(), configured: !removed.is_added };
+        let (gone_in, gone) = bounded(1);
+        let made = self.make(ingest::Change::Remove { corpus: corpus.clone(), gone: gone_in }, noted)?;
+        drop(gone.recv()); // Here, because it may take as long as to read a file.
         self.inboxes.remove(&corpus);
         now.configuration.corpus = sections;
-        now.corpora.retain(|options| options.name != corpus);
+        now.inputs.corpora.retain(|options| options.name != corpus);
         Ok(made)
     }
 
@@ -174,18 +206,26 @@ impl Live {
     }
 
     /// Tells the trainer and the quarantine what is read now.
-    fn tell_others(&self, corpora: &[CorpusOptions]) {
-        self.inboxes.set_corpora(corpora);
+    fn tell_others(&self, inputs: &crate::inputs::Inputs) {
+        self.inboxes.set_corpora(&inputs.corpora);
         let Some(training) = &self.training else { return };
         let standing = Standing::of(self.made().iter().map(|made| &made.change));
-        let inputs = crate::training::inputs_for_training(corpora, self.languages.iter().map(String::as_str));
+        let teaches = |language: &String| {
+            let mut teachers = inputs.teachers.iter().map(|teacher| &teacher.section);
+            teachers.any(|teacher| {
+                teacher.languages.contains(language) && !standing.paused_teachers.contains(&teacher.name)
+            })
+        };
+        let for_training = crate::training::inputs_for_training(&inputs.corpora, inputs.languages());
         let waited_for = |input: Input| {
             // What is paused may not write to the log for days.
             let corpus = input.source.rsplit_once(':').map_or(input.source.as_str(), |(corpus, _)| corpus);
-            let paused = standing.paused.contains(&input.source) || standing.paused.contains(corpus);
+            let paused = standing.paused.contains(&input.source)
+                || standing.paused.contains(corpus)
+                || !teaches(&input.language);
             Input { finite: input.finite && !paused, ..input }
         };
-        training.set(inputs.into_iter().map(waited_for).collect());
+        training.set(for_training.into_iter().map(waited_for).collect());
     }
 }
 
@@ -197,6 +237,7 @@ fn refuse(error: ChangeError) -> CommandError {
     let message = error.to_string();
     match error {
         ChangeError::Unknown { what: "language", .. } => refusal(404, "unknown_language", message),
+        ChangeError::Unknown { what: "teacher", .. } => refusal(404, "unknown_teacher", message),
         ChangeError::Unknown { .. } => refusal(404, "unknown_corpus", message),
         ChangeError::Invalid(_) => refusal(400, "invalid_share", message),
         ChangeError::InUse(_) => refusal(409, "corpus_exists", message),

@@ -7,20 +7,23 @@
 
 use super::identity::{Stamp, fingerprint};
 use super::manifest::{Characters, Followed, Line, Manifest};
+use super::watched::{Finished, Watched};
 use super::watcher::{Happened, Lookout, WatchThread, Watching, is_temporary, present};
 use super::{Changes, Extent, Feed, FeedSetup, Found, Part};
 use crate::format::{Count, count};
 use crate::{FormatOptions, IngestError};
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::SourceCursor;
 
 /// A file is recognised by its first bytes, at most this many.
 const HEAD_BYTES: u64 = 4096;
+
+/// The manifest is told how far the file was counted whenever so much of its text was added: a start counts less than that.
+const NOTED_BYTES: u64 = 16 << 20;
 
 /// The parts of a followed file.
 #[derive(Debug)]
@@ -34,19 +37,27 @@ pub(super) struct FollowedFile {
 struct Shared {
     corpus: String,
     file: PathBuf,
-    parts: Mutex<Parts>,
-    /// Locked before `parts`, if both are.
-    manifest: Mutex<Manifest>,
-    changes: Changes,
-    problem: Mutex<Option<IngestError>>,
+    watched: Watched<Parts>,
 }
 
 #[derive(Debug, Default)]
 struct Parts {
     list: Vec<FollowedPart>,
+    /// Of all parts, as far as they were counted.
     characters: Characters,
-    /// By part and source: where the last document begins.
-    finished: BTreeMap<(Arc<str>, Arc<str>), u64>,
+    /// How far the part that grows was counted.
+    counted: Counted,
+}
+
+/// How far a part that grows was counted.
+#[derive(Clone, Debug, Default)]
+struct Counted {
+    /// Its size when that was done.
+    bytes: u64,
+    /// Where counting goes on in its text.
+    end: u64,
+    /// Its characters before that.
+    characters: Characters,
 }
 
 #[derive(Clone, Debug)]
@@ -83,30 +94,33 @@ impl FollowedFile {
         watching: Watching,
     ) -> Result<Self, IngestError> {
         let (manifest, lines) = Manifest::open(setup.manifests, setup.corpus)?;
-        let mut parts = Parts::default();
+        let (mut parts, mut finished) = (Parts::default(), Finished::default());
         for line in lines {
             match line {
-                Line::Followed(file) => parts.list.push(FollowedPart { file, closed: false }),
+                Line::Followed(file) => {
+                    parts.list.push(FollowedPart { file, closed: false });
+                    parts.counted = Counted::default();
+                }
+                Line::Grown { bytes, counted, characters, .. } => {
+                    parts.counted = Counted { bytes, end: counted, characters };
+                }
                 Line::Closed { name, characters, .. } => {
                     parts.characters.add(&characters);
                     parts.list.iter_mut().filter(|part| part.file.name == name).for_each(|part| part.closed = true);
+                    parts.counted = Counted::default();
                 }
-                Line::Finished { name, source, last_document } => {
-                    parts.finished.insert((name, source), last_document);
+                Line::Finished { name, source, last_document } => drop(finished.insert((name, source), last_document)),
+                Line::Taken(_) | Line::Past { .. } | Line::PastFiles { .. } => {
+                    return Err(setup.refuse("its manifest is that of a watched folder"));
                 }
-                Line::Taken(_) => return Err(setup.refuse("its manifest is that of a watched folder")),
             }
         }
-        let shared = Arc::new(Shared {
-            corpus: setup.corpus.to_owned(),
-            file: file.to_owned(),
-            parts: Mutex::new(parts),
-            manifest: Mutex::new(manifest),
-            changes: Changes::default(),
-            problem: Mutex::new(None),
-        });
+        parts.characters.add(&parts.counted.characters);
+        let watched = Watched::new(parts, finished, manifest);
+        let shared = Arc::new(Shared { corpus: setup.corpus.to_owned(), file: file.to_owned(), watched });
         let format = setup.format.clone();
-        let mut lookout = FileLookout { settle, format, shared: Arc::clone(&shared), tail: None, denied: false };
+        let shared_again = Arc::clone(&shared);
+        let mut lookout = FileLookout { settle, format, shared: shared_again, tail: None, denied: false };
         lookout.resume()?;
         lookout.look(&Happened::default())?;
         Ok(Self { shared, _thread: WatchThread::start(watching, lookout)? })
@@ -116,7 +130,7 @@ impl FollowedFile {
 impl Feed for FollowedFile {
     fn following(&self, part: Option<&str>) -> Option<Part> {
         let file = {
-            let parts = self.shared.parts();
+            let parts = self.shared.watched.parts();
             let index = match part {
                 None => 0,
                 Some(part) => parts.index(part)? + 1,
@@ -128,15 +142,14 @@ impl Feed for FollowedFile {
     }
 
     fn find(&self, cursor: &SourceCursor) -> Found {
-        let (part, finished) = {
-            let parts = self.shared.parts();
+        let part = {
+            let parts = self.shared.watched.parts();
             let Some(index) = parts.index(&cursor.file) else {
                 return Found::Missing("the manifest of the feed does not know it; was it removed?".to_owned());
             };
-            let last = parts.finished.get(&(Arc::clone(&cursor.file), Arc::clone(&cursor.source)));
-            let done = cursor.next_byte == SourceCursor::DOCUMENT_DONE;
-            (parts.list[index].clone(), done && last == Some(&cursor.document_offset_bytes))
+            parts.list[index].clone()
         };
+        let finished = self.shared.watched.finished_at(cursor);
         match self.shared.locate(&part.file) {
             Ok(Some(path)) => Found::Part(Part { name: part.file.name, path }),
             _ if finished && part.closed => Found::Removed,
@@ -146,26 +159,25 @@ impl Feed for FollowedFile {
     }
 
     fn extent(&self, part: &str) -> Extent {
-        let parts = self.shared.parts();
+        let parts = self.shared.watched.parts();
         let growing = parts.index(part).is_some_and(|index| !parts.list[index].closed);
         Extent { growing, ..Extent::WHOLE }
     }
 
     fn finished(&self, part: &str, cursor: &SourceCursor) -> Result<(), IngestError> {
-        let (name, source): (Arc<str>, _) = (part.into(), Arc::clone(&cursor.source));
-        let last_document = cursor.document_offset_bytes;
-        let hint = Line::Finished { name: Arc::clone(&name), source: Arc::clone(&source), last_document };
-        self.shared.manifest().append_hint(hint)?;
-        self.shared.parts().finished.insert((name, source), last_document);
-        Ok(())
+        self.shared.watched.finish(part, cursor)
     }
 
     fn parts(&self) -> usize {
-        self.shared.parts().list.len()
+        self.shared.watched.parts().list.len()
+    }
+
+    fn arrived_ms(&self, part: &str, offset_bytes: u64) -> Option<u64> {
+        self.shared.watched.arrived().reached_ms(part, offset_bytes)
     }
 
     fn characters_available(&self, language: Option<&str>) -> u64 {
-        self.shared.parts().characters.of(language)
+        self.shared.watched.parts().characters.of(language)
     }
 
     fn closed(&self) -> bool {
@@ -173,23 +185,15 @@ impl Feed for FollowedFile {
     }
 
     fn changes(&self) -> &Changes {
-        &self.shared.changes
+        &self.shared.watched.changes
     }
 
     fn check(&self) -> Result<(), IngestError> {
-        self.shared.problem.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+        self.shared.watched.check()
     }
 }
 
 impl Shared {
-    fn parts(&self) -> MutexGuard<'_, Parts> {
-        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn manifest(&self) -> MutexGuard<'_, Manifest> {
-        self.manifest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn folder(&self) -> &Path {
         self.file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
@@ -211,7 +215,7 @@ impl Shared {
 
     /// Files that took the place of the last part and were rotated away again, oldest first.
     fn missed(&self) -> io::Result<Vec<PathBuf>> {
-        let parts = self.parts().list.clone();
+        let parts = self.watched.parts().list.clone();
         let Some(last) = parts.last() else { return Ok(Vec::new()) };
         let name = self.file.file_name().unwrap_or_default().to_string_lossy();
         let mut missed = Vec::new();
@@ -258,6 +262,8 @@ struct Tail {
     /// Where counting goes on.
     counted: u64,
     characters: Characters,
+    /// How far the manifest says that it was counted.
+    noted: u64,
     changed: Instant,
     /// Since when another file has had its place.
     replaced: Option<Instant>,
@@ -287,15 +293,14 @@ impl Lookout for FileLookout {
     }
 
     fn fail(&self, error: IngestError) {
-        *self.shared.problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        self.shared.changes.announce();
+        self.shared.watched.fail(error);
     }
 }
 
 impl FileLookout {
     /// Finds the part that was growing when the manifest was last written.
     fn resume(&mut self) -> Result<(), IngestError> {
-        let last = self.shared.parts().list.last().filter(|part| !part.closed).map(|part| part.file.clone());
+        let last = self.shared.watched.parts().list.last().filter(|part| !part.closed).map(|part| part.file.clone());
         let Some(part) = last else { return Ok(()) };
         let path = self.io("look for", self.shared.locate(&part))?;
         let Some(path) = path else {
@@ -306,7 +311,11 @@ impl FileLookout {
             });
         };
         let file = self.io("open", File::open(&path))?;
-        self.tail = Some(Tail::new(part, file));
+        let mut tail = Tail::new(part, file);
+        // What comes before was counted in earlier runs, and what is cut since is noticed.
+        let Counted { bytes, end, characters } = self.shared.watched.parts().counted.clone();
+        (tail.bytes, tail.counted, tail.noted, tail.characters) = (bytes, end, end, characters);
+        self.tail = Some(tail);
         Ok(())
     }
 
@@ -334,17 +343,17 @@ impl FileLookout {
         let stamp = Stamp::of(&metadata);
         let fingerprint = self.io("read", present(fingerprint(&path, stamp.bytes.min(HEAD_BYTES))))?;
         let Some(fingerprint) = fingerprint else { return Ok(false) };
-        let number = self.shared.parts().list.len() + 1;
+        let number = self.shared.watched.parts().list.len() + 1;
         let base = self.shared.file.file_name().unwrap_or_default().to_string_lossy();
         let name = if number == 1 { base.into() } else { format!("{base}~{number}").into() };
         let part = Followed { name, path, stamp, fingerprint };
         if self.io("look at", present(Stamp::at(&part.path)))?.map(|found| found.inode) != Some(stamp.inode) {
             return Ok(false); // It was rotated at this moment; the kernel reports that.
         }
-        if !self.shared.manifest().append(&[Line::Followed(part.clone())])? {
+        if !self.shared.watched.manifest().append(&[Line::Followed(part.clone())])? {
             return Ok(false); // It is looked at again before long.
         }
-        self.shared.parts().list.push(FollowedPart { file: part.clone(), closed: false });
+        self.shared.watched.parts().list.push(FollowedPart { file: part.clone(), closed: false });
         self.tail = Some(Tail::new(part, file));
         Ok(true)
     }
@@ -375,7 +384,13 @@ impl FileLookout {
                     tail.counted = count.end;
                     let characters = count.into();
                     tail.characters.add(&characters);
-                    self.shared.parts().characters.add(&characters);
+                    self.shared.watched.parts().characters.add(&characters);
+                    if tail.counted.saturating_sub(tail.noted) >= NOTED_BYTES {
+                        let (name, characters) = (Arc::clone(&tail.part.name), tail.characters.clone());
+                        let counted = tail.counted;
+                        self.shared.watched.manifest().append_hint(Line::Grown { name, bytes, counted, characters })?;
+                        tail.noted = counted;
+                    }
                 }
             }
             // Removed while it grows, or renamed just now; what has it open can still read it.
@@ -388,7 +403,8 @@ impl FileLookout {
         }
         tail.bytes = bytes;
         tail.changed = Instant::now();
-        self.shared.changes.announce();
+        self.shared.watched.arrived().note(&tail.part.name, bytes);
+        self.shared.watched.changes.announce();
         Ok(())
     }
 
@@ -402,13 +418,19 @@ impl FileLookout {
         let rest = rest.unwrap_or_default();
         let (name, bytes, mut characters) = (Arc::clone(&tail.part.name), tail.bytes, tail.characters.clone());
         characters.add(&rest);
-        if !self.shared.manifest().append(&[Line::Closed { name: Arc::clone(&name), bytes, characters }])? {
+        if !self.shared.watched.manifest().append(&[Line::Closed { name: Arc::clone(&name), bytes, characters }])? {
             return Ok(false);
         }
         self.tail = None;
-        self.shared.parts().characters.add(&rest);
-        self.shared.parts().list.iter_mut().filter(|part| part.file.name == name).for_each(|part| part.closed = true);
-        self.shared.changes.announce();
+        self.shared.watched.parts().characters.add(&rest);
+        self.shared
+            .watched
+            .parts()
+            .list
+            .iter_mut()
+            .filter(|part| part.file.name == name)
+            .for_each(|part| part.closed = true);
+        self.shared.watched.changes.announce();
         Ok(true)
     }
 
@@ -420,7 +442,7 @@ impl FileLookout {
 impl Tail {
     fn new(part: Followed, file: File) -> Self {
         let characters = Characters::default();
-        Self { part, file, bytes: 0, counted: 0, characters, changed: Instant::now(), replaced: None }
+        Self { part, file, bytes: 0, counted: 0, characters, noted: 0, changed: Instant::now(), replaced: None }
     }
 }
 
@@ -431,3 +453,6 @@ fn count_present(path: &Path, format: &FormatOptions, from: u64, growing: bool) 
         count => count.map(Some),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,9 @@
 //!
 //! A line about a part is durable before anything of that part is read, so a cursor in the log never names a part that
 //! the manifest lacks. A line that a crash has torn was never acted on: it is cut when the manifest is opened.
+//!
+//! A manifest that holds much that is not needed any more is written anew beside itself and renamed: a crash leaves the one or
+//! the other, which say the same of all that the log can still ask for.
 
 use super::identity::{Identity, Stamp};
 use crate::IngestError;
@@ -9,7 +12,7 @@ use crate::error::is_no_space;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,11 +24,48 @@ pub(crate) enum Line {
     Taken(Taken),
     /// A file that grows became the next part.
     Followed(Followed),
+    /// The part of that name, which grows, had `bytes` bytes, and these characters before byte `counted` of its text.
+    Grown { name: Arc<str>, bytes: u64, counted: u64, characters: Characters },
     /// The part of that name grows no more.
     Closed { name: Arc<str>, bytes: u64, characters: Characters },
     /// A source has read a part to its end; its last document begins at `last_document`. If the cursor stands there, the
     /// part may be gone.
     Finished { name: Arc<str>, source: Arc<str>, last_document: u64 },
+    /// So many parts came before the first one in this manifest. The log has gone beyond them.
+    Past { parts: usize, characters: Characters },
+    /// What is still known of their files.
+    PastFiles { files: Vec<PastFile> },
+}
+
+/// Files in a line, at most.
+pub(crate) const PAST_FILES_OF_A_LINE: usize = 256;
+
+/// The latest part that was at a path, once it was read. Hashes are the first 64 bits of SHA-256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[u64; 5]", into = "[u64; 5]")]
+pub(crate) struct PastFile {
+    /// Hash of its path in the folder.
+    pub(crate) path: u64,
+    /// The last of the numbers that were given to names for this path; 1: the path itself.
+    pub(crate) names: u64,
+    /// Hash of its stamp.
+    pub(crate) stamp: u64,
+    /// Size of its content.
+    pub(crate) bytes: u64,
+    /// Hash of its content.
+    pub(crate) content: u64,
+}
+
+impl From<[u64; 5]> for PastFile {
+    fn from([path, names, stamp, bytes, content]: [u64; 5]) -> Self {
+        Self { path, names, stamp, bytes, content }
+    }
+}
+
+impl From<PastFile> for [u64; 5] {
+    fn from(PastFile { path, names, stamp, bytes, content }: PastFile) -> Self {
+        [path, names, stamp, bytes, content]
+    }
 }
 
 /// A file that is there as a whole.
@@ -63,6 +103,14 @@ impl Characters {
     pub(crate) fn add(&mut self, other: &Self) {
         for (language, characters) in &other.0 {
             *self.0.entry(language.clone()).or_default() += characters;
+        }
+    }
+
+    /// Takes away what was added.
+    pub(crate) fn subtract(&mut self, other: &Self) {
+        for (language, characters) in &other.0 {
+            let left = self.0.entry(language.clone()).or_default();
+            *left = left.saturating_sub(*characters);
         }
     }
 
@@ -141,6 +189,32 @@ impl Manifest {
         self.write(&[line]).map(drop)
     }
 
+    /// Puts `lines` into the place of all others, durably. `false`: the disk is full, and all is as before.
+    pub(crate) fn replace(&mut self, lines: impl Iterator<Item = Line>) -> Result<bool, IngestError> {
+        let partial = self.path.with_extension("jsonl.partial");
+        let written = write_lines(&partial, lines);
+        match written.and_then(|()| fs::rename(&partial, &self.path)) {
+            Ok(()) => {}
+            Err(error) if is_no_space(&error) => {
+                // Best effort: the next time it is written over.
+                let _ = fs::remove_file(&partial);
+                tracing::warn!(path = %self.path.display(), "no space to write the feed's manifest anew; it stays as it is");
+                return Ok(false);
+            }
+            Err(error) => return Err(self.failed(error)),
+        }
+        // What is appended from now on must not be durable before the name is.
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        sync_folder(folder).map_err(|source| self.failed(source))?;
+        self.file = OpenOptions::new().append(true).open(&self.path).map_err(|source| self.failed(source))?;
+        Ok(true)
+    }
+
+    /// There is no space for what has to be written.
+    pub(crate) fn no_room(&self) -> IngestError {
+        self.failed(io::ErrorKind::StorageFull.into())
+    }
+
     /// `false`: the disk is full. What was written of the lines is cut off again.
     fn write(&mut self, lines: &[Line]) -> Result<bool, IngestError> {
         let mut text = Vec::new();
@@ -169,6 +243,17 @@ impl Manifest {
     fn failed(&self, source: io::Error) -> IngestError {
         IngestError::Io { doing: "write to the feed's manifest", path: self.path.clone(), source }
     }
+}
+
+/// Makes a file of `lines`, durably but for its name.
+fn write_lines(path: &Path, lines: impl Iterator<Item = Line>) -> io::Result<()> {
+    let mut file = BufWriter::new(File::create(path)?);
+    for line in lines {
+        serde_json::to_writer(&mut file, &line)?;
+        file.write_all(b"\n")?;
+    }
+    file.flush()?;
+    file.get_ref().sync_all()
 }
 
 /// Makes `folder`, and its name durable.
@@ -221,6 +306,28 @@ mod tests {
             assert_eq!(fs::read(&path).unwrap(), whole);
         }
         assert_eq!(Manifest::open(folder.path(), "c/x").unwrap().1, lines);
+    }
+
+    #[test]
+    fn a_manifest_that_is_written_anew_is_the_old_one_or_the_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = PastFile { path: u64::MAX, names: 2, stamp: 3, bytes: 4, content: 5 };
+        let past = Line::Past { parts: 2, characters: Characters([("en".to_owned(), 7)].into()) };
+        let (old, new) = ([taken("a"), taken("b")], [past, Line::PastFiles { files: vec![file] }, taken("b")]);
+        let (mut manifest, _) = Manifest::open(folder.path(), "c").unwrap();
+        manifest.append(&old).unwrap();
+        // What a crash leaves before the new one is renamed, however far it came.
+        let partial = folder.path().join("c.jsonl.partial");
+        for torn in ["", "{\"event\":\"pas", "{\"event\":\"past\",\"parts\":2,\"characters\":{}}\n"] {
+            fs::write(&partial, torn).unwrap();
+            assert_eq!(Manifest::open(folder.path(), "c").unwrap().1, old);
+        }
+        let (mut manifest, _) = Manifest::open(folder.path(), "c").unwrap();
+        assert!(manifest.replace(new.iter().cloned()).unwrap());
+        assert!(!partial.exists());
+        manifest.append(&[taken("c")]).unwrap();
+        let expected: Vec<Line> = new.into_iter().chain([taken("c")]).collect();
+        assert_eq!(Manifest::open(folder.path(), "c").unwrap().1, expected);
     }
 
     #[test]

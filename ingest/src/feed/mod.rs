@@ -12,11 +12,13 @@
 //!
 //! What it does not do: it keeps no account of what was read. The cursors in the log do.
 
+mod arrived;
 mod files;
 mod folder;
 mod followed;
 mod identity;
 mod manifest;
+mod watched;
 mod watcher;
 
 use crate::{FormatOptions, IngestError};
@@ -87,8 +89,16 @@ pub trait Feed: Debug + Send + Sync {
         Ok(())
     }
 
+    /// The log durably says that a source has come to this part: it reads nothing before it again, whatever happens.
+    fn reached(&self, _part: &str) {}
+
     /// Parts so far, those that are gone included.
     fn parts(&self) -> usize;
+
+    /// When what stands at this offset of the part arrived, in milliseconds since 1970; `None`: nobody knows. The format may know better.
+    fn arrived_ms(&self, _part: &str, _offset_bytes: u64) -> Option<u64> {
+        None
+    }
 
     /// n_k: characters that have arrived so far, read or not, of this language alone where the format tells languages
     /// apart. Never falls.

@@ -16,6 +16,8 @@ pub(crate) struct Document {
     pub(crate) id: Option<String>,
     /// What its `language_field` says; a rejected document may have lost it.
     pub(crate) language: Option<String>,
+    /// What its `arrived_field` says, in milliseconds since 1970.
+    pub(crate) arrived_ms: Option<u64>,
     pub(crate) text: Result<String, Rejection>,
 }
 
@@ -81,6 +83,11 @@ impl Rejection {
     pub(crate) fn new(reason: Reason, detail: String, bytes: &[u8]) -> Self {
         let excerpt = String::from_utf8_lossy(&bytes[..bytes.len().min(EXCERPT_BYTES)]).into_owned();
         Self { reason, detail, size_bytes: bytes.len() as u64, excerpt, language: None, text: None }
+    }
+
+    /// Of a document that has nothing but white space.
+    pub(crate) fn no_text(text: &str) -> Self {
+        Self::new(Reason::NoText, "there is no text in it".to_owned(), text.as_bytes())
     }
 
     /// Keeps the text, so that it can be tried again from the quarantine alone.

@@ -6,8 +6,8 @@ use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
-/// The text, the identifier, the language.
-const FIELDS: usize = 3;
+/// The text, the identifier, the language, the time of arrival.
+const FIELDS: usize = 4;
 const TEXT: usize = 0;
 const LANGUAGE: usize = 2;
 
@@ -32,18 +32,18 @@ struct Found {
 
 impl JsonFields {
     pub(super) fn new(options: &FormatOptions) -> Self {
-        let names = [Some(options.text_field.clone()), options.id_field.clone(), options.language_field.clone()];
-        Self { names }
+        let FormatOptions { text_field, id_field, language_field, arrived_field, .. } = options.clone();
+        Self { names: [Some(text_field), id_field, language_field, arrived_field] }
     }
 
     /// The document in a line.
     pub(super) fn document(&self, offset_bytes: u64, line: &str) -> Document {
         let reject = |reason, detail: String| Err(Rejection::new(reason, detail, line.as_bytes()));
-        let [text, id, language] = match self.find(line) {
+        let [text, id, language, arrived] = match self.find(line) {
             Ok(found) => found,
             Err(detail) => {
                 let text = reject(Reason::MalformedJson, detail);
-                return Document { offset_bytes, id: None, language: None, text };
+                return Document { offset_bytes, id: None, language: None, arrived_ms: None, text };
             }
         };
         let name = |field: usize| self.names[field].as_deref().unwrap_or_default();
@@ -70,7 +70,11 @@ impl JsonFields {
             }
             _ => text,
         };
-        Document { offset_bytes, id, language, text }
+        let arrived_ms = match arrived {
+            Some(Value::Number(milliseconds)) => milliseconds.parse().ok(),
+            _ => None,
+        };
+        Document { offset_bytes, id, language, arrived_ms, text }
     }
 
     fn find(&self, line: &str) -> Result<[Option<Value>; FIELDS], String> {

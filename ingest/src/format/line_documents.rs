@@ -130,14 +130,14 @@ impl LineDocuments {
             let line = accept(bytes, size_bytes).and_then(decode);
             return Some(match line {
                 Ok(line) => fields.document(offset_bytes, &line),
-                Err(rejection) => Document { offset_bytes, id: None, language: None, text: Err(rejection) },
+                Err(rejection) => unmarked(offset_bytes, Err(rejection)),
             });
         }
         if size_bytes == bytes.len() as u64 {
             trim_line_end(&mut bytes);
             size_bytes = bytes.len() as u64;
         }
-        Some(Document { offset_bytes, id: None, language: None, text: accept(bytes, size_bytes).and_then(decode) })
+        Some(unmarked(offset_bytes, accept(bytes, size_bytes).and_then(decode)))
     }
 
     /// What stands in for the rest of a file that cannot be decompressed: the document in which it breaks.
@@ -148,8 +148,13 @@ impl LineDocuments {
             format!("the compressed file cannot be read on from byte {offset_bytes} of what it holds: {detail}");
         let bytes = std::mem::take(&mut self.document).bytes;
         let rejection = Rejection { size_bytes, ..Rejection::new(Reason::BrokenCompression, detail, &bytes) };
-        Document { offset_bytes, id: None, language: None, text: Err(rejection) }
+        unmarked(offset_bytes, Err(rejection))
     }
+}
+
+/// A document of which nothing is known but its text.
+fn unmarked(offset_bytes: u64, text: Result<String, Rejection>) -> Document {
+    Document { offset_bytes, id: None, language: None, arrived_ms: None, text }
 }
 
 fn trim_line_end(bytes: &mut Vec<u8>) {

@@ -63,6 +63,8 @@ pub struct FormatOptions {
     pub id_field: Option<String>,
     /// Field or column with a document's language, a string. A document without it is rejected.
     pub language_field: Option<String>,
+    /// Field with the time at which a document arrived, in milliseconds since 1970; for [`Format::JsonLines`] alone.
+    pub arrived_field: Option<String>,
     /// How the files are compressed.
     pub compression: Compression,
 }
@@ -82,6 +84,7 @@ impl From<Format> for FormatOptions {
             text_field: "text".to_owned(),
             id_field: None,
             language_field: None,
+            arrived_field: None,
             compression: Compression::default(),
         }
     }

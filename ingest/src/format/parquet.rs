@@ -115,7 +115,7 @@ impl Rows {
             Err(Failure::Unusable(reason, detail)) => {
                 self.state = State::Finished;
                 let text = Err(Rejection::new(reason, detail, &[]));
-                Ok(Some(Document { offset_bytes: self.row, id: None, language: None, text }))
+                Ok(Some(Document { offset_bytes: self.row, id: None, language: None, arrived_ms: None, text }))
             }
         }
     }
@@ -179,7 +179,7 @@ impl Rows {
             let detail = format!("column `{field}` holds no language in this row");
             text = Err(Rejection::new(Reason::MissingLanguage, detail, found.as_bytes()));
         }
-        Document { offset_bytes, id, language, text }
+        Document { offset_bytes, id, language, arrived_ms: None, text }
     }
 }
 

@@ -21,7 +21,7 @@ impl PieceReader {
 
     /// The document of `size_bytes` bytes, of which `bytes` are all, or the beginning if they are too many.
     pub(crate) fn document(&self, bytes: Vec<u8>, size_bytes: u64) -> Document {
-        let plain = |text| Document { offset_bytes: 0, id: None, language: None, text };
+        let plain = |text| Document { offset_bytes: 0, id: None, language: None, arrived_ms: None, text };
         match (accept(bytes, size_bytes).and_then(decode), &self.0) {
             (Ok(line), Some(fields)) => fields.document(0, &line),
             (text, _) => plain(text),

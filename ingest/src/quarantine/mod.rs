@@ -16,8 +16,8 @@
 mod note;
 mod retry;
 
-pub use note::Note;
 pub(crate) use note::Place;
+pub use note::{FileState, Note};
 pub use retry::{Refused, Retried, Retry, Which, retry_corpus};
 
 use crate::IngestError;
@@ -169,7 +169,11 @@ impl Quarantine {
         if kept.is_none() {
             let mut found = Kept::default();
             for path in note_files(&self.shared.folder)? {
-                let metadata = fs::metadata(&path).map_err(failed("read", &path))?;
+                let metadata = match fs::metadata(&path) {
+                    Ok(metadata) => metadata,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // Someone has removed it.
+                    Err(error) => return Err(failed("read", &path)(error)),
+                };
                 let age = metadata.modified().map_err(failed("read", &path))?;
                 found.add(path, age, metadata.len());
             }
@@ -255,8 +259,10 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> IngestE
     move |source| IngestError::Io { doing, path, source }
 }
 
-/// `identifier` as one safe component of a path; different identifiers give different names.
-pub(crate) fn file_name(identifier: &str) -> String {
+/// `identifier` as one safe component of a path; different identifiers give different names. Files and folders of corpora are named
+/// so.
+#[must_use]
+pub fn file_name(identifier: &str) -> String {
     let mut name = String::with_capacity(identifier.len());
     for byte in identifier.bytes() {
         let plain =

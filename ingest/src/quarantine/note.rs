@@ -3,6 +3,7 @@
 use crate::format::Rejection;
 use model::random::Philox;
 use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use store::{SequenceNumber, Span};
@@ -39,12 +40,26 @@ pub struct Note {
     /// The file that it was read from, if it stays there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// What that file was like then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileState>,
     /// Its language, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub language: Option<String>,
     /// The text that a retry uses; none: the place in the file is read again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
+}
+
+/// What the file system says of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileState {
+    /// Size.
+    pub bytes: u64,
+    /// Unix time of the last change of its content, in nanoseconds.
+    pub modified_nanoseconds: i64,
+    /// Its number in the file system: a file that is put into its place has another one.
+    pub inode: u64,
 }
 
 /// Where a document stands.
@@ -81,6 +96,7 @@ impl Note {
             excerpt: rejection.excerpt.clone(),
             quarantined_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             path: path.map(Path::to_owned),
+            file: path.and_then(FileState::at),
             language: rejection.language.clone(),
             text: rejection.text.clone(),
         }
@@ -91,5 +107,14 @@ impl Note {
         let json = serde_json::to_string_pretty(self);
         let json = json.or_else(|_| serde_json::to_string_pretty(&Self { path: None, ..self.clone() }));
         json.unwrap_or_default() + "\n"
+    }
+}
+
+impl FileState {
+    /// Of the file at `path`; `None`: it is not there, or cannot be looked at.
+    pub(super) fn at(path: &Path) -> Option<Self> {
+        let metadata = std::fs::metadata(path).ok()?;
+        let modified_nanoseconds = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+        Some(Self { bytes: metadata.len(), modified_nanoseconds, inode: metadata.ino() })
     }
 }

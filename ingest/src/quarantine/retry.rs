@@ -6,9 +6,10 @@
 //! there once.
 //!
 //! A document is tried again only when the log durably says that it was skipped: if that could still be lost, its own
-//! source would read it again, too.
+//! source would read it again, too. And what stands at its place in a file is used only if its own source does not read it
+//! as well: of a file that was replaced in a watched folder, or rotated, it does.
 
-use super::{Note, Quarantine};
+use super::{FileState, Note, Quarantine};
 use crate::feed::FeedOptions;
 use crate::format::{Document, DocumentReader};
 use crate::spool::{Inbox, PushError, Receipt};
@@ -17,6 +18,7 @@ use crossbeam::channel::{Receiver, bounded};
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Documents that are written together, at most.
@@ -108,8 +110,9 @@ impl Retry {
         self.corpora = corpora.into();
     }
 
-    /// Tries documents again: the text that their notes hold, or what stands in their file now. `durable_end` is the first
-    /// sequence number that the log does not durably hold. Returns when they are durable in the inbox.
+    /// Tries documents again: the text that their notes hold, or what stands in their file now. A file of a watched folder, or one
+    /// that is followed, has to be the one that it was. `durable_end` is the first sequence number that the log does not
+    /// durably hold. Returns when they are durable in the inbox.
     ///
     /// # Errors
     /// When the quarantine cannot be read or written. What is wrong with single documents is in the answer.
@@ -168,6 +171,7 @@ impl Retry {
             (Some(text), _) => (text.clone(), note.language.clone()),
             (None, Some(path)) => {
                 let corpus = corpus.ok_or_else(|| format!("there is no corpus `{}` any more", note.corpus))?;
+                check_file(note, path, &corpus.feed)?;
                 let document = DocumentReader::open(path, &corpus.format, note.offset, false)
                     .and_then(|reader| reader.map_or(Ok(None), |mut reader| reader.next_document()))
                     .map_err(|error| error.to_string())?;
@@ -213,6 +217,27 @@ impl Retry {
 impl Retried {
     fn refuse(&mut self, id: &str, problem: String) {
         self.refused.push(Refused { id: id.to_owned(), problem });
+    }
+}
+
+/// Refuses a file of which the corpus itself reads what is there now. Files of a list are read once, whatever becomes of them; but
+/// a watched folder brings a file that was changed or replaced once more, and where a followed file was rotated, another one grows.
+fn check_file(note: &Note, path: &Path, feed: &FeedOptions) -> Result<(), String> {
+    // If it is gone, opening it says so.
+    let Some(now) = FileState::at(path) else { return Ok(()) };
+    let is_same = match feed {
+        FeedOptions::Files(_) | FeedOptions::Spool => true,
+        FeedOptions::Watch { .. } => note.file == Some(now),
+        FeedOptions::Follow { .. } => note.file.is_some_and(|then| then.inode == now.inode && then.bytes <= now.bytes),
+    };
+    match is_same {
+        true => Ok(()),
+        false => Err(format!(
+            "{} was changed, or is another file now, and corpus `{}` reads that by itself; put the text that is to be used into \
+             the note as `text`",
+            path.display(),
+            note.corpus
+        )),
     }
 }
 

@@ -11,7 +11,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Documents of a batch that are named to whoever pushed them, at most.
+/// Documents of a batch that cannot be used and are named to whoever pushed them, at most. Of what is pumped all are kept, but a
+/// batch is worth handing over when it has so many.
 const REJECTED_LIMIT: usize = 100;
 /// Room in a batch's last line for its commit, without key and characters.
 const COMMIT_BYTES: usize = 256;
@@ -69,6 +70,8 @@ struct Documents {
     shared: Arc<Shared>,
     reader: PieceReader,
     batch: Batch,
+    /// Of those that cannot be used so many are kept.
+    rejected_limit: usize,
     /// What came, in bytes.
     received_bytes: u64,
 }
@@ -145,9 +148,15 @@ impl RejectedDocument {
 
 impl BatchBuilder {
     pub(super) fn new(shared: Arc<Shared>, format: &FormatOptions) -> Self {
-        let documents =
-            Documents { batch: Batch::empty(&shared), reader: PieceReader::new(format), shared, received_bytes: 0 };
+        let (batch, reader) = (Batch::empty(&shared), PieceReader::new(format));
+        let documents = Documents { batch, reader, shared, rejected_limit: REJECTED_LIMIT, received_bytes: 0 };
         Self { splitter: Splitter::new(format), documents }
+    }
+
+    /// The same for input of which nobody is told what cannot be used: all of that is kept.
+    pub(super) fn keeping_all_rejected(mut self) -> Self {
+        self.documents.rejected_limit = usize::MAX;
+        self
     }
 
     /// Takes the next bytes of what is pushed.
@@ -220,8 +229,7 @@ impl Documents {
             Err(rejection) => return self.reject(line, rejection),
         };
         if text.trim().is_empty() {
-            let detail = "there is no text in it".to_owned();
-            return self.reject(line, Rejection::new(Reason::NoText, detail, text.as_bytes()));
+            return self.reject(line, Rejection::no_text(&text));
         }
         let known = &self.shared.options.languages;
         if let Some(language) = language.as_ref().filter(|language| !known.is_empty() && !known.contains(*language)) {
@@ -250,7 +258,7 @@ impl Documents {
     fn reject(&mut self, line: u64, rejection: Rejection) {
         self.shared.metrics.rejected(rejection.reason.name());
         self.batch.rejected_total += 1;
-        if self.batch.rejected.len() < REJECTED_LIMIT {
+        if self.batch.rejected.len() < self.rejected_limit {
             self.batch.rejected.push((line, rejection));
         }
     }

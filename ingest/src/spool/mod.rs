@@ -24,7 +24,8 @@
 //! - What waits is bounded in bytes and in number, and so is what the log has not taken yet: beyond that a push is refused at
 //!   once, and nobody waits for room.
 //! - A full disk is not the end: what was written of a batch is cut off again, and a later one may fit. Any other failed write or
-//!   sync is the end: nothing is taken until the daemon is started again.
+//!   sync is the end: nothing is taken until the daemon is started again. If the thread that writes panics, whoever waits is told, and
+//!   so is whoever reads.
 //! - A file is removed once the log durably holds what every source makes of it; never the last one, whose name carries the
 //!   count on.
 //!
@@ -51,9 +52,10 @@ pub(crate) use metrics::InboxCounters;
 use crate::feed::{Changes, Extent, Feed, Found, Part};
 use crate::{Compression, Format, FormatOptions, IngestError};
 use serde::Serialize;
-use shared::Shared;
+use shared::{Answer, Shared};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -109,6 +111,7 @@ pub fn spooled_format(pushed: &FormatOptions) -> FormatOptions {
     FormatOptions {
         id_field: pushed.id_field.as_ref().map(|_| "id".to_owned()),
         language_field: pushed.language_field.as_ref().map(|_| "language".to_owned()),
+        arrived_field: Some("arrived".to_owned()),
         compression: Compression::None,
         ..Format::JsonLines.into()
     }
@@ -182,7 +185,13 @@ impl Inbox {
             characters: recovered.characters,
             no_space: false,
         };
-        let thread = std::thread::Builder::new().name(format!("inbox {name}")).spawn(move || writer.run());
+        let failed = Arc::clone(&shared);
+        let body = move || {
+            if catch_unwind(AssertUnwindSafe(|| writer.run())).is_err() {
+                failed.panicked();
+            }
+        };
+        let thread = std::thread::Builder::new().name(format!("inbox {name}")).spawn(body);
         let thread = thread.map_err(|source| IngestError::Io {
             doing: "start the thread that writes",
             path: folder.to_owned(),
@@ -221,8 +230,8 @@ impl Inbox {
         if batch.documents == 0 {
             return answer(Ok(batch.receipt()));
         }
-        if let Err((answer, error)) = self.shared.push(batch, Box::new(answer)) {
-            answer(Err(error));
+        if let Err((answer, error)) = self.shared.push(batch, Answer::new(answer)) {
+            answer.give(Err(error));
         }
     }
 
@@ -265,9 +274,7 @@ impl Inbox {
     pub fn close(&self) {
         self.shared.close();
         let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            self.shared.fail("the thread that writes panicked; this is a bug".to_owned());
-        }
+        thread.map(JoinHandle::join); // A panic is known to those whom it concerns.
     }
 }
 
@@ -310,5 +317,10 @@ impl Feed for Inbox {
 
     fn changes(&self) -> &Changes {
         &self.shared.changes
+    }
+
+    fn check(&self) -> Result<(), IngestError> {
+        let problem = self.shared.problem();
+        problem.map_or(Ok(()), |problem| Err(IngestError::Inbox { path: self.shared.folder.clone(), problem }))
     }
 }

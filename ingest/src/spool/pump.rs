@@ -61,7 +61,14 @@ impl<'a> Pump<'a> {
     /// A pump into `inbox`; documents that cannot be used go to `quarantine`.
     #[must_use]
     pub fn new(source: PumpSource, inbox: &'a Inbox, control: &'a StageControl, quarantine: Quarantine) -> Self {
-        Self { source, inbox, control, batch: inbox.batch(), quarantine, buffer: vec![0; BUFFER_BYTES] }
+        Self {
+            source,
+            inbox,
+            control,
+            batch: inbox.batch().keeping_all_rejected(),
+            quarantine,
+            buffer: vec![0; BUFFER_BYTES],
+        }
     }
 
     /// Reads until the source has ended or the stage is told to stop.

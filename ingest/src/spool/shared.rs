@@ -10,8 +10,36 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use store::SourceCursor;
 
-/// Called once, when a batch is durable or will never be.
-pub(super) type Answer = Box<dyn FnOnce(Result<Receipt, PushError>) + Send>;
+/// Who is told, once, that a batch is durable or will never be.
+pub(super) struct Answer(Option<Tell>);
+
+type Tell = Box<dyn FnOnce(Result<Receipt, PushError>) + Send>;
+
+impl Answer {
+    pub(super) fn new(tell: impl FnOnce(Result<Receipt, PushError>) + Send + 'static) -> Self {
+        Self(Some(Box::new(tell)))
+    }
+
+    pub(super) fn give(mut self, outcome: Result<Receipt, PushError>) {
+        self.tell(outcome);
+    }
+
+    fn tell(&mut self, outcome: Result<Receipt, PushError>) {
+        if let Some(tell) = self.0.take() {
+            tell(outcome);
+        }
+    }
+}
+
+/// Whoever waits for it hears that nobody will write the batch.
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.tell(Err(PushError::Failed(PANICKED.to_owned())));
+    }
+}
+
+/// Why nothing is written any more.
+const PANICKED: &str = "the thread that writes the inbox panicked, which is a bug";
 
 /// A batch that is to be written.
 pub(super) struct Waiting {
@@ -49,6 +77,8 @@ struct State {
     ended: bool,
     /// Why nothing can be written any more.
     failed: Option<String>,
+    /// Nobody writes any more.
+    panicked: bool,
     /// Oldest first; the last one is written.
     files: Vec<SpoolFile>,
     removable: Vec<SpoolFile>,
@@ -83,6 +113,7 @@ impl Shared {
             closing: false,
             ended: false,
             failed: None,
+            panicked: false,
             files: recovered.files.clone(),
             removable: Vec::new(),
             removed: 0,
@@ -184,6 +215,22 @@ impl Shared {
     /// Nothing can be written any more; the first reason counts.
     pub(super) fn fail(&self, reason: String) -> PushError {
         PushError::Failed(self.lock().failed.get_or_insert(reason).clone())
+    }
+
+    /// The thread that writes has panicked: nothing that waits is written, and readers are told.
+    pub(super) fn panicked(&self) {
+        self.fail(PANICKED.to_owned());
+        let mut state = self.lock();
+        state.panicked = true;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        drop(waiting); // Each is told.
+        self.changes.announce();
+    }
+
+    /// Why the run cannot go on.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.lock().panicked.then(|| PANICKED.to_owned())
     }
 
     /// `file` is durable up to its `bytes`, with so many more documents.

@@ -144,7 +144,7 @@ impl Writer {
         }
         self.shared.done(group.spooled_bytes);
         for (answer, result) in group.answers {
-            answer(outcome.clone().and(result));
+            answer.give(outcome.clone().and(result));
         }
     }
 

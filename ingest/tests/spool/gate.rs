@@ -1,17 +1,25 @@
-//! A disk whose syncs wait until they are let through.
+//! A disk whose syncs wait until they are let through, and may fail.
 
-use crate::memory_disk::MemoryDisk;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::SystemTime;
 use store::log::disk::{Access, Disk, DiskFile, Lock};
 
-/// Cloning shares the disk.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct GatedDisk {
-    pub(crate) disk: MemoryDisk,
+/// `D` with a gate before its syncs. Cloning shares the disk.
+#[derive(Clone, Debug)]
+pub(crate) struct GatedDisk<D> {
+    pub(crate) disk: D,
     gate: Arc<Gate>,
+}
+
+/// What becomes of a sync that is not to succeed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Misfortune {
+    /// The disk is full.
+    NoSpace,
+    /// The program has a bug.
+    Panic,
 }
 
 #[derive(Debug, Default)]
@@ -25,9 +33,15 @@ struct State {
     closed: bool,
     waiting: usize,
     syncs: usize,
+    /// For the next sync.
+    misfortune: Option<Misfortune>,
 }
 
-impl GatedDisk {
+impl<D> GatedDisk<D> {
+    pub(crate) fn new(disk: D) -> Self {
+        Self { disk, gate: Arc::default() }
+    }
+
     pub(crate) fn close(&self) {
         self.gate.state.lock().unwrap().closed = true;
     }
@@ -37,9 +51,20 @@ impl GatedDisk {
         self.gate.changed.notify_all();
     }
 
+    /// What is to become of the next sync.
+    pub(crate) fn plan(&self, misfortune: Misfortune) {
+        self.gate.state.lock().unwrap().misfortune = Some(misfortune);
+    }
+
     /// Whether a sync waits.
     pub(crate) fn is_waited_for(&self) -> bool {
         self.gate.state.lock().unwrap().waiting > 0
+    }
+
+    /// Returns when a sync waits.
+    pub(crate) fn wait_for_sync(&self) {
+        let state = self.gate.state.lock().unwrap();
+        drop(self.gate.changed.wait_while(state, |state| state.waiting == 0).unwrap());
     }
 
     /// Syncs of files so far.
@@ -49,16 +74,24 @@ impl GatedDisk {
 }
 
 impl Gate {
-    fn pass(&self) {
+    fn pass(&self) -> io::Result<()> {
         let mut state = self.state.lock().unwrap();
         state.syncs += 1;
         state.waiting += 1;
+        self.changed.notify_all();
         state = self.changed.wait_while(state, |state| state.closed).unwrap();
         state.waiting -= 1;
+        let misfortune = state.misfortune.take();
+        drop(state);
+        match misfortune {
+            None => Ok(()),
+            Some(Misfortune::NoSpace) => Err(io::ErrorKind::StorageFull.into()),
+            Some(Misfortune::Panic) => panic!("on purpose"),
+        }
     }
 }
 
-impl Disk for GatedDisk {
+impl<D: Disk> Disk for GatedDisk<D> {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         self.disk.create_dir_all(dir)
     }
@@ -104,7 +137,7 @@ impl DiskFile for GatedFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.gate.pass();
+        self.gate.pass()?;
         self.file.sync()
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 #[test]
 fn batches_that_wait_are_bounded_in_number() {
-    let disk = GatedDisk::default();
+    let disk = GatedDisk::new(MemoryDisk::default());
     let inbox = open(&disk, InboxOptions { waiting_batches: 2, ..options() }).unwrap();
     disk.close();
     let mut taken = vec![begin(&inbox, batch(&inbox, &["at work"], None).unwrap()).unwrap()];

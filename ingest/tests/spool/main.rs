@@ -9,6 +9,7 @@ mod changes;
 mod memory_disk;
 
 mod crash;
+#[allow(dead_code, reason = "shared with the other tests of ingest, which use all of it")]
 mod gate;
 mod harness;
 mod keys;

@@ -108,6 +108,18 @@ fn what_cannot_be_used_goes_to_the_quarantine() {
     );
 }
 
+/// More of them in one read than any answer would name.
+#[test]
+fn of_what_cannot_be_used_nothing_is_lost() {
+    let scene = Scene::new();
+    let inbox = scene.inbox(options());
+    let kept = || fs::read_dir(scene.folder.path().join("quarantine/en")).map_or(0, Iterator::count);
+    scene.pumping(&inbox, || {
+        scene.writer().write_all("{}\n".repeat(150).as_bytes()).unwrap();
+        wait_until("all are quarantined", || kept() == 150);
+    });
+}
+
 #[test]
 fn a_full_inbox_stops_reading_and_loses_nothing() {
     let scene = Scene::new();

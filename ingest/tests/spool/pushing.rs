@@ -1,10 +1,10 @@
 //! What is pushed, in which form, by how many at once.
 
-use crate::gate::GatedDisk;
+use crate::gate::{GatedDisk, Misfortune};
 use crate::harness::{PATIENCE, batch, begin, open, options, push, texts, wait_until};
 use crate::memory_disk::MemoryDisk;
 use ingest::feed::Feed;
-use ingest::spool::{InboxOptions, Receipt};
+use ingest::spool::{InboxOptions, PushError, Receipt};
 use ingest::{Format, FormatOptions, TextDocuments};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -149,7 +149,7 @@ fn many_clients_push_at_once() {
 
 #[test]
 fn one_sync_serves_all_that_wait_and_nobody_hears_before_it() {
-    let disk = GatedDisk::default();
+    let disk = GatedDisk::new(MemoryDisk::default());
     let inbox = open(&disk, options()).unwrap();
     let before = disk.syncs();
     disk.close();
@@ -176,7 +176,7 @@ fn one_sync_serves_all_that_wait_and_nobody_hears_before_it() {
 
 #[test]
 fn a_reader_sees_what_is_durable_and_is_told_when_there_is_more() {
-    let disk = GatedDisk::default();
+    let disk = GatedDisk::new(MemoryDisk::default());
     let inbox = open(&disk, options()).unwrap();
     let part = inbox.following(None).unwrap();
     assert_eq!((&*part.name, part.path.parent()), ("00000000000000000000.jsonl", Some(Path::new(crate::harness::DIR))));
@@ -193,4 +193,28 @@ fn a_reader_sees_what_is_durable_and_is_told_when_there_is_more() {
     assert!(!inbox.closed());
     inbox.end();
     assert!(inbox.closed() && !inbox.extent(&part.name).growing);
+}
+
+#[test]
+fn a_writer_that_panics_leaves_nobody_waiting() {
+    let disk = GatedDisk::new(MemoryDisk::default());
+    let inbox = open(&disk, options()).unwrap();
+    disk.close();
+    disk.plan(Misfortune::Panic);
+    let first = begin(&inbox, batch(&inbox, &["first"], None).unwrap()).unwrap();
+    wait_until("it is written", || disk.is_waited_for());
+    let second = begin(&inbox, batch(&inbox, &["second"], None).unwrap()).unwrap();
+    let changes = inbox.changes().count();
+    inbox.check().unwrap();
+    disk.open();
+    let is_told = |error: &PushError| matches!(error, PushError::Failed(reason) if reason.contains("panicked"));
+    for outcome in [first, second] {
+        let error = outcome.recv_timeout(PATIENCE).unwrap().unwrap_err();
+        assert!(is_told(&error), "{error}");
+    }
+    wait_until("readers are woken", || inbox.changes().count() > changes);
+    let problem = inbox.check().unwrap_err().to_string();
+    assert!(problem.contains("panicked"), "{problem}");
+    let error = push(&inbox, &["third"], None).unwrap_err();
+    assert!(is_told(&error), "{error}");
 }

@@ -1,11 +1,14 @@
 //! Changes of what is read while the stage runs.
 
-use crate::workshop::{Cursors, Workshop, open, prose, reopen};
-use ingest::{Answer, Change, ChangeError, Changes, CorpusOptions, Ingest, IngestOptions, Overrides};
+use crate::workshop::{Cursors, Workshop, feed_of, open, prose, reopen};
+use ingest::{
+    Answer, Change, ChangeError, Changes, CorpusOptions, FeedOptions, Format, Ingest, IngestOptions, Overrides,
+};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use store::{Entry, SequenceNumber};
 
 fn ask(changes: &Changes, change: Change) -> Answer {
@@ -91,6 +94,33 @@ fn shares_can_be_overridden_and_corpora_suspended_while_it_runs() {
 }
 
 #[test]
+fn it_is_known_why_nothing_of_a_language_comes() {
+    let workshop = Workshop::new();
+    let folder = workshop.path("in");
+    std::fs::create_dir(&folder).unwrap();
+    let never = Duration::from_secs(3600);
+    let feed = FeedOptions::Watch { folder, settle: never, poll: never };
+    let mut corpora = ["de", "en"].map(|name| workshop.corpus(name, name, "menu\n\n".repeat(1000))).to_vec();
+    corpora.push(feed_of("tr", "tr", Format::Text, feed));
+    let mut ingest = open(&workshop.options(corpora), &[workshop.word_teacher("words", &["de", "en", "tr"])]).unwrap();
+    let (changes, known) = (ingest.changes(), ingest.status());
+    let mut check = |expected: [Option<&str>; 3]| {
+        entries(&mut ingest, 1);
+        assert_eq!(["de", "en", "tr"].map(|language| known.standstill(language)), expected);
+    };
+    let nothing = Some("of which nothing more has arrived");
+    check([None, None, nothing]);
+    share(&changes, "en", Some(1.0));
+    check([Some("which has no share of what is read"), None, nothing]);
+    // Then nobody else takes anything, so it is drawn.
+    paused(&changes, "en", true);
+    check([None, Some("which is paused"), nothing]);
+    paused(&changes, "en", false);
+    share(&changes, "en", None);
+    check([None, None, nothing]);
+}
+
+#[test]
 fn what_was_set_before_holds_from_the_first_entry_on() {
     let workshop = Workshop::new();
     let corpora = ["de", "en"].map(|name| workshop.corpus(name, name, prose(1, 60)));
@@ -98,6 +128,7 @@ fn what_was_set_before_holds_from_the_first_entry_on() {
     options.overrides = Overrides {
         shares: BTreeMap::from([("en".into(), 0.5), ("fi".into(), 0.5)]),
         paused: BTreeSet::from(["de".into(), "gone".into()]),
+        ..Overrides::default()
     };
     let mut ingest = open(&options, &[workshop.word_teacher("words", &["de", "en"])]).unwrap();
     assert_eq!(documents(&entries(&mut ingest, 2), "de"), [""; 0]);
@@ -136,7 +167,23 @@ fn add(changes: &Changes, corpus: &CorpusOptions) -> Answer {
 }
 
 fn remove(changes: &Changes, corpus: &str) -> Answer {
-    ask(changes, Change::Remove { corpus: corpus.to_owned() })
+    let (gone, _) = crossbeam::channel::bounded(1);
+    ask(changes, Change::Remove { corpus: corpus.to_owned(), gone })
+}
+
+/// To close it may take as long as reading a file: the stage does not wait for that.
+#[test]
+fn what_was_removed_is_left_to_whoever_asked_for_it() {
+    let workshop = Workshop::new();
+    let corpora = ["de", "en"].map(|name| workshop.corpus(name, name, prose(1, 60)));
+    let mut ingest =
+        open(&workshop.options(corpora.to_vec()), &[workshop.word_teacher("words", &["de", "en"])]).unwrap();
+    for (corpus, is_there) in [("de", true), ("de", false)] {
+        let (gone, removed) = crossbeam::channel::bounded(1);
+        let answer = ask(&ingest.changes(), Change::Remove { corpus: corpus.to_owned(), gone });
+        entries(&mut ingest, 1);
+        assert_eq!((answer.recv().unwrap().is_ok(), removed.recv().is_ok()), (is_there, is_there));
+    }
 }
 
 #[test]
@@ -224,4 +271,54 @@ fn entries_to_end(ingest: &mut Ingest) -> Vec<Entry> {
 
 fn drain(mut ingest: Ingest) -> Vec<Entry> {
     entries_to_end(&mut ingest)
+}
+
+#[test]
+fn a_teacher_that_pauses_gets_no_copies_and_the_others_the_same_ones() {
+    let workshop = Workshop::new();
+    let corpora = [("en", prose(1, 30)), ("de", prose(2, 30))].map(|(name, text)| workshop.corpus(name, name, text));
+    for unit in [ingest::MaskUnit::Token, ingest::MaskUnit::SharedWord] {
+        let options = IngestOptions { group_tokens: 500, mask_unit: unit, ..workshop.options(corpora.to_vec()) };
+        let teachers = [workshop.word_teacher("words", &["en", "de"]), workshop.letter_teacher("letters", &["en"])];
+        let whole = entries(&mut open(&options, &teachers).unwrap(), 12);
+        let mut ingest = open(&options, &teachers).unwrap();
+        let changes = ingest.changes();
+        let teacher = |teacher: &str, pauses: bool| {
+            let teacher = teacher.to_owned();
+            ask(&changes, if pauses { Change::PauseTeacher { teacher } } else { Change::ResumeTeacher { teacher } })
+        };
+        let mut all = entries(&mut ingest, 2);
+        let paused = teacher("letters", true);
+        let without = entries(&mut ingest, 2);
+        assert_eq!(paused.recv().unwrap().unwrap(), without[0].sequence);
+        assert_eq!(status(&ingest)["overrides_since"], without[0].sequence.0);
+        all.extend(without.iter().cloned());
+        let resumed = teacher("letters", false);
+        let with = entries(&mut ingest, 2);
+        let resumed = resumed.recv().unwrap().unwrap();
+        assert_eq!(resumed, with[0].sequence);
+        all.extend(with);
+        for (found, mut expected) in all.iter().cloned().zip(whole) {
+            if without.contains(&found)
+                && let store::Payload::Record(record) = &mut expected.payload
+            {
+                record.copies.retain(|copy| copy.teacher == 0);
+            }
+            assert_eq!(found, expected, "{unit:?}");
+        }
+        // Nobody is left who knows German.
+        let paused = teacher("words", true);
+        let english = entries(&mut ingest, 3);
+        assert_eq!(paused.recv().unwrap().unwrap(), english[0].sequence);
+        assert!(english.iter().all(|entry| &*entry.cursor.language == "en"));
+        let states = &status(&ingest)["corpora"];
+        assert_eq!((&states[0]["state"], &states[1]["state"]), (&"reading".into(), &"paused".into()));
+        let unknown = teacher("numbers", true);
+        entries(&mut ingest, 1);
+        refused(&unknown, "there is no teacher `numbers`; there is: letters, words");
+        // A pause of an earlier run holds from the first entry on.
+        let overrides = Overrides { paused_teachers: ["words".into()].into(), ..Overrides::default() };
+        let again = entries(&mut open(&IngestOptions { overrides, ..options }, &teachers).unwrap(), 2);
+        assert!(again.iter().all(|entry| &*entry.cursor.language == "en"));
+    }
 }

@@ -1,7 +1,7 @@
 //! Documents with the text of an earlier one.
 
 use crate::feeds::{check_resume, options};
-use crate::workshop::{Cursors, Workshop, entries, records, reopen, skips};
+use crate::workshop::{Cursors, Workshop, entries, groups, records, reopen, skips};
 use std::sync::Arc;
 use store::SequenceNumber;
 
@@ -46,4 +46,28 @@ fn each_source_has_a_window_of_its_own_and_none_by_default() {
     let cursors: Cursors = whole.iter().map(|entry| (Arc::clone(&entry.cursor.source), entry.cursor.clone())).collect();
     drop(reopen(&options, &teachers, &cursors, SequenceNumber(whole.len() as u64)).unwrap());
     assert!(!seen.exists());
+}
+
+/// What the log lost is not known when its numbers are those of other entries.
+#[test]
+fn a_source_that_is_away_when_the_log_goes_on_is_read_on_as_if_it_had_been_there() {
+    let workshop = Workshop::new();
+    let text: String = ["menu", "row", "cell", "table", "page"].map(|word| format!("{word}\n\n")).concat();
+    let mut away = workshop.corpus("away", "en", text);
+    away.deduplicate = 100;
+    let teachers = [workshop.word_teacher("words", &["en"])];
+    let whole = entries(&options(&workshop, vec![away.clone()]), &teachers);
+    // All of them are known; the log holds two.
+    let mut cursors = Cursors::from([(Arc::clone(&whole[1].cursor.source), whole[1].cursor.clone())]);
+    let other = options(&workshop, vec![workshop.corpus("other", "en", "menu\n\n".repeat(9))]);
+    let mut next = SequenceNumber(2);
+    for entry in groups(reopen(&other, &teachers, &cursors, next).unwrap()).into_iter().flat_map(|group| group.entries)
+    {
+        next = entry.sequence.next();
+        cursors.insert(Arc::clone(&entry.cursor.source), entry.cursor);
+    }
+    let back = groups(reopen(&options(&workshop, vec![away]), &teachers, &cursors, next).unwrap());
+    let back: Vec<_> = back.into_iter().flat_map(|group| group.entries).collect();
+    assert_eq!(skips(&back), []);
+    assert_eq!(records(&back).len(), 3);
 }

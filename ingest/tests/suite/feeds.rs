@@ -354,3 +354,50 @@ fn shares_follow_what_has_arrived() {
         }
     }
 }
+
+/// Waits until the manifest of corpus `in` names fewer than `files` files.
+fn wait_for_rewriting(workshop: &Workshop, files: usize) {
+    let start = Instant::now();
+    let manifest = || fs::read_to_string(workshop.path("feeds/in.jsonl")).unwrap();
+    while manifest().matches("\"taken\"").count() >= files {
+        assert!(start.elapsed() < LIMIT, "it still names {files} files");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn what_the_log_durably_has_is_forgotten_and_never_read_again() {
+    const FILES: usize = 1100;
+    let workshop = Workshop::new();
+    let options = options(&workshop, vec![watched(&workshop, "in", Duration::from_millis(1))]);
+    let teachers = [workshop.word_teacher("words", &["en"])];
+    for number in 0..FILES {
+        workshop.write(&format!("in/{number:04}.txt"), "menu");
+    }
+    let mut ingest = open(&options, &teachers).unwrap();
+    let entries = next_entries(&mut ingest, FILES);
+    assert_eq!(entries.len(), FILES);
+    // Nothing is forgotten before the log says so.
+    let manifest = fs::read_to_string(workshop.path("feeds/in.jsonl")).unwrap();
+    assert_eq!(manifest.matches("\"taken\"").count(), FILES);
+    options.durable_end.store(FILES as u64, std::sync::atomic::Ordering::Relaxed);
+    workshop.write("in/last.txt", "row");
+    let last = next_entries(&mut ingest, 1);
+    wait_for_rewriting(&workshop, 80);
+    drop(ingest);
+
+    // It goes on where it stood, with what has come since; files that were read are still there, and are not read again.
+    workshop.write("in/later.txt", "the table");
+    let cursors = |entry: &Entry| Cursors::from([(Arc::clone(&entry.cursor.source), entry.cursor.clone())]);
+    let mut ingest = reopen(&options, &teachers, &cursors(&last[0]), last[0].sequence.next()).unwrap();
+    assert_eq!(documents(&next_entries(&mut ingest, 1)), ["later.txt@0"]);
+    let characters = serde_json::to_value(&*ingest.status()).unwrap()["corpora"][0]["characters_available"].clone();
+    assert_eq!(characters, 4 * FILES as u64 + 3 + 9);
+    drop(ingest);
+    // A log that is older than what was forgotten is not this one.
+    let error = reopen(&options, &teachers, &cursors(&entries[0]), SequenceNumber(1)).err().unwrap();
+    assert!(matches!(&error, IngestError::Changed { file, .. } if file == "0000.txt"), "{error}");
+    // A new log begins anew.
+    let mut ingest = open(&options, &teachers).unwrap();
+    assert_eq!(next_entries(&mut ingest, FILES + 2).len(), FILES + 2);
+}

@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
+use store::stage::StageControl;
 use store::{Entry, SequenceNumber};
 
 /// A log that is followed, one document a line.
@@ -119,5 +120,24 @@ fn a_rotated_log_that_was_read_may_be_removed() {
     assert_eq!(documents(&next_entries(&mut ingest, 1)), ["app.log~2@0"]);
     drop(ingest);
     let error = reopen(&log.options, &log.teachers, &Log::cursors(&entries[0]), SequenceNumber(1)).err().unwrap();
+    assert!(matches!(&error, IngestError::Changed { file, .. } if file == "app.log"), "{error}");
+}
+
+#[test]
+fn a_paused_corpus_does_not_hide_that_watching_has_failed() {
+    let mut log = Log::new();
+    log.append("menu\nrow\n");
+    log.options.overrides.paused.insert("app".into());
+    let ingest = open(&log.options, &log.teachers).unwrap();
+    fs::write(log.workshop.path("logs/app.log"), "row\n").unwrap();
+    let control = StageControl::default();
+    let switch = control.clone();
+    let (groups, _nothing_comes) = crossbeam::channel::bounded(1);
+    let (end, ended) = crossbeam::channel::bounded(1);
+    let stage = std::thread::spawn(move || end.send(ingest.run(&switch, &|_| true, groups)).unwrap());
+    let outcome = ended.recv_timeout(Duration::from_secs(30));
+    control.stop();
+    stage.join().unwrap();
+    let error = outcome.unwrap().unwrap_err();
     assert!(matches!(&error, IngestError::Changed { file, .. } if file == "app.log"), "{error}");
 }

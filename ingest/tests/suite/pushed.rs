@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use store::{Payload, SequenceNumber};
 
-fn push(inbox: &Inbox, lines: &str) -> Receipt {
+pub(crate) fn push(inbox: &Inbox, lines: &str) -> Receipt {
     let mut batch = inbox.batch();
     batch.write(lines.as_bytes()).unwrap();
     let (answer, answered) = channel();

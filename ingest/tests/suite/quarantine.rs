@@ -3,10 +3,11 @@
 use crate::workshop::{Cursors, Workshop, groups, open, records, reopen, skips};
 use ingest::quarantine::{Note, Quarantine, Retried, Retry, Which, notes, retry_corpus};
 use ingest::spool::{Inbox, InboxMetrics, InboxOptions};
-use ingest::{CorpusOptions, Ingest, IngestOptions, IngestTeacher};
+use ingest::{CorpusOptions, FeedOptions, Ingest, IngestOptions, IngestTeacher};
 use prometheus::Registry;
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 use store::{Entry, Payload, SequenceNumber};
 
 /// A run whose documents can be tried again.
@@ -89,6 +90,33 @@ fn a_document_that_was_mended_is_used_once() {
     known.extend(cursors(&after));
     assert_eq!(scene.entries(&known, durable + 1), []);
     assert_eq!(scene.inbox.arrived().documents, 1);
+}
+
+#[test]
+fn what_a_corpus_reads_by_itself_is_not_read_for_a_retry_too() {
+    let scene = Scene::new(|workshop| workshop.json_corpus("c", "en", "{\"txt\": \"menu\"}\n"));
+    let durable = scene.entries(&Cursors::new(), 0).len() as u64;
+    let (file, never) = (scene.workshop.path("c.jsonl"), Duration::from_secs(3600));
+    let feeds = [
+        FeedOptions::Watch { folder: scene.workshop.path("."), settle: never, poll: never },
+        FeedOptions::Follow { file: file.clone(), settle: never, poll: never },
+    ];
+    let check = |expected: &str| {
+        for feed in &feeds {
+            let corpus = CorpusOptions { feed: feed.clone(), ..scene.options.corpora[0].clone() };
+            let retry = Retry::new(scene.options.quarantine.clone(), &[corpus], Arc::clone(&scene.inbox));
+            let retried = retry.retry(&Which::All { corpus: None }, durable).unwrap();
+            let problems: Vec<&str> = retried.refused.iter().map(|refused| refused.problem.as_str()).collect();
+            assert!(matches!(&problems[..], [problem] if problem.contains(expected)), "{feed:?}: {problems:?}");
+        }
+    };
+    check("missing_text: ");
+    let mended = scene.workshop.write("mended.jsonl", "{\"text\": \"menu\"}\n");
+    fs::rename(mended, &file).unwrap();
+    check("reads that by itself; put the text that is to be used into the note");
+    assert_eq!(scene.notes().len(), 1);
+    // Nobody else reads a file of a list again.
+    assert_eq!(scene.all(durable).retried, 1);
 }
 
 #[test]

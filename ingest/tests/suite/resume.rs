@@ -123,3 +123,50 @@ fn a_corpus_that_changed_its_language_is_refused() {
     let error = reopen(&options, &teachers, &cursor("c.txt", 0, SourceCursor::DOCUMENT_DONE), SequenceNumber(1)).err();
     assert!(error.unwrap().to_string().contains("language `en` in the log"));
 }
+
+/// A teacher is added at every place where a group ends, most of them inside a document, and whatever comes then may be
+/// interrupted again.
+#[test]
+fn a_teacher_that_is_added_inside_a_document_gets_the_rest_of_it() {
+    let workshop = Workshop::new();
+    let mut options = workshop.options(vec![workshop.corpus("c", "en", prose(5, 8))]);
+    options.group_tokens = 60;
+    // The second one needs more tokens, so documents are cut otherwise.
+    let teachers = [workshop.word_teacher("words", &["en"]), workshop.letter_teacher("letters", &["en"])];
+    let before = groups(open(&options, &teachers[..1]).unwrap());
+    let cursors_after = |groups: &[Group]| {
+        let entries = groups.iter().flat_map(|group| &group.entries);
+        entries.fold((Cursors::new(), SequenceNumber(0)), |(mut cursors, _), entry| {
+            cursors.insert(Arc::clone(&entry.cursor.source), entry.cursor.clone());
+            (cursors, entry.sequence.next())
+        })
+    };
+    let mut inside = 0;
+    for at in 1..before.len() {
+        let (cursors, next) = cursors_after(&before[..at]);
+        inside += usize::from(cursors["c"].next_byte != SourceCursor::DOCUMENT_DONE);
+        let after = groups(reopen(&options, &teachers, &cursors, next).unwrap());
+        let mut covered = cursors["c"].clone();
+        for entry in after.iter().flat_map(|group| &group.entries) {
+            let store::Payload::Record(record) = &entry.payload else { continue };
+            assert_eq!(record.copies.len(), 2);
+            // Nothing is left out, and nothing is there twice.
+            let same = covered.document_offset_bytes == entry.cursor.document_offset_bytes;
+            assert_eq!(record.span.first, if same { covered.next_byte } else { 0 }, "after group {at}");
+            covered = SourceCursor { next_byte: record.span.end, ..entry.cursor.clone() };
+        }
+        for again in (0..after.len().min(12)).step_by(3) {
+            let all = [&before[..at], &after[..again]].concat();
+            let (cursors, next) = cursors_after(&all);
+            let rest = groups(reopen(&options, &teachers, &cursors, next).unwrap());
+            assert_eq!(content(&rest), content(&after[again..]), "after groups {at} and {again}");
+        }
+    }
+    assert!(inside > 5, "only {inside} inside a document");
+    // Text that was cut so by nobody has changed.
+    let (mut cursors, next) = cursors_after(&before[..4]);
+    let cursor = cursors.get_mut("c").unwrap();
+    cursor.next_byte -= 1;
+    let error = reopen(&options, &teachers, &cursors, next).err().unwrap();
+    assert!(matches!(error, IngestError::Changed { .. }), "{error}");
+}

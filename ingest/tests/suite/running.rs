@@ -18,7 +18,7 @@ pub(crate) fn run(
 ) -> Result<(), IngestError> {
     let (sender, receiver) = bounded(depth);
     thread::scope(|scope| {
-        let stage = scope.spawn(move || ingest.run(control, &|| gate(), sender));
+        let stage = scope.spawn(move || ingest.run(control, &|_| gate(), sender));
         watch(receiver);
         stage.join().unwrap()
     })

@@ -1,5 +1,5 @@
 use crate::workshop::{Workshop, entries, open, prose, records};
-use ingest::IngestOptions;
+use ingest::{IngestOptions, Language};
 use std::collections::BTreeMap;
 use store::{Entry, Payload};
 
@@ -44,6 +44,27 @@ fn corpora_of_a_language_are_drawn_by_available_characters() {
     let draws = draws(&entries(&options, &[workshop.word_teacher("words", &["en"])]));
     let share = draws["small"] / draws.values().sum::<f64>();
     assert!((share - 0.25).abs() < 0.02, "{share}");
+}
+
+/// Training waits for the first entry of every list of files.
+#[test]
+fn every_list_of_files_has_an_entry_before_any_is_drawn_by_its_share() {
+    let workshop = Workshop::new();
+    let mut by_field = workshop.json_corpus("wiki", "en", "{\"text\": \"menu\", \"lang\": \"en\"}\n".repeat(40));
+    (by_field.language, by_field.format.language_field) = (Language::Field, Some("lang".to_owned()));
+    let large = workshop.corpus("large", "en", one_word_documents(4000));
+    let others = [("tiny", "en"), ("de", "de")].map(|(name, language)| workshop.corpus(name, language, "menu\n"));
+    let mut options = workshop.options([vec![large], others.to_vec(), vec![by_field]].concat());
+    options.overrides.shares.insert("en".into(), 1.0);
+    let entries = entries(&options, &[workshop.word_teacher("words", &["en", "de", "tr"])]);
+    let order: Vec<&str> = entries.iter().map(|entry| &*entry.cursor.source).collect();
+    assert_eq!(order[..6], ["large", "tiny", "de", "wiki:en", "wiki:de", "wiki:tr"]);
+    // Whoever looked for its language in vain says so.
+    assert!(
+        matches!(&entries[5].payload, Payload::Skip(skip) if &*skip.reason == "other_language"),
+        "{:?}",
+        entries[5]
+    );
 }
 
 #[test]

@@ -75,6 +75,8 @@ impl Workshop {
             spools: BTreeMap::new(),
             quarantine: Quarantine::new(self.path("quarantine"), 1 << 30).unwrap(),
             overrides: Overrides::default(),
+            arrivals: None,
+            keep_text: false,
         }
     }
 

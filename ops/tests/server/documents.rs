@@ -1,12 +1,12 @@
 //! Documents that are pushed: what is let in, how it comes, and when it is answered.
 
-use crate::harness::{Answer, Running, exchange, wait_until};
+use crate::harness::{Answer, PATIENCE, Running, exchange, wait_until};
 use ops::client::{Documents, push};
 use ops::{CommandError, Limits, OpsError, PushForm, PushTarget, Token};
 use serde_json::json;
 use std::fs;
-use std::io::{Read, Write};
-use std::time::Duration;
+use std::io::{ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
 
 const TOKEN: &str = "0123456789abcdef-token";
 const PATH: &str = "/v1/corpora/en/documents";
@@ -148,6 +148,34 @@ fn a_slow_client_holds_nobody_up_and_makes_room_when_others_need_it() {
     let answer = Answer::parse(&answer);
     assert_eq!((answer.status, answer.code().as_str()), (408, "read_timeout"));
     assert_eq!(running.daemon.inbox.state.lock().unwrap().open, 0);
+}
+
+#[test]
+fn a_client_that_sends_a_byte_now_and_then_is_sent_away_and_a_slow_one_is_not() {
+    let limits = Limits { push_window: Duration::from_secs(1), push_window_bytes: 200, ..Limits::default() };
+    let running = Running::with(limits);
+    for (piece, status) in [("x", 408), ("twenty bytes or more\n", 200)] {
+        let begun = Instant::now();
+        let pieces = 75;
+        let mut slow = running.unix();
+        let headers = format!("Content-Type: text/plain\r\nContent-Length: {}\r\n", pieces * piece.len());
+        slow.write_all(head(PATH, "x", &headers).as_bytes()).unwrap();
+        // Fifty pieces a second.
+        slow.set_nonblocking(true).unwrap();
+        let (mut sent, mut answer) = (0, Vec::new());
+        loop {
+            let due = pieces.min(1 + (begun.elapsed().as_millis() / 20) as usize);
+            while sent < due && slow.write_all(piece.as_bytes()).is_ok() {
+                sent += 1;
+            }
+            match slow.read_to_end(&mut answer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+                _ => break,
+            }
+            assert!(begun.elapsed() < PATIENCE, "no answer");
+        }
+        assert_eq!(Answer::parse(&String::from_utf8(answer).unwrap()).status, status, "{piece:?}");
+    }
 }
 
 #[test]

@@ -116,7 +116,8 @@ impl Control for Daemon {
             Command::Release { .. }
             | Command::CancelRelease
             | Command::RetryQuarantined { .. }
-            | Command::ChangeCorpora(_) => {}
+            | Command::ChangeCorpora(_)
+            | Command::ChangeTeachers(_) => {}
             Command::Shutdown => {
                 return Err(CommandError { code: "odd", message: "status 99 is no status".to_owned(), status: 99 });
             }

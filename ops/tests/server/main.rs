@@ -11,3 +11,4 @@ mod limits;
 mod metrics;
 mod routes;
 mod socket;
+mod teachers;

@@ -1,7 +1,7 @@
 //! From bytes to a log, and what must hold of it whatever the bytes are.
 
 use crate::memory_disk::MemoryDisk;
-use crate::sample::{DIR, identity, open, options, read, segments, verify};
+use crate::sample::{DIR, identity, open, options, read, segments, textless, verify};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use store::{Entry, LogOptions, LogReader, LogWriter, Payload, Precision, SequenceNumber, SourceCursor, TeacherEntry};
@@ -69,16 +69,17 @@ pub fn labels(bytes: &[u8]) {
 #[allow(dead_code)]
 pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     let mut seeds = Vec::new();
-    for precision in [Precision::Exact, Precision::Compact] {
+    for (precision, keep_text) in [(Precision::Exact, false), (Precision::Compact, false), (Precision::Exact, true)] {
         for sealed in [false, true] {
-            let disk = log(precision, &[&[2, 5]], sealed);
+            let disk = log(precision, keep_text, &[&[2, 5]], sealed);
             let path = segments(&disk).remove(0);
             let bytes = disk.files(Path::new(DIR)).remove(&path).unwrap();
+            let texts = if keep_text { "-texts" } else { "" };
             let state = if sealed { "sealed" } else { "unsealed" };
-            seeds.push(("segment", format!("{precision}-{state}"), bytes));
+            seeds.push(("segment", format!("{precision}{texts}-{state}"), bytes));
         }
     }
-    for (kind, name) in (0_u8..).zip(["exact", "compact", "compact-tables"]) {
+    for (kind, name) in (0_u8..).zip(["exact", "compact", "compact-tables", "exact-texts"]) {
         let template = Template::of(kind);
         let entries = template.block[28];
         let mut block = vec![kind, entries];
@@ -197,12 +198,17 @@ fn has_long_names(entry: &Entry) -> bool {
 }
 
 /// A log of these blocks in these segments.
-fn log(precision: Precision, segments: &[&[u64]], sealed: bool) -> MemoryDisk {
+fn log(precision: Precision, keep_text: bool, segments: &[&[u64]], sealed: bool) -> MemoryDisk {
     let disk = MemoryDisk::default();
-    let options = LogOptions { precision, ..options(1 << 30) };
+    let options = LogOptions { precision, keep_text, ..options(1 << 30) };
     for (number, ends) in segments.iter().enumerate() {
         let (mut log, _) = open(&disk, &options).unwrap();
-        crate::sample::append_blocks(&mut log, ends);
+        for end in *ends {
+            let block = crate::sample::block(log.next().0..*end).into_iter();
+            log.append(&block.map(|entry| if keep_text { entry } else { textless(entry) }).collect::<Vec<_>>())
+                .unwrap();
+            log.sync().unwrap();
+        }
         if sealed || number + 1 < segments.len() {
             log.seal().unwrap();
         }
@@ -235,14 +241,15 @@ struct Template {
 }
 
 impl Template {
-    /// Of an exact log, a compact one, or a compact one with tables in the segment's header.
+    /// Of an exact log, a compact one, a compact one with tables in the segment's header, or an exact one with texts.
     fn of(kind: u8) -> &'static Self {
-        static TEMPLATES: OnceLock<[Template; 3]> = OnceLock::new();
+        static TEMPLATES: OnceLock<[Template; 4]> = OnceLock::new();
         let templates = TEMPLATES.get_or_init(|| {
             [
-                Self::take_apart(log(Precision::Exact, &[&[9]], false)),
-                Self::take_apart(log(Precision::Compact, &[&[9]], false)),
-                Self::take_apart(log(Precision::Compact, &[&[40], &[49]], false)),
+                Self::take_apart(log(Precision::Exact, false, &[&[9]], false)),
+                Self::take_apart(log(Precision::Compact, false, &[&[9]], false)),
+                Self::take_apart(log(Precision::Compact, false, &[&[40], &[49]], false)),
+                Self::take_apart(log(Precision::Exact, true, &[&[9]], false)),
             ]
         });
         &templates[usize::from(kind) % templates.len()]

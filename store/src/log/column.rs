@@ -75,6 +75,8 @@ columns! {
     GoldLogits = 14, "gold_logits", Labels;
     /// Token ids of all copies, as ranks in the segment's tables.
     TokenRanks = 15, "token_ranks", Tokens;
+    /// Texts of the records that have one.
+    Texts = 16, "texts", Texts;
 }
 
 /// What a column's bytes are counted as.
@@ -84,6 +86,8 @@ pub(crate) enum Share {
     Tokens,
     /// Positions, gold ids, top-k, log-sum-exp, gold logits.
     Labels,
+    /// Texts of examples.
+    Texts,
     /// Everything else.
     Frame,
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 const AHEAD_BLOCKS: usize = 2;
 
 /// Setting of an identity that says how labels are stored.
-const PRECISION_SETTING: &str = "store.precision";
+pub(crate) const PRECISION_SETTING: &str = "store.precision";
 
 /// Between two syncs of a log that is being copied.
 pub(crate) const SYNC_INTERVAL: Duration = Duration::from_secs(2);
@@ -41,6 +41,8 @@ pub struct CopyOptions {
     pub to: Option<SequenceNumber>,
     /// Read past damage.
     pub skip_corrupt: bool,
+    /// Leave the records' texts out.
+    pub without_text: bool,
 }
 
 impl Default for CopyOptions {
@@ -53,6 +55,7 @@ impl Default for CopyOptions {
             from: SequenceNumber::default(),
             to: None,
             skip_corrupt: false,
+            without_text: false,
         }
     }
 }
@@ -68,6 +71,8 @@ pub struct CopyReport {
     pub dropped_records: u64,
     /// Copies that were left out, those of these records among them.
     pub dropped_copies: u64,
+    /// Texts that were left out of records that are in the new log.
+    pub dropped_texts: u64,
     /// Entries that damage took, as far as that is known.
     pub lost_entries: u64,
     /// The damage; empty unless reading past it was asked for.
@@ -94,9 +99,14 @@ pub fn copy(source: &Path, out: &Path, options: &CopyOptions, pass: &Pass<'_>) -
     let (selection, identity) = Selection::new(source, &input, options)?;
     let (old_precision, top_k) = input.layout();
     let precision = options.precision.unwrap_or(old_precision);
-    let segment_bytes = options.segment_bytes;
-    let log_options =
-        LogOptions { segment_bytes, sync_interval: SYNC_INTERVAL, top_k, precision, ..LogOptions::default() };
+    let log_options = LogOptions {
+        segment_bytes: options.segment_bytes,
+        sync_interval: SYNC_INTERVAL,
+        top_k,
+        precision,
+        keep_text: input.keeps_text() && !options.without_text,
+        ..LogOptions::default()
+    };
     let mut output = NewLog::create(out, &with_precision(identity, precision), &log_options, old_precision)?;
     let mut report = CopyReport::default();
     let meter = Meter::new(pass, input.total());
@@ -145,6 +155,11 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
+    /// The entries alone.
+    pub(crate) fn into_entries(self) -> Vec<Entry> {
+        self.entries
+    }
+
     /// Tells the new log the states that are `news`, and gives the entries and what they take in memory.
     pub(crate) fn into_new(
         self,
@@ -200,6 +215,16 @@ impl Input {
                 common_layout(state.index.segments().iter().map(|segment| &*segment.header))
             }
             Self::Damaged(salvage) => salvage.layout(),
+        }
+    }
+
+    /// Whether records may have text.
+    pub(crate) fn keeps_text(&self) -> bool {
+        match self {
+            Self::Intact { reader, .. } => {
+                reader.state().index.segments().iter().any(|segment| segment.header.keep_text)
+            }
+            Self::Damaged(salvage) => salvage.keeps_text(),
         }
     }
 
@@ -290,6 +315,7 @@ struct Selection {
     languages: BTreeSet<String>,
     /// By a teacher's old index its new one.
     teachers: Vec<Option<u16>>,
+    without_text: bool,
 }
 
 impl Selection {
@@ -310,7 +336,11 @@ impl Selection {
         let wanted = |name: &str| options.teachers.is_empty() || options.teachers.contains(name);
         let mut kept = 0..;
         let teachers = identity.teachers.iter().map(|teacher| wanted(&teacher.name).then(|| kept.next()).flatten());
-        let selection = Self { languages: options.languages.clone(), teachers: teachers.collect() };
+        let selection = Self {
+            languages: options.languages.clone(),
+            teachers: teachers.collect(),
+            without_text: options.without_text,
+        };
         identity.teachers.retain(|teacher| wanted(&teacher.name));
         Ok((selection, identity))
     }
@@ -332,6 +362,9 @@ impl Selection {
             if !wanted || record.copies.is_empty() && had > 0 {
                 report.dropped_records += 1;
                 return output.reach(entry.cursor);
+            }
+            if self.without_text {
+                report.dropped_texts += u64::from(record.text.take().is_some());
             }
         }
         output.push(entry);

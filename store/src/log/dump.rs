@@ -17,8 +17,9 @@ pub fn record_json(identity: &Identity, entry: &Entry) -> Value {
     }
 }
 
+/// `text` is there only if the record has one.
 fn full(identity: &Identity, sequence: u64, record: &Record) -> Value {
-    json!({
+    let mut value = json!({
         "seq": sequence,
         "source": record.source,
         "document": record.document,
@@ -27,7 +28,11 @@ fn full(identity: &Identity, sequence: u64, record: &Record) -> Value {
         "round": record.round,
         "held_out": record.held_out,
         "copies": record.copies.iter().map(|copy| copy_json(identity, copy)).collect::<Vec<_>>(),
-    })
+    });
+    if let (Some(text), Some(fields)) = (&record.text, value.as_object_mut()) {
+        fields.insert("text".to_owned(), json!(text));
+    }
+    value
 }
 
 /// The four fields of a label are `null` for a copy without one.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 const KIND_RECORD: u8 = 0;
 const KIND_SKIP: u8 = 1;
 const KIND_END: u8 = 2;
+const KIND_RECORD_WITH_TEXT: u8 = 3;
 
 /// Writes entries, which are well-formed (see [`crate::log::validate`]), as columns; labels with compact precision if there is a
 /// `compaction`.
@@ -31,7 +32,13 @@ pub(crate) fn encode(entries: &[Entry], compaction: Option<&mut Compaction>) -> 
             Payload::Record(record) => {
                 records.push(record, &mut strings);
                 copies.extend(&record.copies);
-                KIND_RECORD
+                match &record.text {
+                    Some(text) => {
+                        columns.get_mut(Column::Texts).extend_from_slice(text.as_bytes());
+                        KIND_RECORD_WITH_TEXT
+                    }
+                    None => KIND_RECORD,
+                }
             }
             Payload::Skip(skip) => {
                 skips.push([strings.number(&skip.reason), strings.number(&skip.document)]);
@@ -71,11 +78,14 @@ pub(crate) fn decode<E: From<Damage>>(
         return Err(Damage::new(format!("{} kinds of {count} entries", kinds.len())).into());
     }
     let cursors = read_cursors(&strings, &plain(Column::Cursors)?, count)?;
-    let kind_count = |kind| kinds.iter().filter(|stored| **stored == kind).count();
+    let records = kinds.iter().filter(|kind| is_record(**kind)).count();
+    let skips = kinds.iter().filter(|kind| **kind == KIND_SKIP).count();
+    let texts = plain(Column::Texts)?;
     let mut payloads = Payloads {
-        records: read_records(&strings, &plain(Column::Records)?, kind_count(KIND_RECORD))?.into_iter(),
-        skips: read_skips(&strings, &plain(Column::Skips)?, kind_count(KIND_SKIP))?.into_iter(),
+        records: read_records(&strings, &plain(Column::Records)?, records)?.into_iter(),
+        skips: read_skips(&strings, &plain(Column::Skips)?, skips)?.into_iter(),
         copies: Vec::new().into_iter(),
+        texts: Wire::new(&texts),
     };
     let copies = payloads.records.as_slice().iter().map(|(_, copies)| *copies).sum();
     payloads.copies = read_copies(&plain(Column::Copies)?, copies, tables, &mut column)?.into_iter();
@@ -84,7 +94,12 @@ pub(crate) fn decode<E: From<Damage>>(
         let payload = payloads.next(kind)?;
         entries.push(Entry { sequence: SequenceNumber(sequence), cursor, payload });
     }
+    payloads.texts.finish()?;
     Ok(entries)
+}
+
+fn is_record(kind: u8) -> bool {
+    matches!(kind, KIND_RECORD | KIND_RECORD_WITH_TEXT)
 }
 
 /// Reads the last cursor of each source among the first `below` of a block's `count` cursors, and nothing else.
@@ -104,12 +119,13 @@ pub(crate) fn decode_last_cursors<E: From<Damage>>(
     Ok(last.into_iter().map(|row| cursor(&strings, row)).collect::<Result<_, _>>()?)
 }
 
-/// A record without the content of its copies.
+/// A record without its text and the content of its copies.
 #[derive(Debug)]
 pub(crate) struct Outline {
     pub(crate) sequence: SequenceNumber,
-    /// The record, without copies.
+    /// The record, without text and copies.
     pub(crate) record: Record,
+    pub(crate) has_text: bool,
     /// Teacher and lengths of each copy.
     pub(crate) copies: Vec<Shape>,
 }
@@ -126,32 +142,36 @@ pub(crate) fn decode_outlines<E: From<Damage>>(
     if kinds.len() != count {
         return Err(Damage::new(format!("{} kinds of {count} entries", kinds.len())).into());
     }
-    let of_records = (first.0..).zip(kinds).filter(|(_, kind)| *kind == KIND_RECORD);
-    let sequences: Vec<_> = of_records.map(|(sequence, _)| SequenceNumber(sequence)).collect();
-    let records = read_records(&strings, &plain(Column::Records)?, sequences.len())?;
+    let of_records: Vec<_> = (first.0..).zip(kinds).filter(|(_, kind)| is_record(*kind)).collect();
+    let records = read_records(&strings, &plain(Column::Records)?, of_records.len())?;
     let copies = records.iter().map(|(_, copies)| *copies).sum();
     let mut shapes = read_shapes(&plain(Column::Copies)?, copies)?.into_iter();
-    let outlines = sequences.into_iter().zip(records).map(|(sequence, (record, copies))| Outline {
-        sequence,
+    let outlines = of_records.into_iter().zip(records).map(|((sequence, kind), (record, copies))| Outline {
+        sequence: SequenceNumber(sequence),
         record,
+        has_text: kind == KIND_RECORD_WITH_TEXT,
         copies: shapes.by_ref().take(copies).collect(),
     });
     Ok(outlines.collect())
 }
 
-struct Payloads {
+struct Payloads<'a> {
     records: std::vec::IntoIter<(Record, usize)>,
     skips: std::vec::IntoIter<Skip>,
     copies: std::vec::IntoIter<crate::MaskedCopy>,
+    texts: Wire<'a>,
 }
 
-impl Payloads {
+impl Payloads<'_> {
     fn next(&mut self, kind: u8) -> Result<Payload, Damage> {
         let missing = || Damage::new("an entry without its content");
         match kind {
-            KIND_RECORD => {
+            KIND_RECORD | KIND_RECORD_WITH_TEXT => {
                 let (mut record, copies) = self.records.next().ok_or_else(missing)?;
                 record.copies = self.copies.by_ref().take(copies).collect();
+                if kind == KIND_RECORD_WITH_TEXT {
+                    record.text = Some(read_text(&mut self.texts, record.span)?);
+                }
                 Ok(Payload::Record(record))
             }
             KIND_SKIP => self.skips.next().map(Payload::Skip).ok_or_else(missing),
@@ -159,6 +179,12 @@ impl Payloads {
             kind => Err(Damage::new(format!("an entry of kind {kind}"))),
         }
     }
+}
+
+/// The text of a record, which is as long as its span.
+fn read_text(wire: &mut Wire<'_>, span: Span) -> Result<Arc<str>, Damage> {
+    let bytes = wire.take(narrow::<usize>(span.end - span.first, "length of a text")?)?;
+    std::str::from_utf8(bytes).map(Arc::from).map_err(|_| Damage::new("a text that is not UTF-8"))
 }
 
 fn cursor_row<'a>(cursor: &'a SourceCursor, strings: &mut Dictionary<'a>) -> [u64; 8] {
@@ -244,6 +270,7 @@ fn read_records(strings: &Strings, bytes: &[u8], count: usize) -> Result<Vec<(Re
             round: narrow(row[5], "round")?,
             held_out: flag(row[6])?,
             copies: Vec::new(),
+            text: None,
         };
         Ok((record, narrow::<u32>(row[7], "number of copies")? as usize))
     };
@@ -373,9 +400,9 @@ mod tests {
     proptest! {
         /// What passes a checksum but was never written by us must not take the process down.
         #[test]
-        fn any_columns_are_read_or_refused(count in 0_usize..40, bytes: [Vec<u8>; 15], coded_from: Option<u8>) {
+        fn any_columns_are_read_or_refused(count in 0_usize..40, bytes: [Vec<u8>; Column::ALL.len()], coded_from: Option<u8>) {
             let column = |column: Column| {
-                let coded_from = coded_from.filter(|_| column > Column::TokenIds && column != Column::TokenRanks).map(usize::from);
+                let coded_from = coded_from.filter(|_| column > Column::TokenIds && column < Column::TokenRanks).map(usize::from);
                 Ok::<_, Damage>(ColumnBytes { coded_from, bytes: bytes[column as usize - 1].clone() })
             };
             let _ = decode(SequenceNumber(0), count, || Ok(Arc::default()), column);
@@ -424,6 +451,7 @@ mod tests {
             round: 0,
             held_out: false,
             copies: vec![copy(1), copy(0)],
+            text: (sequence % 2 == 1).then(|| "a".into()),
         };
         let payload = match sequence {
             4 => Payload::Skip(Skip { document: "b".into(), reason: "c".into() }),

@@ -6,7 +6,7 @@ use crate::log::new_log::{NewLog, Written};
 use crate::log::options::{LogOptions, Precision};
 use crate::log::pass::{Meter, Pass};
 use crate::log::reader::LogReader;
-use crate::{Entry, Identity, Payload, SequenceNumber, SourceCursor, TeacherEntry};
+use crate::{Entry, Identity, Payload, Record, SequenceNumber, SourceCursor, TeacherEntry};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -37,7 +37,8 @@ pub struct MergedLog {
 /// stopped, one log after another. `segment_bytes`: a segment is sealed before it grows beyond this.
 ///
 /// Settings of the identities must agree. Teachers are united by name, and so are sources. Where logs share a source, an entry
-/// that several of them have is written once; the same record with other copies is an error. How far ingestion has got in such a
+/// that several of them have is written once, as the first one has it; the same record with other copies is an error, with a text or
+/// without is not. How far ingestion has got in such a
 /// source is what the last log says that has something of its own: name the logs in the order in which they were made. About 40
 /// bytes per entry of shared sources are kept in memory.
 ///
@@ -51,7 +52,18 @@ pub fn merge(out: &Path, dirs: &[PathBuf], segment_bytes: u64, pass: &Pass<'_>) 
     }
     let (identity, layout) = unite(&mut logs)?;
     let (precision, top_k) = layout;
-    let options = LogOptions { segment_bytes, sync_interval: SYNC_INTERVAL, top_k, precision, ..LogOptions::default() };
+    let mut keep_text = false;
+    for log in &logs {
+        keep_text |= log.input()?.keeps_text();
+    }
+    let options = LogOptions {
+        segment_bytes,
+        sync_interval: SYNC_INTERVAL,
+        top_k,
+        precision,
+        keep_text,
+        ..LogOptions::default()
+    };
     let mut known = Known { shared: shared_sources(&logs)?, first: HashMap::new() };
     let mut output = NewLog::create(out, &identity, &options, precision)?;
     let total = logs.iter().map(|log| log.end.0.saturating_sub(log.reader.begin().0)).sum();
@@ -151,20 +163,28 @@ impl Known {
         logs[earlier].translate(&mut other);
         match (&entry.payload, &other.payload) {
             (Payload::Record(left), Payload::Record(right)) => {
-                let key = |record: &crate::Record| {
-                    (record.source.clone(), record.document.clone(), record.span, record.round)
-                };
-                if key(left) == key(right) && left != right {
+                let key = |record: &Record| (record.source.clone(), record.document.clone(), record.span, record.round);
+                let same = is_same(left, right);
+                if key(left) == key(right) && !same {
                     let what = format!(
                         "entry {sequence} of the first and entry {} of the second are the same record with other copies",
                         entry.sequence
                     );
                     return Err(unmergeable(&logs[earlier], &logs[number], vec![what]));
                 }
-                Ok(left == right)
+                Ok(same)
             }
             (left, right) => Ok(left == right && place(&entry.cursor) == place(&other.cursor)),
         }
+    }
+}
+
+/// Whether two records are the same, but for a text that one of them may lack.
+fn is_same(left: &Record, right: &Record) -> bool {
+    match (&left.text, &right.text) {
+        (Some(_), None) => Record { text: None, ..left.clone() } == *right,
+        (None, Some(_)) => *left == Record { text: None, ..right.clone() },
+        _ => left == right,
     }
 }
 

@@ -171,11 +171,11 @@ pub(crate) fn memory_bytes(entry: &Entry) -> u64 {
         let per_position = 8 + copy.label.as_ref().map_or(0, |label| 8 + 8 * label.top_k as u64);
         200 + 4 * copy.token_ids.len() as u64 + per_position * copy.masked_positions.len() as u64
     };
-    400 + record.copies.iter().map(of_copy).sum::<u64>()
+    400 + record.text.as_ref().map_or(0, |text| text.len() as u64) + record.copies.iter().map(of_copy).sum::<u64>()
 }
 
 /// Refuses a folder in which something is; gives the one in which the log is to grow.
-fn prepare(out: &Path) -> Result<PathBuf, StoreError> {
+pub(crate) fn prepare(out: &Path) -> Result<PathBuf, StoreError> {
     let unusable = |dir: &Path, what: &str| StoreError::OutputUnusable { dir: dir.to_owned(), what: what.to_owned() };
     let name = out.file_name().ok_or_else(|| unusable(out, "it names no folder"))?;
     let mut partial = name.to_owned();
@@ -196,21 +196,21 @@ fn prepare(out: &Path) -> Result<PathBuf, StoreError> {
 }
 
 /// Gives a sealed log its name, durably.
-fn name(disk: &dyn Disk, partial: &Path, out: &Path) -> Result<(), StoreError> {
+pub(crate) fn name(disk: &dyn Disk, partial: &Path, out: &Path) -> Result<(), StoreError> {
     disk.rename(partial, out).map_err(|error| StoreError::io("giving its name to", out, error))?;
     let parent = out.parent().unwrap_or(Path::new(""));
     disk.sync_dir(parent).map_err(|error| StoreError::io("making durable the names in", parent, error))
 }
 
 /// Removes a log that was not finished. That this fails is worth a line, and hides no cause.
-fn discard(partial: &Path) {
+pub(crate) fn discard(partial: &Path) {
     if let Err(error) = fs::remove_dir_all(partial) {
         tracing::warn!(path = %partial.display(), %error, "could not remove the rest of a log that was not finished");
     }
 }
 
 /// Segments, and their bytes.
-fn measure(dir: &Path) -> Result<(u64, u64), StoreError> {
+pub(crate) fn measure(dir: &Path) -> Result<(u64, u64), StoreError> {
     let failed = |error| StoreError::io("reading", dir, error);
     let mut sum = (0, 0);
     for entry in fs::read_dir(dir).map_err(failed)? {

@@ -17,6 +17,8 @@ pub struct LogOptions {
     pub top_k: usize,
     /// How labels are stored.
     pub precision: Precision,
+    /// Whether records may have text.
+    pub keep_text: bool,
     /// A checkpoint or the journal refers to entries below this number: a log that ends earlier is corrupt.
     pub required: SequenceNumber,
 }
@@ -28,6 +30,7 @@ impl Default for LogOptions {
             sync_interval: Duration::from_millis(200),
             top_k: 8,
             precision: Precision::Exact,
+            keep_text: false,
             required: SequenceNumber(0),
         }
     }

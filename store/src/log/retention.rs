@@ -158,6 +158,7 @@ pub(crate) struct Pass<'a> {
     pub(crate) dir: &'a Path,
     pub(crate) identity: &'a Identity,
     pub(crate) top_k: usize,
+    pub(crate) keep_text: bool,
     pub(crate) shared: &'a Shared,
 }
 
@@ -231,6 +232,7 @@ impl Pass<'_> {
             segment_bytes: HELD_OUT_SEGMENT_BYTES,
             top_k: self.top_k,
             precision: Precision::Exact,
+            keep_text: self.keep_text || segments.iter().any(|segment| segment.header.keep_text),
             ..LogOptions::default()
         };
         // Its metrics are not those of the log.
@@ -395,6 +397,12 @@ pub(crate) fn finish(disk: &dyn Disk, dir: &Path, begin: Link) -> Result<usize, 
         sync_dir(disk, dir)?;
     }
     Ok(before.len())
+}
+
+/// Says of a log that has nothing before `begin` that it begins there.
+pub(crate) fn begin_at(disk: &dyn Disk, dir: &Path, begin: Link) -> Result<(), StoreError> {
+    write_begin(disk, dir, begin)?;
+    sync_dir(disk, dir)
 }
 
 /// Writes `RETAINED`; its content is durable afterwards, its name is not.

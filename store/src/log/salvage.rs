@@ -202,6 +202,11 @@ impl Salvage {
         common_layout(headers.map(|(header, _)| &**header))
     }
 
+    /// Whether records may have text.
+    pub(crate) fn keeps_text(&self) -> bool {
+        self.segments.iter().filter_map(|segment| segment.header.as_ref().ok()).any(|(header, _)| header.keep_text)
+    }
+
     /// States of sources that headers of segments told since this was asked last, from before the latest block.
     pub(crate) fn take_states(&mut self) -> Vec<SourceCursor> {
         std::mem::take(&mut self.states)

@@ -15,8 +15,11 @@ use std::path::Path;
 /// First bytes of a segment.
 const SEGMENT_MAGIC: [u8; 8] = *b"MDlogseg";
 
-/// Format version that is written, and the newest that is read.
-pub(crate) const VERSION: u32 = 2;
+/// The newest format version.
+pub(crate) const VERSION: u32 = 3;
+
+/// The format version before texts: what is written where none are kept, so that earlier programs read it.
+const WITHOUT_TEXTS: u32 = 2;
 
 /// The format version before tables.
 const WITHOUT_TABLES: u32 = 1;
@@ -65,6 +68,9 @@ pub(crate) struct SegmentHeader {
     pub(crate) previous: Option<Predecessor>,
     pub(crate) precision: Precision,
     pub(crate) top_k: usize,
+    /// Whether records may have text.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) keep_text: bool,
     pub(crate) identity: Identity,
     /// Every source's state before the first entry.
     pub(crate) cursors: Vec<SourceCursor>,
@@ -104,7 +110,7 @@ impl SegmentHeader {
         let fields = serde_json::to_vec(self)?;
         let tables = if self.precision == Precision::Compact { tables.encode()? } else { Vec::new() };
         let mut out = SEGMENT_MAGIC.to_vec();
-        out.extend(VERSION.to_le_bytes());
+        out.extend(if self.keep_text { VERSION } else { WITHOUT_TEXTS }.to_le_bytes());
         out.extend(((4 + fields.len() + tables.len()) as u32).to_le_bytes());
         out.extend((fields.len() as u32).to_le_bytes());
         out.extend(fields);
@@ -151,6 +157,9 @@ impl SegmentHeader {
             serde_json::from_slice(fields).map_err(|error| foreign(&format!("the header: {error}")))?;
         header.tables = length - 4 - tables.len() as u64..length - 4;
         header.checksum = checksum;
+        if header.keep_text && version <= WITHOUT_TEXTS {
+            return Err(foreign(&format!("format version {version} has no texts")));
+        }
         if header.first_sequence != first || !header.follows_itself() {
             return Err(foreign("the header belongs to another place in a log"));
         }

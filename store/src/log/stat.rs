@@ -34,6 +34,8 @@ pub struct LogStat {
     pub label_bytes: u64,
     /// Stored bytes of token ids.
     pub token_bytes: u64,
+    /// Stored bytes of texts.
+    pub text_bytes: u64,
     /// Segment files.
     pub segments: u64,
     /// First sequence number in the log.
@@ -82,6 +84,8 @@ pub struct LanguageStat {
     pub records: u64,
     /// For evaluation.
     pub held_out: u64,
+    /// Those of both that have text.
+    pub texts: u64,
     /// Copies of both.
     pub copies: u64,
     /// Tokens of the copies.
@@ -140,6 +144,7 @@ fn stat_once(disk: Arc<dyn Disk>, dir: &Path, pass: &Pass<'_>) -> Result<LogStat
         bytes: tally.bytes + segments.iter().map(frame_bytes).sum::<u64>(),
         label_bytes: tally.label_bytes,
         token_bytes: tally.token_bytes,
+        text_bytes: tally.text_bytes,
         segments: segments.len() as u64,
         begin,
         appended: live.map_or(durable.end(), |positions| positions.appended.max(durable.end())),
@@ -191,6 +196,7 @@ struct Tally {
     bytes: u64,
     label_bytes: u64,
     token_bytes: u64,
+    text_bytes: u64,
     skips: u64,
     copies: u64,
     masked_positions: u64,
@@ -207,6 +213,7 @@ impl Tally {
             bytes: header.bytes(),
             label_bytes: header.share_bytes(Share::Labels),
             token_bytes: header.share_bytes(Share::Tokens),
+            text_bytes: header.share_bytes(Share::Texts),
             skips: u64::from(header.totals.skips),
             copies: u64::from(header.totals.copies),
             masked_positions: header.totals.masked_positions,
@@ -222,6 +229,7 @@ impl Tally {
         for outline in outlines {
             let language = tally.languages.entry(Arc::clone(&outline.record.language)).or_default();
             *(if outline.record.held_out { &mut language.held_out } else { &mut language.records }) += 1;
+            language.texts += u64::from(outline.has_text);
             for copy in &outline.copies {
                 language.add_copy(copy);
                 tally.teachers.entry(copy.teacher).or_default().add_copy(copy);
@@ -235,6 +243,7 @@ impl Tally {
         self.bytes += block.bytes;
         self.label_bytes += block.label_bytes;
         self.token_bytes += block.token_bytes;
+        self.text_bytes += block.text_bytes;
         self.skips += block.skips;
         self.copies += block.copies;
         self.masked_positions += block.masked_positions;
@@ -279,6 +288,7 @@ impl LanguageStat {
     fn add(&mut self, other: Self) {
         self.records += other.records;
         self.held_out += other.held_out;
+        self.texts += other.texts;
         self.copies += other.copies;
         self.tokens += other.tokens;
         self.masked_positions += other.masked_positions;

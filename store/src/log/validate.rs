@@ -1,25 +1,30 @@
 //! What must hold of entries before they get into a log: the encoding relies on it, and so does every reader.
 
 use crate::log::error::StoreError;
-use crate::{Entry, MaskedCopy, Payload, SequenceNumber};
+use crate::{Entry, MaskedCopy, Payload, SequenceNumber, Span};
 
 /// Longest string in an entry, in bytes.
 const MAX_STRING_BYTES: usize = u16::MAX as usize;
 
 /// Checks a block that is to be appended at `next`.
-pub(crate) fn validate(block: &[Entry], next: SequenceNumber, teachers: usize) -> Result<(), StoreError> {
+pub(crate) fn validate(
+    block: &[Entry],
+    next: SequenceNumber,
+    teachers: usize,
+    keep_text: bool,
+) -> Result<(), StoreError> {
     for (expected, entry) in (next.0..).zip(block) {
         let invalid = |what: String| StoreError::InvalidEntry { sequence: entry.sequence, what };
         if entry.sequence.0 != expected {
             return Err(invalid(format!("the next entry of the log is {expected}")));
         }
-        entry_fault(entry, teachers).map_or(Ok(()), |what| Err(invalid(what)))?;
+        entry_fault(entry, teachers, keep_text).map_or(Ok(()), |what| Err(invalid(what)))?;
     }
     Ok(())
 }
 
 /// What is wrong with an entry.
-fn entry_fault(entry: &Entry, teachers: usize) -> Option<String> {
+fn entry_fault(entry: &Entry, teachers: usize, keep_text: bool) -> Option<String> {
     let cursor = &entry.cursor;
     let mut strings = vec![&cursor.source, &cursor.language, &cursor.file];
     let mut copies: &[MaskedCopy] = &[];
@@ -30,6 +35,11 @@ fn entry_fault(entry: &Entry, teachers: usize) -> Option<String> {
             if record.span.first > record.span.end {
                 return Some(format!("its span is {}..{}", record.span.first, record.span.end));
             }
+            if let Some(text) = &record.text
+                && let Some(fault) = text_fault(text, record.span, keep_text)
+            {
+                return Some(fault);
+            }
         }
         Payload::Skip(skip) => strings.extend([&skip.document, &skip.reason]),
         Payload::End => {}
@@ -38,6 +48,15 @@ fn entry_fault(entry: &Entry, teachers: usize) -> Option<String> {
         return Some(format!("a name of {} bytes; at most {MAX_STRING_BYTES} are possible", long.len()));
     }
     copies.iter().find_map(|copy| copy_fault(copy, teachers))
+}
+
+/// A text is as long as its span, which says where it ends.
+fn text_fault(text: &str, span: Span, keep_text: bool) -> Option<String> {
+    let (length, expected) = (text.len() as u64, span.end - span.first);
+    match keep_text {
+        false => Some("it has a text, and the log is written without texts".to_owned()),
+        true => (length != expected).then(|| format!("a text of {length} bytes for a span of {expected}")),
+    }
 }
 
 fn copy_fault(copy: &MaskedCopy, teachers: usize) -> Option<String> {

@@ -194,6 +194,9 @@ impl Reading {
                 if record.copies.iter().any(|copy| usize::from(copy.teacher) >= teachers) {
                     return corrupt("a copy of a teacher that is not in the teacher table");
                 }
+                if record.text.is_some() && !segment.header.keep_text {
+                    return corrupt("a text in a segment without texts");
+                }
                 found.hashes.extend(Some(hash(record)).filter(|hash| parts.take(*hash)));
                 found.records += 1;
             }

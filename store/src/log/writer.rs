@@ -54,7 +54,7 @@ pub struct LogWriter {
 
 /// The segment that grows.
 #[derive(Debug)]
-struct OpenSegment {
+pub(crate) struct OpenSegment {
     file: Arc<dyn DiskFile>,
     path: PathBuf,
     /// Where the next block goes.
@@ -132,7 +132,7 @@ impl LogWriter {
     /// when there is room. Every other error stops the writer for good.
     pub fn append(&mut self, block: &[Entry]) -> Result<(), StoreError> {
         self.usable()?;
-        validate(block, self.next(), self.identity.teachers.len())?;
+        validate(block, self.next(), self.identity.teachers.len(), self.options.keep_text)?;
         if block.is_empty() {
             return Ok(());
         }
@@ -177,6 +177,7 @@ impl LogWriter {
             dir: &self.dir,
             identity: &self.identity,
             top_k: self.options.top_k,
+            keep_text: self.options.keep_text,
             shared: &self.shared,
         };
         let outcome = match pass.run(retention, need) {
@@ -336,7 +337,7 @@ impl LogWriter {
 }
 
 /// Creates the log's folder; its name, and those of the folders above it, are durable afterwards.
-fn create_folder(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
+pub(crate) fn create_folder(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
     disk.create_dir_all(dir).map_err(|error| StoreError::io("creating", dir, error))?;
     for above in dir.ancestors().skip(1) {
         match disk.sync_dir(above) {
@@ -353,7 +354,7 @@ fn create_folder(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
 }
 
 /// The header of a segment that follows everything in `index`.
-fn next_header(
+pub(crate) fn next_header(
     index: &Index,
     cursors: &BTreeMap<Arc<str>, SourceCursor>,
     identity: &Identity,
@@ -368,6 +369,7 @@ fn next_header(
         checksum: 0,
         precision: options.precision,
         top_k: options.top_k,
+        keep_text: options.keep_text,
         identity: identity.clone(),
         cursors: cursors.values().cloned().collect(),
     }
@@ -388,7 +390,8 @@ fn first_segment(
         let path = last.path.to_path_buf();
         let file = disk.open(&path, Access::Write).map_err(|error| StoreError::io("opening", &path, error))?;
         let same = |old: &SegmentHeader| {
-            (&old.identity, old.top_k, old.precision) == (&header.identity, header.top_k, header.precision)
+            let layout = |header: &SegmentHeader| (header.top_k, header.precision, header.keep_text);
+            old.identity == header.identity && layout(old) == layout(&header)
         };
         if same(&last.header) {
             let compaction = compaction(&header, tables);
@@ -438,7 +441,7 @@ fn bytes_max(index: &Index, back: usize) -> u64 {
 
 /// Creates a segment under a temporary name, so that one with its own name always has a whole header; its name is durable
 /// before anything is appended to it.
-fn create_segment(
+pub(crate) fn create_segment(
     disk: &dyn Disk,
     dir: &Path,
     index: &mut Index,

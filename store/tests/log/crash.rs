@@ -87,10 +87,12 @@ fn a_crash_during_recovery_loses_nothing_durable() {
                 let disk = MemoryDisk::default();
                 disk.fail_at(first, Fault::Crash);
                 let mut told = durable(0);
-                run(&disk, &mut told).unwrap_err();
+                let _ = run(&disk, &mut told); // What comes last may fail unnoticed.
+                assert!(disk.crashed());
                 let disk = disk.after_crash(&mut choose);
                 disk.fail_at(second, Fault::Crash);
-                run(&disk, &mut told).unwrap_err();
+                let _ = run(&disk, &mut told); // What comes last may fail unnoticed.
+                assert!(disk.crashed() || told == durable(24), "little was left to do");
                 survives(&disk.after_crash(choose), told, &format!("crashes at {first} and {second}, choice {seed}"));
             }
         }

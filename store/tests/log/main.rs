@@ -4,6 +4,7 @@
 mod changes;
 mod crash;
 mod damage;
+mod extending;
 mod following;
 mod fuzzing;
 mod identity;

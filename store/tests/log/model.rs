@@ -4,7 +4,7 @@
 
 use crate::changes::survivors;
 use crate::memory_disk::{Fault, MemoryDisk};
-use crate::sample::{check_same, durable, entry, open, options, read, verify};
+use crate::sample::{check_same, durable, entry, open, options, read, textless, verify};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::io::ErrorKind;
@@ -21,6 +21,7 @@ enum Step {
     Leave {
         top_k: usize,
         precision: Precision,
+        keep_text: bool,
     },
     /// A reader outside the writer's process looks.
     Follow,
@@ -52,7 +53,8 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (1_u64..6).prop_map(Step::Append),
         4 => Just(Step::Sync),
         1 => Just(Step::Seal),
-        1 => (3_usize..5, precision()).prop_map(|(top_k, precision)| Step::Leave { top_k, precision }),
+        1 => (3_usize..5, precision(), any::<bool>())
+            .prop_map(|(top_k, precision, keep_text)| Step::Leave { top_k, precision, keep_text }),
         3 => Just(Step::Follow),
         1 => Just(Step::Reopen),
         1 => any::<u64>().prop_map(|seed| Step::Crash { survivors: seed % 32 }),
@@ -110,9 +112,9 @@ impl World {
             Step::Append(count) => self.append(count),
             Step::Sync => self.sync(),
             Step::Seal => self.seal(),
-            Step::Leave { top_k, precision } => {
+            Step::Leave { top_k, precision, keep_text } => {
                 self.writer = None;
-                (self.options.top_k, self.options.precision) = (top_k, precision);
+                (self.options.top_k, self.options.precision, self.options.keep_text) = (top_k, precision, keep_text);
             }
             Step::Follow => self.follow(),
             Step::Reopen => self.reader = None,
@@ -144,7 +146,8 @@ impl World {
 
     /// Entry `sequence` of this generation.
     fn entry(&self, sequence: u64) -> Entry {
-        let mut entry = entry(sequence);
+        let entry = entry(sequence);
+        let mut entry = if self.options.keep_text { entry } else { textless(entry) };
         entry.cursor.characters_available = self.generation;
         entry
     }
@@ -310,8 +313,8 @@ proptest! {
 #[test]
 fn a_block_that_begins_a_segment_can_be_read() {
     let mut world = World::new(1);
-    for step in [Step::Leave { top_k: 3, precision: Precision::Compact }, Step::Append(2), Step::Append(3), Step::Sync]
-    {
+    let leave = Step::Leave { top_k: 3, precision: Precision::Compact, keep_text: true };
+    for step in [leave, Step::Append(2), Step::Append(3), Step::Sync] {
         world.take(&step);
         world.follow();
     }

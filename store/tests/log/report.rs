@@ -44,7 +44,8 @@ fn stat_counts_what_is_there() {
         ["masked_positions", "gold_ranks", "gold_ids", "top_ids", "top_logits", "log_sum_exp", "gold_logits"];
     assert_eq!(stat.label_bytes, label_columns.iter().map(|column| stat.column_bytes[column]).sum::<u64>());
     assert_eq!(stat.token_bytes, stat.column_bytes["token_ids"]);
-    assert!(stat.label_bytes > 0 && stat.token_bytes > 0);
+    assert_eq!(stat.text_bytes, stat.column_bytes["texts"]);
+    assert!(stat.label_bytes > 0 && stat.token_bytes > 0 && stat.text_bytes > 0);
 }
 
 #[test]
@@ -70,6 +71,7 @@ fn stat_counts_teachers_and_languages() {
         let expected = LanguageStat {
             records: of_language().count() as u64 - held_out,
             held_out,
+            texts: of_language().filter(|record| record.text.is_some()).count() as u64,
             copies: copies().count() as u64,
             tokens: copies().map(|copy| copy.token_ids.len() as u64).sum(),
             masked_positions: copies().map(|copy| copy.gold_ids.len() as u64).sum(),
@@ -224,6 +226,7 @@ fn verify_checks_cursors_across_segments() {
 fn dump_has_the_promised_shape() {
     let mut entry = entry(0);
     let Payload::Record(record) = &mut entry.payload else { panic!("entry 0 is a record") };
+    let text = record.text.take();
     record.copies.truncate(2);
     let label = record.copies[0].label.as_mut().unwrap();
     label.top_logits = vec![9.5, 8.25, 0.1, 3.5, 2.5, -1.0];
@@ -247,11 +250,16 @@ fn dump_has_the_promised_shape() {
         json!([11.25, 12.5]),
         json!([9.5, -3.0]),
     ];
-    let expected = json!({
+    let mut expected = json!({
         "seq": 0, "source": "en", "document": "text/en.txt@0", "span": [0, 100], "language": "en", "round": 0,
         "held_out": false, "copies": [copy("en", labelled), copy("fi", Default::default())],
     });
     let dumped = store::dump::record_json(&identity(), &entry);
     assert_eq!(dumped, expected);
     assert_eq!(dumped.to_string(), expected.to_string(), "the order of fields too");
+
+    let Payload::Record(record) = &mut entry.payload else { panic!("entry 0 is a record") };
+    expected["text"] = json!(text.as_deref());
+    record.text = text;
+    assert_eq!(store::dump::record_json(&identity(), &entry), expected);
 }

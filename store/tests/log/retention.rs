@@ -3,7 +3,8 @@
 use crate::changes::survivors;
 use crate::memory_disk::{Fault, MemoryDisk};
 use crate::sample::{
-    DIR, append_blocks, block, durable, entry, identity, open, open_as, options, read, sealed, segments, verify,
+    DIR, append_blocks, block, durable, entry, identity, open, open_as, options, read, sealed, segments, textless,
+    verify,
 };
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use store::log::{HeldOutLog, Need, Retention};
-use store::{Entry, LogReader, LogWriter, Payload, SequenceNumber, StoreError};
+use store::{Entry, LogOptions, LogReader, LogWriter, Payload, SequenceNumber, StoreError};
 
 const HELD_OUT: &str = "/state/holdout";
 
@@ -236,6 +237,24 @@ fn held_out_records_are_kept_as_they_were() {
     append_blocks(&mut log, &[50]);
     log.retain(&nothing(), None).unwrap();
     check(&disk, &log.reader(), 40);
+}
+
+/// Their texts too, if texts are no longer kept when their segments are removed.
+#[test]
+fn texts_of_held_out_records_are_kept_when_others_are_not() {
+    let (disk, log) = growing();
+    drop(log);
+    let (mut log, _) = open(&disk, &LogOptions { keep_text: false, ..options(1) }).unwrap();
+    log.append(&[textless(entry(40))]).unwrap();
+    log.sync().unwrap();
+    log.retain(&nothing(), None).unwrap();
+    assert_eq!(log.reader().begin(), SequenceNumber(40));
+    let is_held_out = |entry: &Entry| matches!(&entry.payload, Payload::Record(record) if record.held_out);
+    let expected: Vec<_> = block(0..40).into_iter().filter(is_held_out).collect();
+    let payloads = |entries: &[Entry]| entries.iter().map(|entry| entry.payload.clone()).collect::<Vec<_>>();
+    let has_text = |entry: &Entry| matches!(&entry.payload, Payload::Record(record) if record.text.is_some());
+    assert!(expected.iter().any(has_text));
+    assert_eq!(payloads(&held_out(&disk, &log.reader())), payloads(&expected));
 }
 
 // --- rows of the decision table ------------------------------------------------------------------------------------

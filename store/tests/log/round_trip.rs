@@ -1,12 +1,15 @@
 //! What is appended comes back.
 
 use crate::memory_disk::MemoryDisk;
-use crate::sample::{block, check_content, durable, entry, open, options, read, segments, verify};
+use crate::sample::{DIR, block, check_content, durable, entry, open, options, read, segments, textless, verify};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
-use store::{Entry, Label, MaskedCopy, Payload, Record, SequenceNumber, Skip, SourceCursor, Span, StoreError};
+use store::{
+    Entry, Label, LogOptions, MaskedCopy, Payload, Record, SequenceNumber, Skip, SourceCursor, Span, StoreError,
+};
 
 fn name() -> impl Strategy<Value = Arc<str>> {
     prop_oneof![Just("en"), Just("de"), Just("text/a.txt@0"), Just(""), Just("ü\u{1F600}")].prop_map(Arc::from)
@@ -74,10 +77,15 @@ fn copy() -> impl Strategy<Value = MaskedCopy> {
 }
 
 fn payload() -> impl Strategy<Value = Payload> {
-    let span = any::<(u64, u64)>().prop_map(|(a, b)| Span { first: a.min(b), end: a.max(b) });
-    let record = (name(), name(), span, name(), any::<u32>(), any::<bool>(), vec(copy(), 0..4)).prop_map(
-        |(source, document, span, language, round, held_out, copies)| {
-            Payload::Record(Record { source, document, span, language, round, held_out, copies })
+    let span = any::<(u64, u64)>().prop_map(|(a, b)| (Span { first: a.min(b), end: a.max(b) }, None));
+    let text = (0..u64::MAX - 1000, "\\PC{0,40}").prop_map(|(first, text)| {
+        let end = first + text.len() as u64;
+        (Span { first, end }, Some(Arc::from(text)))
+    });
+    let covered = prop_oneof![span, text];
+    let record = (name(), name(), covered, name(), any::<u32>(), any::<bool>(), vec(copy(), 0..4)).prop_map(
+        |(source, document, (span, text), language, round, held_out, copies)| {
+            Payload::Record(Record { source, document, span, language, round, held_out, copies, text })
         },
     );
     let skip = (name(), name()).prop_map(|(document, reason)| Payload::Skip(Skip { document, reason }));
@@ -228,10 +236,65 @@ fn malformed_entries_are_refused() {
         damage(&mut record.copies[0]);
         assert!(matches!(log.append(&entries), Err(StoreError::InvalidEntry { .. })));
     }
+    for text in ["a".repeat(99), "a".repeat(101), String::new()] {
+        let mut entries = block(0..3);
+        let Payload::Record(record) = &mut entries[0].payload else { panic!("entry 0 is a record") };
+        record.text = Some(text.into());
+        assert!(matches!(log.append(&entries), Err(StoreError::InvalidEntry { .. })));
+    }
     for hole in [block(1..2), vec![entry(0), entry(2)], vec![entry(0), entry(0)]] {
         assert!(matches!(log.append(&hole), Err(StoreError::InvalidEntry { .. })));
     }
     log.append(&block(0..3)).unwrap();
     log.sync().unwrap();
     assert_eq!(check_content(&log.reader()), 3);
+}
+
+/// Format version of each segment.
+fn versions(disk: &MemoryDisk) -> Vec<u8> {
+    let files = disk.files(Path::new(DIR));
+    segments(disk).iter().map(|path| files[path][8]).collect()
+}
+
+/// A log without texts is what it was before there were any, and text is kept from where that is switched on.
+#[test]
+fn text_is_kept_from_where_that_is_switched_on() {
+    let disk = MemoryDisk::default();
+    let plain = LogOptions { keep_text: false, ..options(1 << 20) };
+    let (mut log, _) = open(&disk, &plain).unwrap();
+    let refused = log.append(&block(0..5)).unwrap_err();
+    assert!(matches!(refused, StoreError::InvalidEntry { .. }), "{refused}");
+    assert!(refused.to_string().contains("written without texts"), "{refused}");
+    let without: Vec<_> = block(0..5).into_iter().map(textless).collect();
+    log.append(&without).unwrap();
+    drop(log);
+    assert_eq!(versions(&disk), [2]);
+    let bytes = disk.files(Path::new(DIR)).remove(&segments(&disk)[0]).unwrap();
+    assert!(!bytes.windows(9).any(|window| window == b"keep_text"), "the header has a field more");
+
+    let (mut log, _) = open(&disk, &options(1 << 20)).unwrap();
+    log.append(&block(5..12)).unwrap();
+    drop(log);
+    let (mut log, _) = open(&disk, &plain).unwrap();
+    log.append(&[textless(entry(12))]).unwrap();
+    log.seal().unwrap();
+    assert_eq!(versions(&disk), [2, 3, 2]);
+    let expected: Vec<_> = without.into_iter().chain(block(5..12)).chain([textless(entry(12))]).collect();
+    let reader = read(&disk).unwrap();
+    for entry in &expected {
+        assert_eq!(&*reader.entry(entry.sequence).unwrap(), entry);
+    }
+    assert_eq!(verify(&disk).unwrap().entries, 13);
+}
+
+/// An empty log takes the new setting at once.
+#[test]
+fn a_log_without_entries_is_begun_again_with_texts() {
+    let disk = MemoryDisk::default();
+    drop(open(&disk, &LogOptions { keep_text: false, ..options(1 << 20) }).unwrap());
+    let (mut log, _) = open(&disk, &options(1 << 20)).unwrap();
+    log.append(&block(0..5)).unwrap();
+    log.sync().unwrap();
+    assert_eq!(versions(&disk), [3]);
+    assert_eq!(check_content(&read(&disk).unwrap()), 5);
 }

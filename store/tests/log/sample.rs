@@ -30,7 +30,8 @@ pub(crate) fn identity() -> Identity {
 }
 
 pub(crate) fn options(segment_bytes: u64) -> LogOptions {
-    LogOptions { segment_bytes, sync_interval: Duration::from_secs(3600), top_k: 3, ..LogOptions::default() }
+    let sync_interval = Duration::from_secs(3600);
+    LogOptions { segment_bytes, sync_interval, top_k: 3, keep_text: true, ..LogOptions::default() }
 }
 
 pub(crate) fn open(disk: &MemoryDisk, options: &LogOptions) -> Result<(LogWriter, Recovery), StoreError> {
@@ -62,7 +63,8 @@ fn mix(a: u64, b: u64) -> u64 {
     x ^ x >> 29
 }
 
-/// Entry number `sequence` of the log that all tests write: records of two languages, some held out, a skip now and then.
+/// Entry number `sequence` of the log that all tests write: records of two languages, some held out, most with their text, a skip
+/// now and then.
 pub(crate) fn entry(sequence: u64) -> Entry {
     let (source, teacher) = if sequence % 3 == 1 { ("de", 1) } else { ("en", 0) };
     let (document, first) = (sequence / 5 * 1000, sequence % 5 * 100);
@@ -88,9 +90,26 @@ pub(crate) fn entry(sequence: u64) -> Entry {
             round: 0,
             held_out: sequence % 11 == 3,
             copies,
+            text: (sequence % 4 != 3).then(|| text(sequence)),
         })
     };
     Entry { sequence: SequenceNumber(sequence), cursor, payload }
+}
+
+/// 100 bytes.
+fn text(sequence: u64) -> Arc<str> {
+    let words = ["Grüße", "from", "entry", "…", "table", "of", "rows"];
+    let mut text: String = (0..8).map(|at| words[(mix(sequence, at) % 7) as usize].to_owned() + " ").collect();
+    text += &"n".repeat(100 - text.len());
+    text.into()
+}
+
+/// The entry without its text.
+pub(crate) fn textless(mut entry: Entry) -> Entry {
+    if let Payload::Record(record) = &mut entry.payload {
+        record.text = None;
+    }
+    entry
 }
 
 fn copy(sequence: u64, teacher: u16) -> MaskedCopy {

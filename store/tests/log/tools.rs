@@ -2,7 +2,8 @@
 
 use crate::memory_disk::MemoryDisk;
 use crate::sample::{
-    DIR, append_blocks, block, check_same, durable, entry, identity, open_as, options, sealed, segments, unsealed,
+    DIR, append_blocks, block, check_same, durable, entry, identity, open_as, options, sealed, segments, textless,
+    unsealed,
 };
 use prometheus::Registry;
 use std::collections::BTreeMap;
@@ -340,6 +341,29 @@ fn a_copy_past_damage_says_what_is_lost() {
     let loss = &report.losses[0];
     assert_eq!((&loss.segment, loss.first, loss.end), (&path, SequenceNumber(5), Some(SequenceNumber(9))));
     assert_eq!(all_cursors(&folder.path("out")), cursors(&folder.path("out"), 26));
+}
+
+#[test]
+fn texts_are_kept_unless_they_are_not_wanted() {
+    let folder = Folder::new();
+    let source = folder.put("log", &sealed(&[5, 9, 30]));
+    let options = CopyOptions { without_text: true, ..CopyOptions::default() };
+    let report = folder.copy(&source, &options).unwrap();
+    let without: Vec<_> = block(0..30).into_iter().map(textless).collect();
+    assert_eq!(folder.out(), without);
+    let all = block(0..30);
+    let texts = all.iter().filter_map(record).filter(|record| record.text.is_some()).count() as u64;
+    assert_eq!(report.dropped_texts, texts);
+    let stat = store::stat(&folder.path("out")).unwrap();
+    assert_eq!((stat.text_bytes, stat.languages["en"].texts), (0, 0));
+
+    // What only one of them has the text of is the same record; as the first has it, it is written.
+    let both = [folder.path("first"), folder.path("second")];
+    let report = merge(&both[0], &[source.clone(), folder.path("out")], 1 << 20, &Pass::default()).unwrap();
+    assert_eq!(report.logs[1].duplicates, 30);
+    assert_eq!(entries(&both[0]), all);
+    merge(&both[1], &[folder.path("out"), source], 1 << 20, &Pass::default()).unwrap();
+    assert_eq!(entries(&both[1]), without);
 }
 
 /// A copy sees what is durable, and no more; the writer is not disturbed.

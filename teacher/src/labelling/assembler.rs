@@ -1,5 +1,6 @@
 //! Puts groups together again, in the order in which they came, and gives up on runners that nobody is to wait for.
 
+use super::giving_up::can_go_without;
 use super::{Message, copy_count};
 use crate::watch::OnStall;
 use crate::{TeacherError, TeacherWatch};
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use store::stage::StageMetrics;
+use store::stage::{StageControl, StageMetrics};
 use store::{Entry, Group, Label, Payload};
 
 /// Runners are looked at this often, or several times within the shortest time after which one stalls.
@@ -19,6 +20,7 @@ pub(super) struct Assembler {
     pub(super) permit_return: Sender<()>,
     pub(super) complete: Sender<Vec<Entry>>,
     pub(super) metrics: StageMetrics,
+    pub(super) control: StageControl,
     pub(super) runners: Vec<WatchedRunner>,
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) next: u64,
@@ -61,6 +63,9 @@ impl Assembler {
             if self.hand_on_complete().is_none() {
                 return Ok(()); // The log has ended, and says why.
             }
+            if self.control.stopping() && self.runners.iter().any(|runner| runner.watch.is_stalled()) {
+                return Ok(()); // What waits for it will not be complete, and others may have nothing to do.
+            }
         }
         Ok(())
     }
@@ -85,7 +90,7 @@ impl Assembler {
         }
     }
 
-    /// Looks for runners that stall, and gives up what waits for those that nobody is to wait for.
+    /// Looks for runners that stall, and gives up what waits for those that nobody is to wait for: but no record altogether.
     fn look(&mut self) {
         for runner in &self.runners {
             let is_new = runner.watch.look();
@@ -93,10 +98,12 @@ impl Assembler {
             if is_new {
                 runner.warn();
             }
-            if runner.watch.is_given_up() {
-                for pending in self.pending.values_mut() {
-                    pending.give_up(runner.index, |copies| note_dropped(&self.runners, runner.index, copies));
-                }
+        }
+        let given_up: Vec<u16> =
+            self.runners.iter().filter(|runner| runner.watch.is_given_up()).map(|runner| runner.index).collect();
+        for teacher in &given_up {
+            for pending in self.pending.values_mut() {
+                pending.give_up(*teacher, &given_up, |copies| note_dropped(&self.runners, *teacher, copies));
             }
         }
     }
@@ -152,15 +159,25 @@ impl WatchedRunner {
         let seconds = self.watch.options().after.as_secs_f64();
         let (teacher, consequence) = match self.watch.options().on_stall {
             OnStall::Wait => (&self.name, "labelling waits for it"),
-            OnStall::DropCopy => (&self.name, "its copies go to the log without labels until it answers"),
+            OnStall::DropCopy => {
+                (&self.name, "what others label too goes to the log without its labels until it answers")
+            }
         };
         tracing::warn!(teacher, seconds, "the teacher stalls: one batch takes longer than that; {consequence}");
     }
 }
 
 impl Pending {
-    /// Gives up the batches of `teacher` that are missing; `note` is told of their copies.
-    fn give_up(&mut self, teacher: u16, note: impl Fn(u64)) {
+    /// Gives up the batches of `teacher` that are missing, if each of their records has another labelled copy, now or from a
+    /// teacher that is not `stalled`; `note` is told of their copies.
+    fn give_up(&mut self, teacher: u16, stalled: &[u16], note: impl Fn(u64)) {
+        let is_missing = |batch: usize| self.labels[batch].is_none() && !self.given_up[batch].load(Ordering::Relaxed);
+        let is_labelled = |batch: usize| {
+            self.labels[batch].is_some() || (is_missing(batch) && !stalled.contains(&self.group.batches[batch].teacher))
+        };
+        if !can_go_without(&self.group, teacher, is_missing, is_labelled) {
+            return;
+        }
         let batches = self.group.batches.iter().zip(&*self.given_up).zip(&self.labels);
         for ((plan, given_up), labels) in batches.filter(|((plan, _), _)| plan.teacher == teacher) {
             if labels.is_none() && !given_up.swap(true, Ordering::Relaxed) {

@@ -1,9 +1,10 @@
 //! Takes groups in and hands their batches out to the runners.
 
+use super::giving_up::can_go_without;
 use super::{Job, Message};
 use crate::TeacherWatch;
 use crossbeam::channel::{Receiver, Sender};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use store::Group;
@@ -11,7 +12,8 @@ use store::stage::StageMetrics;
 
 pub(super) struct Dispatcher {
     pub(super) permits: Receiver<()>,
-    /// By index of the teacher. Nothing is put into the queue of a runner that is given up, so the permits bound them all.
+    /// By index of the teacher. The permits bound them: of a group that does not wait for a runner it is given nothing, and what it
+    /// was given before is only a number.
     pub(super) queues: HashMap<u16, (Sender<Job>, TeacherWatch)>,
     pub(super) to_assembler: Sender<Message>,
     pub(super) metrics: StageMetrics,
@@ -31,9 +33,7 @@ impl Dispatcher {
     fn dispatch(&self, number: u64, group: Arc<Group>) -> Option<()> {
         self.metrics.items_in.inc_by(group.entries.len() as u64);
         self.metrics.in_flight.add(group.entries.len() as i64);
-        let is_given_up = |teacher: &u16| self.queues.get(teacher).is_some_and(|(_, watch)| watch.is_given_up());
-        let given_up: Arc<[AtomicBool]> =
-            group.batches.iter().map(|plan| AtomicBool::new(is_given_up(&plan.teacher))).collect();
+        let given_up: Arc<[AtomicBool]> = self.given_up(&group).into_iter().map(AtomicBool::new).collect();
         let jobs: Vec<usize> = (0..given_up.len()).filter(|batch| !given_up[*batch].load(Ordering::Relaxed)).collect();
         let registered = Message::Registered { number, group: Arc::clone(&group), given_up: Arc::clone(&given_up) };
         self.to_assembler.send(registered).ok()?;
@@ -41,8 +41,19 @@ impl Dispatcher {
             let teacher = group.batches[batch].teacher;
             let queue = self.queues.get(&teacher);
             assert!(queue.is_some(), "a batch for teacher {teacher}, which has no runner");
-            queue?.0.send(Job { number, batch, group: Arc::clone(&group), given_up: Arc::clone(&given_up) }).ok()?;
+            let (group, given_up) = (Arc::downgrade(&group), Arc::clone(&given_up));
+            queue?.0.send(Job { number, batch, group, given_up }).ok()?;
         }
         Some(())
+    }
+
+    /// By batch, whether nobody waits for its labels.
+    fn given_up(&self, group: &Group) -> Vec<bool> {
+        let stalled: HashSet<u16> =
+            self.queues.iter().filter(|(_, (_, watch))| watch.is_given_up()).map(|(teacher, _)| *teacher).collect();
+        let is_labelled = |batch: usize| !stalled.contains(&group.batches[batch].teacher);
+        let left_out: HashSet<u16> =
+            stalled.iter().copied().filter(|teacher| can_go_without(group, *teacher, |_| true, is_labelled)).collect();
+        group.batches.iter().map(|plan| left_out.contains(&plan.teacher)).collect()
     }
 }

@@ -34,8 +34,9 @@ impl<L: Labeller> RunnerThread<L> {
             if job.given_up[job.batch].load(Ordering::Relaxed) {
                 continue;
             }
-            working.get_or_insert_with(|| self.pool.work());
             let Job { number, batch, group, .. } = job;
+            let Some(group) = group.upgrade() else { continue }; // It was complete, or the assembler has ended.
+            working.get_or_insert_with(|| self.pool.work());
             let message = match self.label_watched(&group, batch) {
                 Ok(labels) => Message::Labelled { number, batch, labels },
                 Err(error) => Message::Failed(error),
@@ -56,7 +57,6 @@ impl<L: Labeller> RunnerThread<L> {
     }
 
     fn label_watched(&self, group: &Group, batch: usize) -> Result<Vec<Label>, TeacherError> {
-        self.watch.begin();
         let labelled = std::panic::catch_unwind(AssertUnwindSafe(|| self.label(group, batch)));
         if let Some(seconds) = self.watch.end().map(|took| took.as_secs_f64()) {
             let (teacher, dropped_copies) = (self.runner.name(), self.watch.dropped_copies());
@@ -74,7 +74,10 @@ impl<L: Labeller> RunnerThread<L> {
         let plan = &group.batches[batch];
         let copies: Vec<&MaskedCopy> = plan.members.iter().map(|&(entry, copy)| copy_of(group, entry, copy)).collect();
         let timer = self.metrics.batch_seconds.start_timer();
-        let labels = self.pool.install(|| self.runner.label(&copies))?;
+        let labels = self.pool.install(|| {
+            self.watch.begin(); // Only now: others may be at work on all threads, for as long as they like.
+            self.runner.label(&copies)
+        })?;
         timer.observe_duration();
         self.metrics.copies.inc_by(copy_count(plan));
         self.metrics.tokens.inc_by(copies.iter().map(|copy| copy.token_ids.len() as u64).sum());

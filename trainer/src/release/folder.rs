@@ -142,7 +142,11 @@ impl Folder {
         };
         write(partial, &file)?;
         fs::rename(partial, &path).map_err(TrainerError::io("put in place", &path))?;
-        durable::sync_folder(&releases)?;
+        if let Err(error) = durable::sync_folder(&releases) {
+            // Best effort: the first error is the one to report.
+            let _ = fs::remove_dir_all(&path);
+            return Err(error);
+        }
         Ok(Self { path, name, file })
     }
 

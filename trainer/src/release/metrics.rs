@@ -32,6 +32,10 @@ impl Metrics {
         registry.register(Box::new(metrics.steps.clone()))?;
         registry.register(Box::new(metrics.tokens.clone()))?;
         registry.register(Box::new(metrics.ended.clone()))?;
+        // An increase from 0 is seen; a series that begins with 1 shows none.
+        for result in ["done", "failed", "cancelled"] {
+            metrics.ended.with_label_values(&[result]);
+        }
         Ok(metrics)
     }
 

@@ -24,7 +24,7 @@ pub(crate) use folder::Folder;
 
 use crate::TrainerError;
 use crate::evaluate::EvaluationReport;
-use crate::event::{BranchPoint, Event, Outcome, Request};
+use crate::event::{BranchPoint, Event, Outcome, Request, TrainerProgress};
 use crate::export;
 use crate::options::TrainerOptions;
 use crate::schedule::Rates;
@@ -43,7 +43,7 @@ use store::log::Need;
 use store::stage::StageControl;
 use work::Running;
 
-/// How long the trunk may take until it is between two steps, and a release until it has stopped.
+/// How long the trunk may take until it is between two steps, or between two batches of an evaluation, and a release until it has stopped.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 /// How often it is looked whether the trunk is still there to answer.
 const ATTENTION: Duration = Duration::from_millis(100);
@@ -57,8 +57,8 @@ struct Shared {
     /// The trunk's.
     options: TrainerOptions,
     reader: LogReader,
-    /// What the trunk needs of the log.
-    need: Need,
+    /// The trunk's, and what it needs of the log.
+    progress: Arc<TrainerProgress>,
     /// The trunk's: a release stops and pauses with it.
     control: StageControl,
     /// To the trunk.
@@ -91,6 +91,9 @@ enum Place {
     /// One goes on when the trunk does.
     Unfinished(Box<Folder>, Need),
     Running(Running),
+    /// The latest one has ended, but its file does not say so yet. Until it does, no other one may begin: after a restart both
+    /// would be running.
+    Ended(Box<Folder>),
 }
 
 /// How a release is.
@@ -147,9 +150,26 @@ pub enum ReleaseError {
     /// The trunk has ended.
     #[error("training has ended: there is nothing beside which a release could run")]
     TrunkEnded,
-    /// The trunk did not answer, or the release did not stop, in time.
-    #[error("no answer within {} s; look at the status later", ANSWER_LIMIT.as_secs())]
+    /// The trunk did not answer in time.
+    #[error(
+        "training was busy for {} s (with a checkpoint?), and no release was begun; ask again",
+        ANSWER_LIMIT.as_secs()
+    )]
     NoAnswer,
+    /// The release did not stop in time.
+    #[error("release {name} has not stopped after {} s, but it will; look at the status later", ANSWER_LIMIT.as_secs())]
+    NotStopped {
+        /// Its name.
+        name: String,
+    },
+    /// The one before has ended, which cannot be written down.
+    #[error("the end of release {name} cannot be written down: {error}; see to that, and ask again")]
+    EndNotWritten {
+        /// Its name.
+        name: String,
+        /// Why.
+        error: Box<TrainerError>,
+    },
     /// The trunk has no checkpoint that can be branched from.
     #[error("cannot branch from the trunk: {0}")]
     Branch(String),
@@ -168,7 +188,7 @@ pub(crate) fn unfinished(state_dir: &Path) -> Result<Vec<Folder>, TrainerError> 
 impl Releases {
     /// The releases of the run that `options` are of. One that was running goes on with [`Self::run`].
     ///
-    /// `need` is what that run needs of the log, `control` its switch, `requests` lead to its trainer, and `report` is told
+    /// `progress` is that of the run's trainer, `control` its switch, `requests` lead to it, and `report` is told
     /// ([`Event::Release`]), in the release's thread, when one begins, is evaluated, and has ended.
     ///
     /// # Errors
@@ -176,7 +196,7 @@ impl Releases {
     pub fn open(
         options: TrainerOptions,
         reader: LogReader,
-        need: Need,
+        progress: Arc<TrainerProgress>,
         control: StageControl,
         requests: Sender<Request>,
         report: Box<dyn Fn(Event) + Send + Sync>,
@@ -188,7 +208,7 @@ impl Releases {
         let next = folders.last().map_or(0, |folder| folder.file.number + 1);
         let unfinished = folders.into_iter().rfind(|folder| folder.file.state == ReleaseState::Running);
         let place = match unfinished {
-            Some(folder) => Place::Unfinished(Box::new(folder), joined(&need)),
+            Some(folder) => Place::Unfinished(Box::new(folder), joined(&progress.need)),
             None => Place::Free,
         };
         let (state, changed) = (
@@ -196,7 +216,7 @@ impl Releases {
             Condvar::new(),
         );
         let metrics = Metrics::register(registry)?;
-        Ok(Self(Arc::new(Shared { options, reader, need, control, requests, report, metrics, state, changed })))
+        Ok(Self(Arc::new(Shared { options, reader, progress, control, requests, report, metrics, state, changed })))
     }
 
     /// Runs the trunk, and beside it a release that was not finished and those that are asked for. If the trunk ends by itself, a
@@ -215,10 +235,13 @@ impl Releases {
         self.0.lock().trunk_ended = true;
         drop(requests);
         match outcome {
-            Ok(Outcome::Finished | Outcome::Exhausted { .. }) => trunk.needs_nothing_more(),
+            Ok(Outcome::Finished | Outcome::Exhausted { .. }) => self.0.progress.has_ended(),
             Ok(Outcome::Stopped { .. }) | Err(_) => self.stop(),
         }
         self.wait();
+        if let Err(error) = self.0.lock().write_end() {
+            tracing::error!(%error, "a release that has ended may be run again after a restart");
+        }
         outcome
     }
 
@@ -226,7 +249,8 @@ impl Releases {
     /// release's folder). It runs when this returns.
     ///
     /// # Errors
-    /// When one is running, when the trunk has ended or no checkpoint, or when `out` holds anything but an export.
+    /// When one is running, when the trunk has ended, is busy for too long, or has no checkpoint, or when `out` holds anything but
+    /// an export. Then nothing is left of it.
     pub fn begin(&self, steps: u64, out: Option<PathBuf>) -> Result<ReleaseStatus, ReleaseError> {
         if steps == 0 {
             return Err(ReleaseError::NoSteps);
@@ -235,9 +259,16 @@ impl Releases {
             export::check_target(out)?;
         }
         let number = self.take_place()?;
-        let need = joined(&self.0.need);
+        let need = joined(&self.0.progress.need);
         let wanted = Wanted { steps, lambda_end: self.0.options.train.lambda_end, out };
-        let begun = self.branch(number, wanted).and_then(|folder| Ok(self.start(folder, need)?));
+        let begun = self.branch(number, wanted).and_then(|folder| {
+            let path = folder.path.clone();
+            self.start(folder, need).map_err(|error| {
+                // Best effort: the first error is the one to report.
+                let _ = fs::remove_dir_all(path);
+                error.into()
+            })
+        });
         if begun.is_err() {
             self.0.lock().place = Place::Free;
             self.0.changed.notify_all();
@@ -265,7 +296,7 @@ impl Releases {
         let waited = self.0.changed.wait_timeout_while(state, ANSWER_LIMIT, runs);
         let (state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
         if waited.timed_out() {
-            return Err(ReleaseError::NoAnswer);
+            return Err(ReleaseError::NotStopped { name: name.unwrap_or_default() });
         }
         state.latest.clone().ok_or(ReleaseError::NoneRunning)
     }
@@ -279,10 +310,11 @@ impl Releases {
     /// Takes the place, which must be free; returns the number of the release that is to run there.
     fn take_place(&self) -> Result<u64, ReleaseError> {
         let mut state = self.0.lock();
+        state.write_end()?;
         match (&state.place, &state.latest) {
             (Place::Free, _) if state.trunk_ended => return Err(ReleaseError::TrunkEnded),
             (Place::Free, _) => {}
-            (Place::Taken, _) | (_, None) => return Err(ReleaseError::Beginning),
+            (Place::Taken | Place::Ended(_), _) | (_, None) => return Err(ReleaseError::Beginning),
             (Place::Unfinished(..) | Place::Running(_), Some(latest)) => {
                 let (name, step, steps) = (latest.name.clone(), latest.step, latest.steps);
                 return Err(ReleaseError::Running { name, step, steps });
@@ -298,7 +330,8 @@ impl Releases {
         let state_dir = &self.0.options.state_dir;
         let partial = folder::partial(state_dir, number);
         let deadline = Instant::now() + ANSWER_LIMIT;
-        let (reply, answer) = bounded(1);
+        // Without capacity: the trunk knows whether its answer was taken.
+        let (reply, answer) = bounded(0);
         let request = Request::Branch { folder: partial.clone(), reply };
         self.0
             .requests
@@ -334,9 +367,9 @@ impl Releases {
             }
         };
         drop(state);
-        if let Err(error) = self.start(*folder, need) {
-            tracing::error!(%error, "a release cannot go on");
-            self.0.lock().place = Place::Free;
+        if let Err(error) = self.start((*folder).clone(), need.clone()) {
+            tracing::error!(%error, "a release cannot go on before the next start");
+            self.0.lock().place = Place::Unfinished(folder, need);
         }
     }
 
@@ -370,6 +403,17 @@ impl Releases {
     fn wait(&self) {
         let busy = |state: &mut State| state.threads > 0 || matches!(state.place, Place::Taken);
         drop(self.0.changed.wait_while(self.0.lock(), busy).unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl State {
+    /// Writes down how the latest release has ended, if that was not possible before.
+    fn write_end(&mut self) -> Result<(), ReleaseError> {
+        let (Place::Ended(folder), Some(latest)) = (&mut self.place, &self.latest) else { return Ok(()) };
+        let name = folder.name.clone();
+        folder.end(latest).map_err(|error| ReleaseError::EndNotWritten { name, error: error.into() })?;
+        self.place = Place::Free;
+        Ok(())
     }
 }
 

@@ -71,10 +71,11 @@ fn work(shared: &Shared, folder: &Folder, need: Need, running: &Running) -> Resu
     let (name, out) = (&folder.name, folder.out());
     tracing::info!(name, from_step = options.first_step(), steps = folder.file.cool_down.steps, "a release runs");
     report(shared);
-    let progress = Arc::new(TrainerProgress { need, ..TrainerProgress::default() });
+    let progress = Arc::new(TrainerProgress::with_need(need));
     let outcome = {
         // Its metrics are those of a trainer, as the trunk's: shown apart, by the status.
-        let mut trainer = Trainer::open(options, shared.reader.clone(), progress, &Registry::new())?;
+        let mut trainer = Trainer::open(options, shared.reader.clone(), Arc::clone(&progress), &Registry::new())?;
+        shared.progress.set_release(&progress);
         let (_nobody, requests) = bounded(0);
         trainer.run(&running.control, &requests, &mut |event| note(shared, event))?
     };
@@ -170,15 +171,20 @@ fn end(shared: &Shared, mut folder: Folder, state: ReleaseState, error: Option<S
         tracing::error!(name, reason, "a release failed");
     }
     let status = shared.lock().latest.clone().map(|status| ReleaseStatus { state, error, waiting: None, ..status });
-    if let Some(status) = &status
-        && let Err(error) = folder.end(status)
-    {
-        tracing::error!(name, %error, "the end of a release cannot be noted; it may be run again after a restart");
-    }
+    let place = match &status {
+        Some(status) => match folder.end(status) {
+            Ok(()) => Place::Free,
+            Err(error) => {
+                tracing::error!(name, %error, "the end of a release cannot be written down; it is tried again before the next one");
+                Place::Ended(Box::new(folder))
+            }
+        },
+        None => Place::Free,
+    };
     shared.metrics.ended(state);
     // Whoever sees that it has ended may begin another one.
     let mut state = shared.lock();
-    (state.latest, state.place) = (status, Place::Free);
+    (state.latest, state.place) = (status, place);
     shared.changed.notify_all();
 }
 

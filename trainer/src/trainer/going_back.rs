@@ -6,8 +6,7 @@ use crate::batch::Batch;
 use crate::journal::{JournalEntry, Rollback, SkippedStep};
 use crate::need::can_form_again;
 use crate::resume::{self, Resumed};
-use crate::run_log::RunLog;
-use crate::state_folder::metrics_path;
+use crate::state_folder::open_run_log;
 use std::collections::BTreeSet;
 use store::SequenceNumber;
 
@@ -52,7 +51,7 @@ impl Trainer {
         };
         // Of what is found only the state: the weights are read again below, and are too large to be there twice.
         let Resumed { state: target, .. } =
-            resume::resume(options, &self.vocabulary, &self.checkpoints, &mut self.journal, is_target)?;
+            resume::resume(options, &self.vocabulary, &self.checkpoints, &self.journal, is_target)?;
         let to_step = target.step;
         self.needs.hold(&self.reader);
         let can_form_again = can_form_again(target.stream.sampler.window, &self.journal, &self.reader);
@@ -73,13 +72,12 @@ impl Trainer {
     }
 
     fn restart(&mut self, wanted: impl Fn(u64) -> bool) -> Result<(), TrainerError> {
-        let resumed = resume::resume(&self.options, &self.vocabulary, &self.checkpoints, &mut self.journal, wanted)?;
+        let resumed = resume::resume(&self.options, &self.vocabulary, &self.checkpoints, &self.journal, wanted)?;
         (self.learner, self.state) = (resumed.learner, resumed.state);
         self.needs.has_checkpoints(&self.checkpoints, &self.journal)?;
         self.stream = resume::stream(&self.options, &self.vocabulary, &self.state.stream);
         (self.drawn, self.progress_window) = (None, None);
-        let path = metrics_path(&self.options.state_dir);
-        self.run_log = RunLog::open(&path, self.state.step, self.state.evaluated)?;
+        self.run_log = open_run_log(&self.options, self.state.step, self.state.evaluated)?;
         self.run_log.evaluation().into_iter().for_each(|evaluation| self.metrics.observe_evaluation(evaluation));
         self.metrics.step.set(i64::try_from(self.state.step).unwrap_or(i64::MAX));
         Ok(())

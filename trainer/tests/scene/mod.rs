@@ -145,6 +145,7 @@ impl Scene {
                 ..TrainOptions::default()
             },
             evaluation: EvaluationOptions { every_steps: 2, max_examples: 6 },
+            tensorboard: true,
             alpha: 0.7,
             teachers: self.teachers.clone(),
             inputs: Inputs::default(),
@@ -221,6 +222,7 @@ pub(crate) fn entry(example: Example, sequence: u64) -> Entry {
         round: 0,
         held_out: example.held_out || example.source.starts_with("evaluate/"),
         copies: teachers.iter().map(|teacher| copy(*teacher, sequence, example.poisoned)).collect(),
+        text: None,
     };
     let mut cursor =
         SourceCursor::start(example.source.into(), language.into(), if language == "en" { 900 } else { 400 });

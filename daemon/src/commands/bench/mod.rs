@@ -2,6 +2,7 @@
 
 mod both;
 mod examples;
+mod ingest;
 mod label;
 mod labelling;
 mod store;
@@ -19,6 +20,7 @@ pub fn bench(command: &BenchCommand) -> Result<(), Failure> {
         BenchCommand::Label(args) => label::label(args),
         BenchCommand::Train(args) => train::train(args),
         BenchCommand::Both(args) => both::both(args),
+        BenchCommand::Ingest(args) => ingest::ingest(args),
         BenchCommand::Store(args) => store::store(args),
     }
 }

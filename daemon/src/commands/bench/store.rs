@@ -111,6 +111,7 @@ fn measure(args: &BenchStoreArgs) -> Result<StoreFigures, Failure> {
         sync_interval: Duration::from_millis(args.sync_interval_ms as u64),
         top_k: records.top_k,
         precision: args.precision,
+        keep_text: records.keep_text,
         ..LogOptions::default()
     };
     let encode = rate(args, records.positions, || encode(&records, &options, MemoryDisk::default()))?;

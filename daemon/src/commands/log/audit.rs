@@ -7,11 +7,12 @@ mod comparison;
 mod draw;
 
 use super::super::{print_json, print_line};
+use super::{model_failure, open_tokenizer};
 use crate::cli::LogAuditArgs;
 use crate::failure::{ExitCode, Failure};
 use comparison::{Recomputed, Tally};
 use draw::{Drawn, draw};
-use model::{ModelError, RolePool, Tokenizer};
+use model::{RolePool, Tokenizer};
 use serde::Serialize;
 use std::path::Path;
 use store::{Identity, Label, LogReader, MaskedCopy, Precision, TeacherEntry};
@@ -102,18 +103,6 @@ pub(super) fn audit(args: &LogAuditArgs) -> Result<(), Failure> {
         report.precision
     );
     Err(Failure::new(ExitCode::DataError, message))
-}
-
-fn open_tokenizer(folder: &Path) -> Result<Tokenizer, Failure> {
-    if !folder.is_dir() {
-        let message = format!("there is no folder {}; correct --teacher", folder.display());
-        return Err(Failure::new(ExitCode::NoInput, message));
-    }
-    Tokenizer::load(folder).map_err(model_failure)
-}
-
-fn model_failure(error: ModelError) -> Failure {
-    Failure::new(ExitCode::of_model(&error), error)
 }
 
 /// The labelling teacher of the log that has the folder's weights and tokenizer.

@@ -18,6 +18,7 @@ pub fn copy(args: &LogCopyArgs) -> Result<(), Failure> {
         from: SequenceNumber(args.from),
         to: args.to.map(SequenceNumber),
         skip_corrupt: args.skip_corrupt,
+        without_text: args.without_text,
     };
     let bar = Bar::new("copy");
     let watch = |progress| bar.show(progress);
@@ -30,7 +31,8 @@ pub fn copy(args: &LogCopyArgs) -> Result<(), Failure> {
     }
     print_line(&format!("read     {} entries", report.read))?;
     print_line(&written_line(&report.written))?;
-    print_line(&format!("dropped  {} records, {} copies", report.dropped_records, report.dropped_copies))?;
+    let texts = if args.without_text { format!(", {} texts", report.dropped_texts) } else { String::new() };
+    print_line(&format!("dropped  {} records, {} copies{texts}", report.dropped_records, report.dropped_copies))?;
     loss_lines(&report.losses).iter().try_for_each(|line| print_line(&format!("damage   {line}")))
 }
 

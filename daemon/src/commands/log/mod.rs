@@ -4,12 +4,15 @@ mod audit;
 mod copy;
 mod dump;
 mod parquet;
+mod relabel;
 mod stat;
 mod verify;
 
 use crate::cli::LogCommand;
-use crate::failure::Failure;
+use crate::failure::{ExitCode, Failure};
 use indicatif::{ProgressBar, ProgressStyle};
+use model::{ModelError, Tokenizer};
+use std::path::Path;
 use store::log::{Pass, Progress};
 
 /// Looks into a log, live or stopped, or writes a new one from others.
@@ -21,8 +24,22 @@ pub fn log(command: &LogCommand) -> Result<(), Failure> {
         LogCommand::Copy(args) => copy::copy(args),
         LogCommand::Merge(args) => copy::merge(args),
         LogCommand::Audit(args) => audit::audit(args),
+        LogCommand::Relabel(args) => relabel::relabel(args),
         LogCommand::Export(args) => parquet::export(args),
     }
+}
+
+/// The tokenizer of a teacher's folder.
+fn open_tokenizer(folder: &Path) -> Result<Tokenizer, Failure> {
+    if !folder.is_dir() {
+        let message = format!("there is no folder {}; correct the path", folder.display());
+        return Err(Failure::new(ExitCode::NoInput, message));
+    }
+    Tokenizer::load(folder).map_err(model_failure)
+}
+
+fn model_failure(error: ModelError) -> Failure {
+    Failure::new(ExitCode::of_model(&error), error)
 }
 
 /// A bar on standard error, if that is a terminal; cleared when dropped.

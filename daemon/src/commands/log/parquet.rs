@@ -18,6 +18,7 @@
 //! | `top_logits` | list of lists of float32 | the logits of `top_ids` |
 //! | `log_sum_exp` | list of float32 | over the teacher's whole vocabulary, per masked position |
 //! | `gold_logits` | list of float32 | the gold token's logit, per masked position |
+//! | `text` | string | the text of the record, as the log keeps it; null where it keeps none |
 //!
 //! The file's metadata has the log's settings and teacher table as JSON, under `mergedistill.identity`. Columns are compressed
 //! with zstd. Row groups end when their rows take [`rows::GROUP_BYTES`] in memory, so that is what an export needs, whatever the

@@ -4,7 +4,7 @@ use super::aligned;
 use crate::cli::LogArgs;
 use crate::commands::{print_json, print_line};
 use crate::failure::Failure;
-use store::LogStat;
+use store::{LanguageStat, LogStat};
 
 /// Counts and sizes.
 pub fn stat(args: &LogArgs) -> Result<(), Failure> {
@@ -26,8 +26,8 @@ fn totals(stat: &LogStat) -> Vec<String> {
         format!("tokens            {} ({per_token:.2} bytes each)", stat.corpus_tokens),
         format!("masked positions  {} ({per_position:.2} bytes of label each)", stat.masked_positions),
         format!(
-            "bytes             {} in {} blocks of {} segments ({} labels, {} tokens)",
-            stat.bytes, stat.blocks, stat.segments, stat.label_bytes, stat.token_bytes
+            "bytes             {} in {} blocks of {} segments ({} labels, {} tokens, {} texts)",
+            stat.bytes, stat.blocks, stat.segments, stat.label_bytes, stat.token_bytes, stat.text_bytes
         ),
         format!("entries           from {}, {} appended, {} durable{live}", stat.begin, stat.appended, stat.durable),
     ];
@@ -68,10 +68,10 @@ fn teachers(stat: &LogStat) -> Vec<Vec<String>> {
 }
 
 fn languages(stat: &LogStat) -> Vec<Vec<String>> {
-    let headings = ["language", "records", "held out", "copies", "tokens", "masked positions"];
+    let headings = ["language", "records", "held out", "with text", "copies", "tokens", "masked positions"];
     let lines = stat.languages.iter().map(|(name, language)| {
-        let numbers =
-            [language.records, language.held_out, language.copies, language.tokens, language.masked_positions];
+        let LanguageStat { records, held_out, texts, copies, tokens, masked_positions } = *language;
+        let numbers = [records, held_out, texts, copies, tokens, masked_positions];
         [name.to_string()].into_iter().chain(numbers.map(|number| number.to_string())).collect()
     });
     [row(headings.map(str::to_owned))].into_iter().chain(lines).collect()

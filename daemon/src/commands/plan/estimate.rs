@@ -31,7 +31,7 @@ pub(super) struct Estimate {
     pub(super) label_days: Option<f64>,
     /// `None`: nothing is trained, or without end.
     pub(super) train_days: Option<f64>,
-    /// From the start to the end of the run.
+    /// From the start to the end of the run; `None`: without end, or there is only text to be read.
     pub(super) days: Option<f64>,
     /// Steps a second while both are at work.
     pub(super) steps_per_second: Option<f64>,
@@ -40,6 +40,7 @@ pub(super) struct Estimate {
     pub(super) train_tokens_per_second: Option<f64>,
     /// Copies that training takes, against those that are made: how often each is read. `None`: training has no end.
     pub(super) passes: Option<f64>,
+    /// Of the log at the end; as it is, if there is only training.
     pub(super) log_bytes: f64,
     pub(super) checkpoints_bytes: Option<f64>,
     pub(super) memory: Memory,
@@ -86,7 +87,8 @@ impl Estimate {
         estimate.labelled_tokens = times.labelled;
         estimate.label_days = figures.label.as_ref().map(|_| day(times.label_seconds));
         estimate.train_days = times.train_seconds.map(day);
-        estimate.days = times.seconds.map(day);
+        let works = figures.label.is_some() || train.is_some();
+        estimate.days = times.seconds.filter(|_| works).map(day);
         estimate.steps_per_second = train.map(|_| times.steps_per_second);
         estimate.label_tokens_per_second = figures.label.as_ref().map(|_| times.label_tokens_per_second);
         estimate.train_tokens_per_second = train.map(|train| train.tokens_per_step * times.steps_per_second);
@@ -95,13 +97,17 @@ impl Estimate {
             _ => None,
         };
         let written = if work.labelled > 0.0 { times.labelled / work.labelled } else { 1.0 };
-        estimate.log_bytes = estimate.corpus_tokens * written * figures.log.bytes_per_token;
+        estimate.log_bytes = match configuration.corpus.is_empty() {
+            true => figures.log.bytes as f64, // It is there, and does not grow.
+            false => estimate.corpus_tokens * written * figures.log.bytes_per_token,
+        };
         let kept = configuration.train.keep_checkpoints as f64 + 1.0; // One more while it is written.
         estimate.checkpoints_bytes =
             figures.checkpoint_bytes.filter(|_| train.is_some()).map(|bytes| kept * bytes as f64);
         estimate.memory = Memory::of(configuration, figures, parameters);
         estimate.limited_by = match figures.label.as_ref() {
             Some(_) if times.is_label_limited || train.is_none() => labelling_limit(figures),
+            None if train.is_none() => "ingest",
             _ => "trainer",
         };
         estimate
@@ -125,7 +131,8 @@ impl Estimate {
                 }
             }
         }
-        estimate.corpus_tokens = estimate.teacher_tokens.values().sum();
+        let corpus_tokens: f64 = estimate.teacher_tokens.values().sum();
+        estimate.corpus_tokens = corpus_tokens + 0.0; // The sum of nothing is −0.
         estimate
     }
 

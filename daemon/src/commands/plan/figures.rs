@@ -56,6 +56,8 @@ pub(super) struct TeacherFigures {
 
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(super) struct LogFigures {
+    /// As it is on the disk.
+    pub(super) bytes: u64,
     pub(super) sampled_tokens: u64,
     pub(super) bytes_per_token: f64,
     pub(super) tokens_per_copy: f64,

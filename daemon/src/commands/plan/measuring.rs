@@ -3,9 +3,11 @@
 use super::figures::TeacherFigures;
 use crate::failure::{ExitCode, Failure};
 use crate::pipeline::{Ended, Pipeline};
+use ingest::IngestStatus;
 use prometheus::Registry;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use store::SequenceNumber;
 use trainer::{Event, StepReport};
 
 /// How often figures are looked at.
@@ -35,6 +37,49 @@ pub(super) fn wait(pipeline: &Pipeline, mut is_done: impl FnMut(Vec<StepReport>)
     }
     let message = format!("a measurement took longer than {} s; plan with a smaller configuration", PATIENCE.as_secs());
     Err(Failure::new(ExitCode::TemporaryFailure, message))
+}
+
+/// Whether streams have brought nothing for too long.
+pub(super) struct Drought {
+    patience: Duration,
+    end: SequenceNumber,
+    since: Instant,
+}
+
+impl Drought {
+    /// One that begins when there is nothing to read and the log has not grown for `patience`.
+    pub(super) fn after(patience: Duration) -> Self {
+        Self { patience, end: SequenceNumber(0), since: Instant::now() }
+    }
+
+    /// Whether it has begun.
+    pub(super) fn has_begun(&mut self, pipeline: &Pipeline) -> bool {
+        let end = pipeline.log.durable().end();
+        if end != self.end {
+            (self.end, self.since) = (end, Instant::now());
+        }
+        if self.since.elapsed() < self.patience {
+            return false;
+        }
+        let reads = pipeline.ingest.as_deref().is_some_and(is_reading);
+        !reads
+    }
+
+    /// What to do about it.
+    pub(super) fn failure(&self) -> Failure {
+        let message = format!(
+            "there is too little text to measure: nothing has come for {:.1} s; give a [[corpus]] with `path` to a sample of what will come",
+            self.patience.as_secs_f64()
+        );
+        Failure::new(ExitCode::DataError, message)
+    }
+}
+
+/// Whether some corpus has something to read.
+fn is_reading(status: &IngestStatus) -> bool {
+    let status = serde_json::to_value(status).unwrap_or_default();
+    let corpora = status["corpora"].as_array().map(Vec::as_slice).unwrap_or_default();
+    corpora.iter().any(|corpus| corpus["state"] == "reading")
 }
 
 fn too_small(what: &str) -> Failure {

@@ -18,11 +18,13 @@ pub(super) fn notes(configuration: &Configuration, figures: &Figures, estimate: 
     note(figures.train.is_some(), "evaluations and the writing of checkpoints are not counted");
     let unsampled = figures.corpora.iter().any(|corpus| corpus.tokens_per_character.is_none());
     note(unsampled, "the sample has nothing of some corpora: their tokens per character are those of the others");
+    let writes = !configuration.corpus.is_empty();
+    note(writes && figures.label.is_none(), "no teacher labels: the time to read and mask the text is not counted");
     let retained = configuration.store.retain_bytes > 0 || configuration.store.retain_hours > 0.0;
-    note(retained, "retention removes segments that nobody needs: the log is smaller than that");
+    note(writes && retained, "retention removes segments that nobody needs: the log is smaller than that");
     let backlog = configuration.store.max_backlog_bytes as f64;
     note(
-        figures.train.is_some() && estimate.log_bytes > backlog,
+        writes && figures.train.is_some() && estimate.log_bytes > backlog,
         "labelling waits when it is max_backlog_bytes ahead of training: it then takes as long as training needs",
     );
     notes
@@ -62,16 +64,17 @@ fn measured(figures: &Figures, lines: &mut Vec<String>) {
                 100.0 * teacher.busy_share
             ));
         }
-        lines.push(format!(
-            "  labelling: {:.0} tokens/s alone, {:.0} beside training",
-            label.tokens_per_second_alone, label.tokens_per_second_beside_training
-        ));
+        let beside = label.tokens_per_second_beside_training;
+        let beside = figures.train.map_or_else(String::new, |_| format!(" alone, {beside:.0} beside training"));
+        lines.push(format!("  labelling: {:.0} tokens/s{beside}", label.tokens_per_second_alone));
     }
     if let Some(train) = &figures.train {
+        let beside = train.seconds_per_step_beside_labelling;
+        let beside = figures.label.as_ref().map(|_| format!(" alone, {beside:.3} s beside labelling"));
         lines.push(format!(
-            "  training: {:.3} s a step alone, {:.3} s beside labelling; {:.0} tokens a step ({} steps)",
+            "  training: {:.3} s a step{}; {:.0} tokens a step ({} steps)",
             train.seconds_per_step_alone,
-            train.seconds_per_step_beside_labelling,
+            beside.unwrap_or_default(),
             train.tokens_per_step,
             train.sampled_steps
         ));
@@ -102,7 +105,10 @@ fn derived(configuration: &Configuration, plan: &Plan, lines: &mut Vec<String>) 
     ];
     let rates = rates.iter().filter_map(|(rate, of)| rate.map(|rate| format!("{rate:.0} {of}")));
     let steps = estimate.steps_per_second.map(|steps| format!("{steps:.3} steps/s"));
-    lines.push(format!("  rates       {}", rates.chain(steps).collect::<Vec<_>>().join(", ")));
+    let rates: Vec<String> = rates.chain(steps).collect();
+    if !rates.is_empty() {
+        lines.push(format!("  rates       {}", rates.join(", ")));
+    }
     for (what, days) in
         [("labelling", estimate.label_days), ("training", estimate.train_days), ("the run", estimate.days)]
     {
@@ -113,7 +119,11 @@ fn derived(configuration: &Configuration, plan: &Plan, lines: &mut Vec<String>) 
     if let Some(passes) = estimate.passes {
         lines.push(format!("  passes      each copy is trained on {passes:.2} times on average"));
     }
-    lines.push(format!("  log         {} ({} labels)", bytes(estimate.log_bytes), configuration.store.precision));
+    let log = match configuration.corpus.is_empty() {
+        true => "it is there, and does not grow".to_owned(),
+        false => format!("{} labels", configuration.store.precision),
+    };
+    lines.push(format!("  log         {} ({log})", bytes(estimate.log_bytes)));
     if let Some(checkpoints) = estimate.checkpoints_bytes {
         let kept = configuration.train.keep_checkpoints;
         lines.push(format!("  checkpoints {} ({kept} kept, and one while it is written)", bytes(checkpoints)));

@@ -1,7 +1,7 @@
 //! The measurement: the pipeline of `run`, for a few seconds, in a temporary folder.
 
 use super::figures::{CorpusFigures, Figures, LabelFigures, LogFigures, MemoryFigures, TeacherFigures, TrainFigures};
-use super::measuring::{Changes, Measured, wait};
+use super::measuring::{Changes, Drought, Measured, wait};
 use crate::commands::bench::peak_rss_mib;
 use crate::commands::temporary_folder::TemporaryFolder;
 use crate::configuration::{Configuration, Corpus, CorpusOrigin};
@@ -19,6 +19,8 @@ use store::{LogReader, LogStat, Payload, SequenceNumber};
 
 /// Records of the sample that are looked at, at most.
 const RECORDS_MAX: u64 = 20_000;
+/// A stream may bring nothing for so many times as long as labelling is measured.
+const PATIENCE: u32 = 10;
 /// Never reached in a measurement.
 const NEVER: u64 = 1 << 40;
 
@@ -46,6 +48,8 @@ pub(super) fn measure(configuration: &Configuration, seconds: f64) -> Result<Fig
         state: &state,
         runners,
         registry: &registry,
+        inbox_registry: &registry,
+        inboxes: None,
         pools,
         until_step: None,
         required: SequenceNumber(0),
@@ -122,7 +126,7 @@ struct Phases<'a> {
 
 impl Phases<'_> {
     fn run(&self, pipeline: &mut Pipeline) -> Result<(Option<LabelFigures>, Option<TrainFigures>), Failure> {
-        let labels = !pipeline.teachers.is_empty();
+        let labels = pipeline.teachers.iter().any(|teacher| teacher.watch.is_some());
         let trains = self.sampled.student.is_some();
         pipeline.controls.trainer.set_paused(true);
         let mut running = pipeline.start()?;
@@ -170,13 +174,26 @@ impl Phases<'_> {
         }
         let start = Instant::now();
         let wanted = if trains { self.sampled.train.shuffle_examples as u64 } else { 1 };
+        let mut drought = Drought::after(self.patience());
+        let mut is_enough = false;
         wait(pipeline, |_| {
             let is_measured = !labels || labelling.look() >= 3;
-            start.elapsed() >= self.seconds && is_measured && pipeline.log.durable().end().0 >= wanted
+            let end = pipeline.log.durable().end().0;
+            is_enough = start.elapsed() >= self.seconds && is_measured && end >= wanted;
+            is_enough || drought.has_begun(pipeline)
         })?;
+        if !is_enough {
+            return Err(drought.failure());
+        }
         let elapsed = start.elapsed().as_secs_f64();
         let teachers = super::measuring::teachers(self.registry, elapsed);
         Ok((labelling.rate().filter(|_| labels), teachers))
+    }
+
+    /// How long a stream may bring nothing: until its files are complete, and were looked through.
+    fn patience(&self) -> Duration {
+        let settle = self.sampled.corpus.iter().filter_map(|corpus| corpus.settle_seconds).fold(0.0, f64::max);
+        Duration::from_secs_f64(settle) + self.seconds * PATIENCE
     }
 
     /// Trains for a while. The first step allocates, or still has the other work beside it, and does not count.
@@ -270,6 +287,7 @@ fn files_bytes(patterns: &[String]) -> u64 {
 fn log_figures(stat: &LogStat) -> LogFigures {
     let per = |value: u64, of: u64| value as f64 / of.max(1) as f64;
     LogFigures {
+        bytes: stat.bytes,
         sampled_tokens: stat.corpus_tokens,
         bytes_per_token: per(stat.bytes, stat.corpus_tokens),
         tokens_per_copy: per(stat.corpus_tokens, stat.copies),

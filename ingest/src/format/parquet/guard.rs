@@ -4,6 +4,7 @@
 use super::thrift::{Item, Problem, varint, walk};
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
+use lz4_flex::frame::FrameDecoder;
 use parquet::basic::{Compression, Encoding};
 use parquet::column::page::{Page, PageMetadata, PageReader};
 use parquet::errors::{ParquetError, Result};
@@ -35,16 +36,48 @@ const ENCRYPTED_MAGIC: &[u8] = b"PARE";
 /// Length of the metadata, and the magic.
 const TAIL_BYTES: u64 = 8;
 
-/// DEFLATE makes of a byte 1032 at most.
-const DEFLATE_RATIO: u64 = 1032;
-
 /// A Parquet file whose sizes are looked at.
 #[derive(Clone)]
 pub(super) struct GuardedFile {
     source: Arc<Source>,
-    /// Whether its pages are compressed with gzip, which the reader decompresses to the end whatever their headers say. It
-    /// does so with the old LZ4 framing too, but that one makes at most 255 bytes of one.
-    gzip: bool,
+    /// How its pages are compressed, if they may expand to more than their headers say.
+    expanding: Option<Expanding>,
+}
+
+/// A compression that the reader decompresses to the end, whatever the header of a page says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expanding {
+    Gzip,
+    /// The old LZ4 codec: what is not in Hadoop's framing is taken for LZ4 frames.
+    Lz4Frames,
+}
+
+impl Expanding {
+    fn of(compression: Compression) -> Option<Self> {
+        match compression {
+            Compression::GZIP(_) => Some(Self::Gzip),
+            Compression::LZ4 => Some(Self::Lz4Frames),
+            _ => None,
+        }
+    }
+
+    /// Bytes that come out of one, at most.
+    fn ratio(self) -> u64 {
+        match self {
+            Self::Gzip => 1032,
+            Self::Lz4Frames => 255,
+        }
+    }
+
+    /// Whether more than `limit_bytes` come out of `packed`. Where it is damaged is for others to say.
+    fn goes_beyond(self, packed: &[u8], limit_bytes: u64) -> bool {
+        let count = |unpacked: &mut dyn Read| io::copy(&mut unpacked.take(limit_bytes + 1), &mut io::sink());
+        let unpacked_bytes = match self {
+            Self::Gzip => count(&mut MultiGzDecoder::new(packed)),
+            Self::Lz4Frames => count(&mut FrameDecoder::new(packed)),
+        };
+        unpacked_bytes.is_ok_and(|bytes| bytes > limit_bytes)
+    }
 }
 
 struct Source {
@@ -58,12 +91,12 @@ impl GuardedFile {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let size_bytes = file.metadata()?.len();
-        Ok(Self { source: Arc::new(Source { file, size_bytes, failed: Mutex::new(None) }), gzip: false })
+        Ok(Self { source: Arc::new(Source { file, size_bytes, failed: Mutex::new(None) }), expanding: None })
     }
 
     /// The same file, for a column whose pages are compressed with `compression`.
     pub(super) fn column(&self, compression: Compression) -> Self {
-        Self { gzip: matches!(compression, Compression::GZIP(_)), ..self.clone() }
+        Self { expanding: Expanding::of(compression), ..self.clone() }
     }
 
     /// The first error of the system since the last call.
@@ -132,7 +165,7 @@ impl GuardedFile {
                 _ if problem.is_some() => return Err(general(problem.unwrap_or_default())),
                 Ok(length) => {
                     bytes.truncate(length);
-                    self.check_gzip(start + length as u64, packed_bytes as u64, levels_bytes as usize)?;
+                    self.check_expansion(start + length as u64, packed_bytes as u64, levels_bytes as usize)?;
                     return Ok(bytes);
                 }
                 Err(Problem::Short) if length < most => length = most.min(length * 8),
@@ -143,22 +176,17 @@ impl GuardedFile {
 
     /// Refuses a page of `packed_bytes` bytes at `start` that is too large once it is decompressed. Before what is compressed
     /// come `levels_bytes` bytes.
-    fn check_gzip(&self, start: u64, packed_bytes: u64, levels_bytes: usize) -> Result<()> {
-        if !self.gzip || packed_bytes <= PAGE_LIMIT_BYTES / DEFLATE_RATIO {
+    fn check_expansion(&self, start: u64, packed_bytes: u64, levels_bytes: usize) -> Result<()> {
+        let Some(expanding) = self.expanding else { return Ok(()) };
+        if packed_bytes <= PAGE_LIMIT_BYTES / expanding.ratio() {
             return Ok(());
         }
         let page = self.read(start, packed_bytes as usize)?;
-        if expands_beyond(page.get(levels_bytes..).unwrap_or_default(), PAGE_LIMIT_BYTES) {
+        if expanding.goes_beyond(page.get(levels_bytes..).unwrap_or_default(), PAGE_LIMIT_BYTES) {
             return Err(general(format!("a page decompresses to more than the limit of {PAGE_LIMIT_BYTES} bytes")));
         }
         Ok(())
     }
-}
-
-/// Whether more than `limit_bytes` come out of what gzip made. Where it is damaged is for others to say.
-fn expands_beyond(packed: &[u8], limit_bytes: u64) -> bool {
-    let mut limited = MultiGzDecoder::new(packed).take(limit_bytes + 1);
-    io::copy(&mut limited, &mut io::sink()).is_ok_and(|bytes| bytes > limit_bytes)
 }
 
 /// What is wrong with an integer in the header of a page.
@@ -368,6 +396,7 @@ mod tests {
 
     use super::*;
     use flate2::write::GzEncoder;
+    use lz4_flex::frame::FrameEncoder;
     use std::io::Write as _;
 
     #[test]
@@ -378,13 +407,34 @@ mod tests {
             encoder.finish().unwrap()
         };
         let bomb = member(1 << 20);
-        assert!((1 << 20) / bomb.len() as u64 <= DEFLATE_RATIO && bomb.len() < 2000);
-        assert!(!expands_beyond(&bomb, 1 << 20));
-        assert!(expands_beyond(&bomb, (1 << 20) - 1));
-        assert!(expands_beyond(&[bomb.clone(), member(1)].concat(), 1 << 20), "members follow one another");
-        assert!(!expands_beyond(&bomb[..bomb.len() - 20], 1 << 20), "what is cut off");
-        assert!(!expands_beyond(b"no gzip at all", 4));
+        assert!((1 << 20) / bomb.len() as u64 <= Expanding::Gzip.ratio() && bomb.len() < 2000);
+        let goes_beyond = |packed: &[u8], limit_bytes| Expanding::Gzip.goes_beyond(packed, limit_bytes);
+        assert!(!goes_beyond(&bomb, 1 << 20));
+        assert!(goes_beyond(&bomb, (1 << 20) - 1));
+        assert!(goes_beyond(&[bomb.clone(), member(1)].concat(), 1 << 20), "members follow one another");
+        assert!(!goes_beyond(&bomb[..bomb.len() - 20], 1 << 20), "what is cut off");
+        assert!(!goes_beyond(b"no gzip at all", 4));
     }
+
+    #[test]
+    fn a_page_of_lz4_frames_that_is_too_large_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("page");
+        let check = |bytes: u64, codec| {
+            let mut encoder = FrameEncoder::new(Vec::new());
+            io::copy(&mut io::repeat(b'a').take(bytes), &mut encoder).unwrap();
+            let page = encoder.finish().unwrap();
+            assert!(page.len() as u64 > PAGE_LIMIT_BYTES / Expanding::Lz4Frames.ratio(), "it is looked at");
+            std::fs::write(&path, &page).unwrap();
+            GuardedFile::open(&path).unwrap().column(codec).check_expansion(0, page.len() as u64, 0)
+        };
+        assert!(check(PAGE_LIMIT_BYTES, Compression::LZ4).is_ok());
+        let error = check(PAGE_LIMIT_BYTES + 1, Compression::LZ4).unwrap_err().to_string();
+        assert!(error.contains("more than the limit of"), "{error}");
+        // Here the reader goes by the header.
+        assert!(check(PAGE_LIMIT_BYTES + 1, Compression::LZ4_RAW).is_ok());
+    }
+
     #[test]
     fn metadata_whose_lists_are_too_long() {
         // Field 4, the row groups: a list of structures, none of which has a field.

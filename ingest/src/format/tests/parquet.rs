@@ -14,6 +14,7 @@ fn rows_do_not_depend_on_how_they_are_stored() {
         Codec::UNCOMPRESSED,
         Codec::SNAPPY,
         Codec::GZIP(Default::default()),
+        Codec::LZ4,
         Codec::LZ4_RAW,
         Codec::ZSTD(Default::default()),
     ];

@@ -63,6 +63,7 @@ fn entry(number: u64, copy: MaskedCopy) -> Entry {
         round: 0,
         held_out: false,
         copies: vec![copy],
+        text: None,
     };
     Entry { sequence: SequenceNumber(number), cursor, payload: Payload::Record(record) }
 }

@@ -15,6 +15,8 @@ pub(super) struct Records {
     pub(super) blocks: Vec<Vec<Entry>>,
     /// Masked positions.
     pub(super) positions: u64,
+    /// Whether any has text.
+    pub(super) keep_text: bool,
     entries: u64,
     /// Of the last block.
     tokens: usize,
@@ -55,6 +57,7 @@ impl Records {
             self.tokens = 0;
         }
         if let Payload::Record(record) = &entry.payload {
+            self.keep_text |= record.text.is_some();
             for copy in &record.copies {
                 self.tokens += copy.token_ids.len();
                 self.positions += copy.masked_positions.len() as u64;

@@ -158,6 +158,7 @@ mod tests {
             round: 0,
             held_out: false,
             copies: vec![copy(0, true), copy(1, number.is_multiple_of(3))],
+            text: None,
         };
         let cursor = SourceCursor::start(Arc::clone(&name), name, 1);
         Entry { sequence: SequenceNumber(number), cursor, payload: Payload::Record(record) }

@@ -47,6 +47,7 @@ message copy {
     }
     optional group log_sum_exp (LIST) { repeated group list { required float element; } }
     optional group gold_logits (LIST) { repeated group list { required float element; } }
+    optional binary text (STRING);
 }";
 
 /// Definition level of an empty list in a column of lists; a value is one deeper.
@@ -105,6 +106,7 @@ pub(super) struct Rows {
     top_logits: Nested<f32>,
     log_sum_exp: Nested<f32>,
     gold_logits: Nested<f32>,
+    text: Nested<ByteArray>,
     /// Of all columns, about.
     bytes: usize,
 }
@@ -129,10 +131,15 @@ impl Rows {
         self.masked_positions.list(&int32s("position", &copy.masked_positions)?, EMPTY);
         self.gold_ids.list(&int32s("gold id", &copy.gold_ids)?, EMPTY);
         self.push_label(copy.label.as_ref())?;
+        match &record.text {
+            Some(text) => self.text.value(text.as_bytes().to_vec().into()),
+            None => self.text.null(),
+        }
         let label_values = copy.label.as_ref().map_or(0, |label| 2 * (label.top_ids.len() + label.positions()));
         let values = copy.token_ids.len() + 2 * copy.masked_positions.len() + label_values;
         // A value has four bytes and two levels; a string a header of its own.
-        self.bytes += 8 * values + 4 * 64 + record.document.len() + 64;
+        let text_bytes = record.text.as_ref().map_or(0, |text| text.len() + 64);
+        self.bytes += 8 * values + 4 * 64 + record.document.len() + 64 + text_bytes;
         Ok(())
     }
 
@@ -182,6 +189,7 @@ impl Rows {
         for lists in [&rows.top_logits, &rows.log_sum_exp, &rows.gold_logits] {
             lists.put::<FloatType, _>(&mut group)?;
         }
+        put::<ByteArrayType, _>(&mut group, &rows.text.values, Some(&rows.text.definitions), None)?;
         group.close()?;
         Ok(())
     }
@@ -195,7 +203,7 @@ struct Nested<T> {
     repetitions: Vec<i16>,
 }
 
-impl<T: Copy> Nested<T> {
+impl<T: Clone> Nested<T> {
     /// A row without a value, in an optional column.
     fn null(&mut self) {
         self.level(0, 0);
@@ -305,6 +313,7 @@ mod tests {
             round: 0,
             held_out: true,
             copies: Vec::new(),
+            text: None,
         };
         let mut rows = Rows::default();
         for count in [3_u64, 2] {

@@ -1,0 +1,137 @@
+//! What a run's pipelines are opened with: the first one, and those that follow when a teacher is added.
+
+use crate::configuration::Configuration;
+use crate::failure::{ExitCode, Failure};
+use crate::inputs::Inputs;
+use crate::live::{Addition, MadeChange};
+use crate::pipeline::{Pipeline, Setup};
+use crate::push::Inboxes;
+use crate::state_folder::StateFolder;
+use crate::status::Status;
+use crate::threads::Pools;
+use ops::CommandError;
+use prometheus::Registry;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use serde_json::json;
+use std::sync::{Arc, PoisonError, RwLock};
+use teacher::Runner;
+
+/// A run: what its pipelines are opened with.
+pub struct Run {
+    /// The configuration, as it takes effect.
+    pub configuration: Configuration,
+    inputs: Inputs,
+    runners: Vec<Arc<Runner>>,
+    state: Arc<StateFolder>,
+    until_step: Option<u64>,
+}
+
+impl Run {
+    /// Looks at everything that the configuration refers to, and takes the state folder.
+    pub fn open(configuration: &Configuration, until_step: Option<u64>) -> Result<Self, Failure> {
+        let (configuration, notes) = crate::live::in_effect(configuration)?;
+        notes.iter().for_each(|note| tracing::info!("{note}"));
+        let mut inputs = Inputs::open(&configuration)?;
+        // Whatever may be wrong with a teacher comes before the state folder says whose it is.
+        let runners = crate::pipeline::load_runners(&configuration, &inputs.teachers)?;
+        let state = Arc::new(StateFolder::open(&configuration.run.state_dir)?);
+        if configuration.corpus.is_empty() {
+            let log = store::LogReader::open(&configuration.store.path)?;
+            inputs.arrange_for(log.identity())?;
+            state.check_identity(log.identity())?;
+        } else {
+            state.check_identity(&inputs.identity(&configuration))?;
+        }
+        Ok(Self { configuration, inputs, runners, state, until_step })
+    }
+
+    /// Opens the stages; `inboxes` are those of the stages before.
+    pub fn pipeline(&self, metrics: &Metrics, inboxes: Option<Arc<Inboxes>>) -> Result<Pipeline, Failure> {
+        let stage_registry = metrics.stages.renew();
+        let setup = Setup {
+            configuration: &self.configuration,
+            inputs: &self.inputs,
+            state: &self.state,
+            runners: self.runners.clone(),
+            registry: &stage_registry,
+            inbox_registry: &metrics.all,
+            inboxes,
+            pools: Pools::open(self.configuration.threads)?,
+            until_step: self.until_step,
+            required: trainer::required_position(&self.configuration.run.state_dir)?,
+        };
+        Pipeline::open(setup)
+    }
+
+    /// The stages have ended: adds a teacher, and opens them anew. If it cannot be written down they are opened as they were.
+    pub fn add(
+        &mut self,
+        addition: &Addition,
+        metrics: &Metrics,
+        inboxes: &Arc<Inboxes>,
+        status: &Status,
+    ) -> Result<Pipeline, Failure> {
+        let Addition { configuration, inputs, runner, change, .. } = addition;
+        let failed = |failure: &Failure| CommandError { status: 500, code: "failed", message: failure.message.clone() };
+        let from_sequence = store::LogReader::open(&self.configuration.store.path)?.durable().end().0;
+        let noted = self.state.note_teacher(from_sequence, change, &inputs.identity(configuration));
+        if noted.is_ok() {
+            (self.configuration, self.inputs) = (configuration.clone(), inputs.clone());
+            self.runners.extend(runner.clone());
+        }
+        let pipeline = self.pipeline(metrics, Some(Arc::clone(inboxes)));
+        let pipeline = pipeline.inspect_err(|failure| addition.answer(Err(failed(failure))))?;
+        status.renew(&pipeline);
+        addition.answer(match noted {
+            Ok(()) => {
+                tracing::info!(from_sequence, "{}", change.describe());
+                let at_unix_seconds = crate::state_folder::unix_seconds();
+                Ok(json!(MadeChange { from_sequence, at_unix_seconds, change: change.clone() }))
+            }
+            Err(failure) => Err(failed(&failure)),
+        });
+        Ok(pipeline)
+    }
+}
+
+/// Where metrics are.
+pub struct Metrics {
+    /// All that is served.
+    pub all: Registry,
+    stages: StageRegistry,
+}
+
+impl Metrics {
+    /// Without any yet.
+    pub fn new() -> Result<Self, Failure> {
+        let metrics = Self { all: Registry::new(), stages: StageRegistry::default() };
+        let failed = |error| Failure::new(ExitCode::Software, format!("cannot register the stages' metrics: {error}"));
+        metrics.all.register(Box::new(metrics.stages.clone())).map_err(failed)?;
+        Ok(metrics)
+    }
+}
+
+/// The metrics of the stages, as a part of the registry that is served. They begin anew when the stages are opened anew.
+#[derive(Clone, Default)]
+struct StageRegistry(Arc<RwLock<Registry>>);
+
+impl StageRegistry {
+    /// A registry for stages that are being opened; what those before registered is gone.
+    fn renew(&self) -> Registry {
+        let registry = Registry::new();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = registry.clone();
+        registry
+    }
+}
+
+impl Collector for StageRegistry {
+    /// None: they are other ones each time.
+    fn desc(&self) -> Vec<&Desc> {
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).gather()
+    }
+}

@@ -1,0 +1,151 @@
+//! Alert rules and dashboard ask for metrics and labels that a daemon has, and each alert says what to do.
+
+use crate::harness::{Scene, configuration, http, text, until};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+const RULES: &str = include_str!("../../ops/prometheus/alerts.yml");
+const RULE_TESTS: &str = include_str!("../../ops/prometheus/alerts_test.yml");
+const DASHBOARD: &str = include_str!("../../ops/grafana/mergedistill.json");
+
+/// What Prometheus itself adds.
+const SCRAPED: [&str; 2] = ["job", "instance"];
+
+/// A metric of a scrape.
+struct Family {
+    is_histogram: bool,
+    labels: BTreeSet<String>,
+}
+
+/// The metrics of a daemon to which everything has happened that metrics begin with.
+fn families() -> BTreeMap<String, Family> {
+    let scene = Scene::new(&format!(
+        "{}\n[[corpus]]\nname = \"files\"\nlanguage = \"de\"\npath = \"some.jsonl\"\nformat = \"jsonl\"\ndeduplicate = 8\n\
+         [[corpus]]\nname = \"in\"\nlanguage = \"en\"\nsource = \"http\"\nformat = \"jsonl\"\n",
+        configuration().replace("steps = 12", "steps = 1000000")
+    ));
+    let twice = json!({"text": "Am Morgen lag das Boot noch im Hafen."});
+    fs::write(scene.path("some.jsonl"), format!("{twice}\n{twice}\n{{\"title\": \"Mittags\"}}\n")).unwrap();
+    let mut daemon = scene.start();
+    let address = daemon.address();
+    let pushed = scene.path("pushed.jsonl");
+    fs::write(&pushed, format!("{}\n{{\"title\": \"no text\"}}\n", json!({"text": "The boat came back."}))).unwrap();
+    let output = scene.ctl(&["push", "--corpus", "in", pushed.to_str().unwrap()]);
+    assert!(text(&output.stdout).contains("\"rejected\": 1"), "{}{}", text(&output.stdout), text(&output.stderr));
+    let scrape = until("evaluation, checkpoint and documents that cannot be used", || {
+        let scrape = http(&address, "/metrics", &address).1;
+        let happened = |line: &str| scrape.lines().any(|found| found.starts_with(line) && !found.ends_with(" 0"));
+        let all = [
+            "mergedistill_checkpoint_timestamp_seconds",
+            "mergedistill_evaluation_timestamp_seconds",
+            "mergedistill_evaluation_rdt_percent",
+            "mergedistill_ingest_duplicates_total",
+            "mergedistill_ingest_quarantined_total",
+            "mergedistill_http_requests_total",
+        ];
+        all.iter().all(|line| happened(line)).then_some(scrape)
+    });
+    parse(&scrape)
+}
+
+fn parse(scrape: &str) -> BTreeMap<String, Family> {
+    let mut families = BTreeMap::new();
+    let mut name = "";
+    for line in scrape.lines() {
+        if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (of, kind) = kind.split_once(' ').unwrap();
+            name = of;
+            families.insert(of.to_owned(), Family { is_histogram: kind == "histogram", labels: BTreeSet::new() });
+        } else if let (false, Some((_, labels))) = (line.starts_with('#'), line.split_once('{')) {
+            let (labels, _) = labels.rsplit_once('}').unwrap();
+            let family = families.get_mut(name).unwrap();
+            family.labels.extend(label_names(labels).map(str::to_owned));
+        }
+    }
+    families
+}
+
+/// Names before `=`, `!=`, `=~` and `!~`, in what stands between braces.
+fn label_names(labels: &str) -> impl Iterator<Item = &str> {
+    let outside_quotes = labels.split('"').step_by(2);
+    outside_quotes.map(|part| part.trim_matches([',', ' ', '=', '~', '!'])).filter(|name| !name.is_empty())
+}
+
+/// The metrics that `queries` name, each with the labels between its braces.
+fn named(queries: &str) -> Vec<(&str, Vec<&str>)> {
+    let part_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut found = Vec::new();
+    for (at, _) in queries.match_indices("mergedistill_").chain(queries.match_indices("process_")) {
+        if queries[..at].ends_with(part_of_name) {
+            continue;
+        }
+        let rest = &queries[at..];
+        let (name, rest) = rest.split_at(rest.find(|c| !part_of_name(c)).unwrap_or(rest.len()));
+        let labels = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')).map(|(labels, _)| labels);
+        found.push((name, labels.map(|labels| label_names(labels).collect()).unwrap_or_default()));
+    }
+    found
+}
+
+/// The queries of the dashboard, one per line.
+fn dashboard_queries() -> String {
+    fn collect(value: &Value, queries: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => fields.iter().for_each(|(key, value)| match value {
+                Value::String(query) if ["expr", "query"].contains(&key.as_str()) => queries.push(query.clone()),
+                value => collect(value, queries),
+            }),
+            Value::Array(values) => values.iter().for_each(|value| collect(value, queries)),
+            _ => {}
+        }
+    }
+    let mut queries = Vec::new();
+    collect(&serde_json::from_str(DASHBOARD).unwrap(), &mut queries);
+    assert!(queries.len() > 50, "{queries:?}");
+    queries.join("\n")
+}
+
+#[test]
+fn every_metric_that_is_asked_for_exists() {
+    let families = families();
+    for (file, queries) in [
+        ("alerts.yml", RULES.to_owned()),
+        ("alerts_test.yml", RULE_TESTS.to_owned()),
+        ("mergedistill.json", dashboard_queries()),
+    ] {
+        let named = named(&queries);
+        assert!(named.len() > 30, "{file}: {named:?}");
+        for (name, labels) in named {
+            let part = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+            let histogram = part.and_then(|name| families.get(name)).filter(|family| family.is_histogram);
+            let family = histogram.or_else(|| families.get(name).filter(|family| !family.is_histogram));
+            let family = family.unwrap_or_else(|| panic!("{file}: there is no metric {name}"));
+            for label in labels {
+                let known = SCRAPED.contains(&label) || family.labels.contains(label);
+                assert!(known, "{file}: {name} has no label {label}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_alert_says_what_it_is_and_what_to_do() {
+    let alerts: Vec<&str> = RULES.split("- alert: ").skip(1).collect();
+    assert!(alerts.len() > 20);
+    for alert in alerts {
+        let name = alert.lines().next().unwrap();
+        for part in ["severity: ", "summary: \"", "description: \"", "what_to_do: \""] {
+            assert_eq!(alert.matches(part).count(), 1, "{name}: {part}");
+        }
+        assert!(RULE_TESTS.contains(&format!("\"{name}\"")), "{name} has no test");
+    }
+}
+
+#[test]
+fn queries_are_taken_apart() {
+    let query = r#"rate(mergedistill_a_seconds_bucket{instance=~"$x", le!="{"}[5m]) / my_process_b - process_c{} > mergedistill_d"#;
+    let expected =
+        [("mergedistill_a_seconds_bucket", vec!["instance", "le"]), ("mergedistill_d", vec![]), ("process_c", vec![])];
+    assert_eq!(named(query), expected);
+}
