@@ -12,7 +12,7 @@ use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
-use store::log::disk::{Access, Disk, DiskFile};
+use store::log::disk::{Access, Disk, DiskFile, write_all_at};
 
 /// The file at the end of the spool.
 #[derive(Debug)]
@@ -230,19 +230,4 @@ impl Writer {
         tracing::error!(inbox = self.shared.name, "{message}; nothing more is taken until the daemon is started again");
         self.shared.fail(message)
     }
-}
-
-fn write_all_at(file: &dyn DiskFile, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match file.write_at(bytes, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                bytes = &bytes[written.min(bytes.len())..];
-                offset += written as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -218,7 +218,10 @@ fn sync_names(dir: &Path) -> io::Result<()> {
 }
 
 /// Writes all of `bytes` at `offset`.
-pub(crate) fn write_all_at(file: &dyn DiskFile, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+///
+/// # Errors
+/// What the disk says; [`io::ErrorKind::WriteZero`] if it takes nothing more.
+pub fn write_all_at(file: &dyn DiskFile, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
     while !bytes.is_empty() {
         match file.write_at(bytes, offset) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
