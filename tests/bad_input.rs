@@ -52,7 +52,7 @@ fn usage_and_missing_files() {
     expect(&mergedistill(&["frobnicate"]).output().unwrap(), 64, &["frobnicate"]);
     expect(&mergedistill(&["run", "--config", "/no/such.toml"]).output().unwrap(), 66, &["/no/such.toml"]);
     expect(&mergedistill(&["log", "stat", "/no/such/log"]).output().unwrap(), 66, &["/no/such/log"]);
-    expect(&mergedistill(&["ctl", "status", "--socket", "/no/such.sock"]).output().unwrap(), 75, &["/no/such.sock"]);
+    expect(&mergedistill(&["ctl", "pause", "--socket", "/no/such.sock"]).output().unwrap(), 75, &["/no/such.sock"]);
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_full_disk_is_waited_for() {
     let second = durable(&until("a disk that is full again", || waits().filter(|status| durable(status) > first)));
     assert!(second > first);
     assert!(scene.ctl(&["shutdown"]).status.success(), "it can be stopped while it waits");
-    until("its end", || status().is_none().then_some(()));
+    until("its end", || (!scene.ctl(&["status"]).status.success()).then_some(()));
     let output = shell.wait_with_output().unwrap();
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");

@@ -117,7 +117,7 @@ fn copy_folder(from: &Path, to: &Path) {
 /// Trains once more, from the start: from log, journal and history alone, without a kill, a release or anybody who labels. The
 /// weights must be those that `scene` had after `step`.
 fn check_replay(scene: &Scene, step: u64) {
-    let all = trunk();
+    let all = fs::read_to_string(&scene.config).unwrap();
     let (from, to) = (all.find("[[corpus]]").unwrap(), all.find("[queue]").unwrap());
     let replay = Scene::new(&format!("{}{}", &all[..from], &all[to..]));
     copy_folder(&scene.path("state/log"), &replay.path("state/log"));
@@ -243,7 +243,7 @@ fn sigkill_around_an_addition_changes_nothing() {
 }
 
 #[test]
-fn releases_an_addition_a_live_change_and_kills_leave_the_trunk_as_log_and_journal_say() {
+fn releases_an_addition_live_changes_a_reload_and_kills_leave_the_trunk_as_log_and_journal_say() {
     let scene = Scene::new(&trunk());
     let late = late_teacher(&scene);
     let release = |is_so: &dyn Fn(&Value) -> bool| {
@@ -261,8 +261,29 @@ fn releases_an_addition_a_live_change_and_kills_leave_the_trunk_as_log_and_journ
     let done = release(&|release| release["state"] != "running");
     assert_eq!((&done["state"], &done["step"], &done["error"]), (&json!("done"), &json!(120), &Value::Null));
     answer(&scene, &["corpus", "share", "de", "0.5"]);
-    let at = step(&scene);
+    // The file changes in the middle: rates, shares, the schedule of checkpoints.
+    let all = fs::read_to_string(&scene.config).unwrap();
+    let rates = "warmup_steps = 2\nlearning_rate = 2e-3\nlambda_floor = 0.25\nweight_decay = 0.1";
+    let changed = all
+        .replace("warmup_steps = 2", rates)
+        .replace("checkpoint_every_steps = 10", "checkpoint_every_steps = 15")
+        .replace("[train]", "[sampling]\nalpha = 0.2\n[train]");
+    fs::write(&scene.config, changed).unwrap();
+    let reloaded = answer(&scene, &["reload"]);
+    assert_eq!(reloaded["changed"].as_array().unwrap().len(), 5, "{reloaded}");
+    assert_eq!(reloaded["refused"], json!([]));
+    let settings = journal(&scene, "settings");
+    assert_eq!(settings.len(), 2);
+    assert_eq!((&settings[1]["learning_rate"], &settings[1]["alpha"]), (&json!(2e-3), &json!(0.2)));
+    let at = settings[1]["step"].as_u64().unwrap();
     wait_for_step(&scene, at + 15);
+    let rate = |step: u64| {
+        let lines = scene.metrics();
+        let line = lines.iter().find(|line| line["step"] == step && line["learning_rate"].is_number()).unwrap();
+        line["learning_rate"].as_f64().unwrap()
+    };
+    // Lines are numbered by the steps that are done.
+    assert_eq!((rate(at), rate(at + 1)), (5e-4, 2e-3));
     daemon.signal("KILL");
     assert_eq!(daemon.finish().0, None);
 
@@ -284,6 +305,7 @@ fn releases_an_addition_a_live_change_and_kills_leave_the_trunk_as_log_and_journ
             "a release has the tokens of the new teacher too"
         );
     }
+    assert_eq!(journal(&scene, "settings").len(), 2, "no start has changed anything");
     let last = scene.metrics().iter().filter_map(|line| line["step"].as_u64()).max().unwrap();
     check_replay(&scene, last);
 }
@@ -309,7 +331,7 @@ fn a_teacher_that_pauses_gets_no_copies_over_a_restart() {
         (&json!(true), &json!(false))
     );
     let printed = mergedistill(&["ctl", "--socket", scene.path("state/control.sock").to_str().unwrap(), "status"]);
-    assert!(text(&{ printed }.output().unwrap().stdout).contains("paused  teachers demo-en-de"));
+    assert!(text(&{ printed }.output().unwrap().stdout).contains("─demo-en-de  paused"));
     daemon.signal("KILL");
     assert_eq!(daemon.finish().0, None);
     let daemon = start(&scene);

@@ -1,18 +1,26 @@
-//! The command line. One definition gives parser, help and errors.
+//! The command line. One definition gives parser, help, errors, man pages and completions.
 
 mod bench;
+mod ctl;
+mod examples;
 mod log;
+mod replay;
 
 pub use bench::{
     BenchBothArgs, BenchCommand, BenchCommonArgs, BenchIngestArgs, BenchLabelArgs, BenchStoreArgs, BenchTrainArgs,
     LabelWorkArgs, TrainWorkArgs,
 };
+pub use ctl::{CorpusAction, CtlAction, CtlArgs, PushArgs, QuarantineAction, TeacherAction};
+pub use examples::examples;
 pub use log::{
     LogArgs, LogAuditArgs, LogCommand, LogCopyArgs, LogDumpArgs, LogExportArgs, LogMergeArgs, LogRelabelArgs,
 };
+pub use replay::ReplayArgs;
 
+use crate::color::Color;
 use clap::builder::RangedU64ValueParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -24,12 +32,39 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// How much to log: error, warn, info, debug, trace, or tracing's filter syntax.
-    #[arg(long, global = true, env = "MERGEDISTILL_LOG", default_value = "info", value_name = "LEVEL")]
-    pub log: String,
+    /// How much to log: error, warn, info, debug, trace, or tracing's filter syntax [default: `ops.log` of the configuration, or info].
+    #[arg(long, global = true, env = "MERGEDISTILL_LOG", value_name = "LEVEL")]
+    pub log: Option<String>,
     /// Log lines as JSON.
     #[arg(long, global = true)]
     pub log_json: bool,
+    /// When to use colours. `auto`: on a terminal, unless NO_COLOR is set or CLICOLOR is 0; CLICOLOR_FORCE wants them anyway.
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
+    pub color: Color,
+}
+
+impl Cli {
+    /// The definition of the command line, with examples in the help of every command.
+    pub fn definition() -> clap::Command {
+        examples::with_examples(Self::command())
+    }
+
+    /// The definition without the examples.
+    pub fn plain_definition() -> clap::Command {
+        Self::command()
+    }
+
+    /// Reads a command line, the program's name first.
+    ///
+    /// # Errors
+    /// When it is wrong, or asks for help or the version: what is to be printed then.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        // Help and errors are printed before there is anything to be read from.
+        let color = Color::said(&arguments).unwrap_or_default();
+        let mut matches = Self::definition().color(color.into()).try_get_matches_from(arguments)?;
+        Self::from_arg_matches_mut(&mut matches)
+    }
 }
 
 /// The subcommands.
@@ -59,6 +94,28 @@ pub enum Command {
     /// Measure what this machine does: tokens per second and peak memory, on the path that `run` takes.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Write man pages or completions of this command line: for packages.
+    #[command(hide = true)]
+    Generate(GenerateArgs),
+}
+
+/// Arguments of `generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// What to write.
+    pub what: Generated,
+    /// Folder to write; made if it is not there.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// What the command line's definition gives besides a parser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Generated {
+    /// A page per command, section 1.
+    Man,
+    /// For bash, zsh and fish.
+    Completions,
 }
 
 /// Arguments of `demo`.
@@ -73,6 +130,9 @@ pub struct DemoArgs {
     /// Seed of every random choice.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// One JSON document on standard output.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `run`.
@@ -104,104 +164,6 @@ pub struct CheckArgs {
     pub json: bool,
 }
 
-/// Arguments of `ctl`.
-#[derive(Debug, Args)]
-pub struct CtlArgs {
-    /// What to ask of the daemon.
-    #[command(subcommand)]
-    pub action: CtlAction,
-    /// The daemon's control socket.
-    #[arg(long, global = true, value_name = "PATH", default_value = "state/control.sock")]
-    pub socket: PathBuf,
-    /// One JSON document on standard output.
-    #[arg(long, global = true)]
-    pub json: bool,
-}
-
-/// What `ctl` can ask.
-#[derive(Debug, Subcommand)]
-pub enum CtlAction {
-    /// State, rates, positions, evaluation.
-    Status,
-    /// Pause a stage, or all.
-    Pause {
-        /// ingest, teacher or trainer.
-        stage: Option<String>,
-    },
-    /// Resume a stage, or all.
-    Resume {
-        /// ingest, teacher or trainer.
-        stage: Option<String>,
-    },
-    /// Write a checkpoint now.
-    Checkpoint,
-    /// Export the student as it is now.
-    Export {
-        /// Folder to write.
-        #[arg(long, value_name = "DIR")]
-        out: PathBuf,
-    },
-    /// Train a cool-down from the newest checkpoint, beside the training that goes on, and export its student.
-    Release {
-        /// Optimiser steps in which the learning rate goes to 0.
-        #[arg(long, value_name = "N", required_unless_present = "cancel", value_parser = clap::value_parser!(u64).range(1..))]
-        steps: Option<u64>,
-        /// Folder to write [default: `student` in the release's folder].
-        #[arg(long, value_name = "DIR")]
-        out: Option<PathBuf>,
-        /// End the release that is running instead.
-        #[arg(long, conflicts_with_all = ["steps", "out"])]
-        cancel: bool,
-    },
-    /// Send documents to a corpus with source = "http"; done when they are durable.
-    Push(PushArgs),
-    /// Documents that could not be used: what they are, and another try.
-    #[command(subcommand)]
-    Quarantine(QuarantineAction),
-    /// What is read: list, add, remove, pause corpora, and set shares of languages, without a restart.
-    #[command(subcommand)]
-    Corpus(CorpusAction),
-    /// Who labels: list, add, pause teachers, without a restart.
-    #[command(subcommand)]
-    Teacher(TeacherAction),
-    /// Stop in order: drain, make durable, checkpoint, exit.
-    Shutdown,
-}
-
-/// Subcommands of `ctl quarantine`. `list` and `show` read the state folder, whether the daemon runs or not.
-#[derive(Debug, Subcommand)]
-pub enum QuarantineAction {
-    /// The documents in the quarantine, oldest first.
-    List {
-        /// Of this corpus alone.
-        #[arg(long, value_name = "NAME")]
-        corpus: Option<String>,
-        /// State folder [default: the folder of the socket].
-        #[arg(long, value_name = "DIR")]
-        state_dir: Option<PathBuf>,
-    },
-    /// All that is known about a document.
-    Show {
-        /// Identifier, as `list` shows it.
-        id: String,
-        /// State folder [default: the folder of the socket].
-        #[arg(long, value_name = "DIR")]
-        state_dir: Option<PathBuf>,
-    },
-    /// Try documents again: as they are in their files now, or the `text` in their notes. They are labelled before others.
-    Retry {
-        /// Identifiers, as `list` shows them.
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
-        ids: Vec<String>,
-        /// All documents.
-        #[arg(long)]
-        all: bool,
-        /// With --all: of this corpus alone.
-        #[arg(long, value_name = "NAME", requires = "all")]
-        corpus: Option<String>,
-    },
-}
-
 /// Subcommands of `corpus`.
 #[derive(Debug, Subcommand)]
 pub enum CorpusCommand {
@@ -212,88 +174,10 @@ pub enum CorpusCommand {
         state_dir: PathBuf,
         /// Its name.
         name: String,
-    },
-}
-
-/// Subcommands of `ctl corpus`. Each change applies from a known entry of the log on, and stays over restarts.
-#[derive(Debug, Subcommand)]
-pub enum CorpusAction {
-    /// The corpora that are read, and the shares of the languages.
-    List,
-    /// Read a corpus no more until it is resumed; what arrives meanwhile is kept.
-    Pause {
-        /// Name of the corpus, or of one language of it, `NAME:LANGUAGE`.
-        name: String,
-    },
-    /// Read a paused corpus again.
-    Resume {
-        /// Name of the corpus, or of one language of it.
-        name: String,
-    },
-    /// Give a language a share of the draws; the others divide the rest by their characters.
-    Share {
-        /// The language.
-        language: String,
-        /// Above 0, at most 1.
-        #[arg(value_name = "VALUE", required_unless_present = "clear", conflicts_with = "clear")]
-        value: Option<f64>,
-        /// The share that follows from its characters again.
+        /// One JSON document on standard output.
         #[arg(long)]
-        clear: bool,
+        json: bool,
     },
-    /// Read one more corpus.
-    Add {
-        /// TOML file with one [[corpus]] table; relative paths are relative to the file.
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-    },
-    /// Read a corpus no more. Added again under its name, it goes on where it stood.
-    Remove {
-        /// Its name.
-        name: String,
-    },
-}
-
-/// Subcommands of `ctl teacher`.
-#[derive(Debug, Subcommand)]
-pub enum TeacherAction {
-    /// The teachers, in the order of the log's table.
-    List,
-    /// Make no copies for a teacher until it is resumed. A language all of whose teachers pause is not read.
-    Pause {
-        /// Its name.
-        name: String,
-    },
-    /// Make copies for a paused teacher again.
-    Resume {
-        /// Its name.
-        name: String,
-    },
-    /// Have one more teacher label. The student's vocabulary grows at its end.
-    Add {
-        /// TOML file with one [[teacher]] table; relative paths are relative to the file.
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-    },
-}
-
-/// Arguments of `ctl push`.
-#[derive(Debug, Args)]
-pub struct PushArgs {
-    /// Name of the corpus.
-    #[arg(long, value_name = "NAME")]
-    pub corpus: String,
-    /// File with documents; `-` is standard input.
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
-    /// How documents lie in the file: a JSON object a line, or text with empty lines between them [default: jsonl if the
-    /// file's name ends in .jsonl or .ndjson, otherwise text].
-    #[arg(long, value_name = "FORMAT", value_parser = ["jsonl", "text"])]
-    pub format: Option<String>,
-    /// Idempotency key: the same file pushed again with the same key adds nothing. A file that takes several requests adds
-    /// their numbers to it [default: another one each time].
-    #[arg(long, value_name = "KEY")]
-    pub key: Option<String>,
 }
 
 /// Subcommands of `vocab`.
@@ -322,6 +206,9 @@ pub struct ExportArgs {
     /// Folder to write.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// One JSON document on standard output.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `evaluate`.

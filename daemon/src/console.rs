@@ -1,11 +1,17 @@
 //! What the daemon prints while it runs: on a terminal a live line per stage, otherwise log lines.
 
 use crate::figures::Figures;
+use crate::journal::{self, Prefixed};
+use crate::level::Level;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
-use tracing_subscriber::EnvFilter;
+use store::pulse::{Reading, Wait, readings};
+use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Without a terminal, figures are logged this often.
 const LOG_EVERY: Duration = Duration::from_secs(10);
@@ -14,6 +20,7 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Console {
     progress: Option<MultiProgress>,
+    level: Level,
 }
 
 /// The live lines of one run.
@@ -24,17 +31,29 @@ pub struct Live {
 }
 
 impl Console {
-    /// Sets up logging. `filter` is a level or tracing's filter syntax.
-    pub fn start(filter: &str, json: bool) -> Result<Self, String> {
-        let filter = EnvFilter::try_new(filter).map_err(|error| format!("--log {filter}: {error}"))?;
+    /// Sets up logging. `level` is what the command line or the environment says of how much is logged. What goes to systemd's journal has its form, unless it is to be
+    /// JSON.
+    pub fn start(level: Option<&str>, json: bool) -> Result<Self, String> {
+        let (level, filter) = Level::start(level).map_err(|error| format!("--log: {error}"))?;
         let live = std::io::stderr().is_terminal() && !json;
-        let console = Self { progress: live.then(MultiProgress::new) };
-        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(console.clone()).with_target(false);
+        let console = Self { progress: live.then(MultiProgress::new), level };
+        let lines = tracing_subscriber::fmt::layer().with_writer(console.clone()).with_target(false);
         // Whoever read the log lines may be gone; that is no reason to stop.
-        let builder = builder.log_internal_errors(false);
-        let result = if json { builder.json().try_init() } else { builder.with_ansi(live).try_init() };
+        let lines = lines.log_internal_errors(false);
+        let layer = match (json, journal::has_stderr().then(journal::native)) {
+            (true, _) => lines.json().boxed(),
+            (false, Some(Some(native))) => native.boxed(),
+            (false, Some(None)) => lines.event_format(Prefixed::default()).boxed(),
+            (false, None) => lines.with_ansi(live && ::console::colors_enabled_stderr()).boxed(),
+        };
+        let result = tracing_subscriber::registry().with(filter).with(layer).with(crate::warnings::Warnings).try_init();
         result.map_err(|error| format!("cannot start logging: {error}"))?;
         Ok(console)
+    }
+
+    /// How much is logged.
+    pub fn level(&self) -> &Level {
+        &self.level
     }
 
     /// A line for whoever started the program, whatever the log level.
@@ -81,6 +100,39 @@ impl Live {
             bar.finish_and_clear();
         }
     }
+}
+
+/// What goes on, in one line: for the service manager.
+pub fn status_line(figures: &Figures, state: &str, steps: Option<u64>, waiting_for: Option<&str>) -> String {
+    let mut line = state.to_owned();
+    let add = |line: &mut String, part: std::fmt::Arguments<'_>| {
+        let _ = line.write_fmt(part); // Writing to a string cannot fail.
+    };
+    if let Some(step) = figures.find("mergedistill_train_step") {
+        add(&mut line, format_args!(": step {step}"));
+        steps.iter().for_each(|steps| add(&mut line, format_args!("/{steps}")));
+        if step > 0.0 {
+            add(&mut line, format_args!(", loss {:.3}", figures.value("mergedistill_train_loss")));
+        }
+        let rate = figures.rate("mergedistill_train_tokens_total");
+        add(&mut line, format_args!(", {rate:.0} tokens/s trained"));
+    }
+    if figures.find("mergedistill_stage_items_in_total{ingest}").is_some() {
+        let rate = figures.rate("mergedistill_teacher_tokens_total");
+        add(&mut line, format_args!(", {rate:.0} tokens/s labelled"));
+    }
+    let mut readings = readings();
+    readings.retain(|reading| reading.stage != "supervisor");
+    for Reading { stage, waits_for, .. } in readings {
+        match (waits_for, waiting_for) {
+            (Some(Wait::Input), Some(language)) if stage == "trainer" => {
+                add(&mut line, format_args!("; trainer waits for labelled text of `{language}`"));
+            }
+            (Some(wait), _) => add(&mut line, format_args!("; {stage} waits for {}", wait.describe())),
+            (None, _) => {}
+        }
+    }
+    line
 }
 
 fn lines(figures: &Figures, steps: Option<u64>, waiting_for: Option<&str>) -> [String; 4] {

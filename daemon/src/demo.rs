@@ -1,10 +1,12 @@
 //! `mergedistill demo`: the same daemon as `run`, on teachers and texts that are embedded in the binary.
 
 use crate::cli::DemoArgs;
+use crate::commands::print_json;
 use crate::configuration::Configuration;
 use crate::console::Console;
 use crate::failure::{ExitCode, Failure};
 use crate::supervisor::Summary;
+use serde_json::json;
 use std::fs;
 use std::path::Path;
 use trainer::{EvaluationReport, Outcome};
@@ -53,6 +55,13 @@ pub fn run(args: &DemoArgs, console: &Console) -> Result<(), Failure> {
         fs::remove_dir_all(&student).map_err(|error| Failure::io("replace", &student, &error))?;
     }
     trainer::export_newest(&folder.join("state"), &student)?;
+    if args.json {
+        let (first, last) = (&summary.first_evaluation, &summary.last_evaluation);
+        let seconds = summary.elapsed.as_secs_f64();
+        return print_json(
+            &json!({"first_evaluation": first, "evaluation": last, "seconds": seconds, "student": student}),
+        );
+    }
     report(&summary, folder, &student);
     Ok(())
 }

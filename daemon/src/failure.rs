@@ -12,6 +12,10 @@ use trainer::TrainerError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitCode {
+    /// `ctl status`: nobody is there. As for scripts that start services (LSB), not as in sysexits(3).
+    NotRunning = 3,
+    /// `ctl status`: it cannot be told whether somebody is there.
+    UnknownStatus = 4,
     /// The command line was wrong.
     Usage = 64,
     /// Input data are broken; a corrupt log too.
@@ -26,6 +30,8 @@ pub enum ExitCode {
     IoError = 74,
     /// Something is in use; try again.
     TemporaryFailure = 75,
+    /// Permissions do not allow it.
+    NotPermitted = 77,
     /// The configuration is wrong.
     Configuration = 78,
 }
@@ -152,7 +158,7 @@ impl From<TrainerError> for Failure {
             }
             TrainerError::Identity { .. } | TrainerError::Configuration(_) => ExitCode::Configuration,
             TrainerError::ExportTarget { .. } => ExitCode::CannotCreate,
-            TrainerError::NoCheckpoint { .. } => ExitCode::NoInput,
+            TrainerError::NoCheckpoint { .. } | TrainerError::Unreplayable { .. } => ExitCode::NoInput,
             TrainerError::Model(ref source) => ExitCode::of_model(source),
             TrainerError::Store(source) => return source.into(),
             _ => ExitCode::Software,
@@ -169,9 +175,10 @@ impl From<OpsError> for Failure {
                 ExitCode::of_io(source)
             }
             OpsError::NotASocket { .. } => ExitCode::CannotCreate,
-            OpsError::NotLoopback { .. } | OpsError::SocketPathTooLong { .. } | OpsError::Token { .. } => {
-                ExitCode::Configuration
-            }
+            OpsError::NotLoopback { .. }
+            | OpsError::SocketPathTooLong { .. }
+            | OpsError::Token { .. }
+            | OpsError::Activation { .. } => ExitCode::Configuration,
             _ => ExitCode::Software,
         };
         Self::of_system(code, error)
@@ -184,8 +191,23 @@ impl From<ClientError> for Failure {
             ClientError::NoSocket { .. } | ClientError::NobodyListens { .. } => ExitCode::TemporaryFailure,
             ClientError::Connect { source, .. } => ExitCode::of_io(source),
             ClientError::Request { .. } => ExitCode::Software,
+            ClientError::NotAllowed { .. } => ExitCode::NotPermitted,
             _ => ExitCode::IoError,
         };
-        Self::new(code, error)
+        let advice = match &error {
+            ClientError::NoSocket { .. } => {
+                "\nStart one with `mergedistill run --config FILE` or `systemctl start mergedistill`, or name the socket of one that runs: \
+                 --socket PATH, or MERGEDISTILL_SOCKET."
+            }
+            ClientError::NobodyListens { .. } => {
+                "\nA daemon that was killed left the socket there; the next start takes its place: `mergedistill run --config FILE`, or \
+                 `systemctl start mergedistill`."
+            }
+            ClientError::NotAllowed { .. } => {
+                "\nUse sudo, or have an administrator add you to the group of the socket (`stat --format %G SOCKET` names it)."
+            }
+            _ => "",
+        };
+        Self::new(code, format!("{error}{advice}"))
     }
 }

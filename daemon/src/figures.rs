@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 /// Rates are taken over this much of the past.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
 
-/// A reading of all counters and gauges, summed over the labels except `stage`.
+/// Labels by whose values figures are known one by one.
+const KEPT_LABELS: [&str; 3] = ["stage", "teacher", "reason"];
+
+/// A reading of all counters and gauges, summed over the labels; and, as `name{value}`, over all but one that is kept.
 #[derive(Clone, Debug)]
 struct Reading {
     at: Instant,
@@ -48,9 +51,21 @@ impl Figures {
         self.read();
     }
 
-    /// Newest value of a metric; `name{stage}` for one of a stage.
+    /// Newest value of a metric; `name{stage}` for one of a stage, a teacher or a reason.
     pub fn value(&self, name: &str) -> f64 {
         self.readings.last().and_then(|reading| reading.values.get(name)).copied().unwrap_or(0.0)
+    }
+
+    /// As [`Self::value`]; `None`: there is no such metric.
+    pub fn find(&self, name: &str) -> Option<f64> {
+        self.readings.last()?.values.get(name).copied()
+    }
+
+    /// Newest value of a metric for each value of the label that is kept.
+    pub fn by_label(&self, name: &str) -> BTreeMap<String, f64> {
+        let Some(last) = self.readings.last() else { return BTreeMap::new() };
+        let of_name = |key: &str| Some(key.strip_prefix(name)?.strip_prefix('{')?.strip_suffix('}')?.to_owned());
+        last.values.iter().filter_map(|(key, value)| Some((of_name(key)?, *value))).collect()
     }
 
     /// Increase per second of a counter over the last seconds.
@@ -64,12 +79,10 @@ impl Figures {
 
 fn add_family(family: &MetricFamily, values: &mut BTreeMap<String, f64>) {
     for metric in family.get_metric() {
-        let stage = metric.get_label().iter().find(|label| label.name() == "stage").map(|label| label.value());
-        let name = match stage {
-            Some(stage) => format!("{}{{{stage}}}", family.name()),
-            None => family.name().to_owned(),
-        };
         let value = metric.get_counter().get_value() + metric.get_gauge().get_value();
-        *values.entry(name).or_default() += value;
+        *values.entry(family.name().to_owned()).or_default() += value;
+        if let Some(label) = metric.get_label().iter().find(|label| KEPT_LABELS.contains(&label.name())) {
+            *values.entry(format!("{}{{{}}}", family.name(), label.value())).or_default() += value;
+        }
     }
 }

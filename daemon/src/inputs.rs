@@ -56,6 +56,7 @@ impl Inputs {
         let corpora = open_corpora(configuration, &mut problems);
         let token = configuration.ops.token_file.as_deref().map(ops::Token::read);
         problems.extend(token.and_then(Result::err).map(Failure::from));
+        problems.extend(configuration.ops.controllers().err().map(Failure::from));
         let exposure = configuration.ops.token_file.as_deref().and_then(ops::Token::exposure);
         exposure.iter().for_each(|exposure| tracing::warn!("{exposure}"));
         let max_sequence_length = limit.unwrap_or(positions);

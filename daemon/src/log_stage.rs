@@ -3,16 +3,20 @@
 //! A disk that is full stops nothing: the stage keeps the group that does not fit and tries again, and what comes before it
 //! backs up in the bounded queues.
 
+use crate::configuration::Configuration;
+use crate::live::Effective;
 use crate::push::Inboxes;
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::log::{HeldBack, Need, Retention};
+use store::pulse::{self, LOOK_INTERVAL, Wait};
 use store::stage::{StageControl, StageMetrics};
 use store::{Entry, LogWriter, SourceCursor, StoreError};
 
-/// Nothing is due: look again after this long.
+/// No retention is due: look again after this long.
 const IDLE: Duration = Duration::from_secs(3600);
 
 /// Without room on the disk: look again after this long.
@@ -24,8 +28,10 @@ const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
 /// What is to be kept of the log.
 #[derive(Debug)]
 pub struct Keeping {
-    /// How much.
-    pub retention: Retention,
+    /// Says how much, and how soon it is durable.
+    pub configuration: Effective,
+    /// Folder of the log of held-out records.
+    pub held_out: PathBuf,
     /// Who needs more than that; `None`: nobody.
     pub need: Option<Need>,
 }
@@ -35,6 +41,7 @@ pub struct Keeping {
 pub struct LogStage {
     log: LogWriter,
     keeping: Keeping,
+    retention: Retention,
     /// Told what is durable, so that they can let go of it.
     inboxes: Arc<Inboxes>,
     /// Newest cursor of each source that reads an inbox, since the last sync.
@@ -57,13 +64,17 @@ impl LogStage {
         control: StageControl,
         metrics: StageMetrics,
     ) -> Self {
-        Self { log, keeping, inboxes, appended: BTreeMap::new(), control, metrics, looked: None, told: None }
+        let retention = retention(&keeping.configuration.get(), keeping.held_out.clone());
+        let appended = BTreeMap::new();
+        Self { log, keeping, retention, inboxes, appended, control, metrics, looked: None, told: None }
     }
 
     /// Appends every group as one block and makes blocks durable in time; seals the log when its input ends.
     pub fn run(mut self, groups: &Receiver<Vec<Entry>>) -> Result<(), StoreError> {
         loop {
-            let due = self.log.sync_due().unwrap_or(IDLE).min(self.retention_due());
+            self.look_up();
+            let due = self.log.sync_due().unwrap_or(IDLE).min(self.retention_due()).min(LOOK_INTERVAL);
+            pulse::waits_for(Wait::Input);
             match groups.recv_timeout(due) {
                 Ok(entries) => {
                     if !self.append(&entries)? {
@@ -103,6 +114,7 @@ impl LogStage {
             }
             // What did fit need not wait.
             self.sync()?;
+            pulse::waits_for(Wait::Room);
             if !self.retain()? && !self.control.wait(ROOM_INTERVAL) {
                 return Ok(false);
             }
@@ -113,6 +125,7 @@ impl LogStage {
         for entry in entries.iter().filter(|entry| self.inboxes.holds(&entry.cursor.source)) {
             self.appended.insert(Arc::clone(&entry.cursor.source), entry.cursor.clone());
         }
+        pulse::beat();
         self.metrics.items_in.inc_by(entries.len() as u64);
         self.metrics.in_flight.add(entries.len() as i64);
         Ok(true)
@@ -126,12 +139,23 @@ impl LogStage {
         self.metrics.items_out.inc_by(written.max(0) as u64);
         self.metrics.in_flight.set(0);
         self.metrics.progressed();
+        pulse::beat();
         Ok(())
+    }
+
+    /// Takes up what was changed: how much is to be kept, and how soon what is appended is durable.
+    fn look_up(&mut self) {
+        let configuration = self.keeping.configuration.get();
+        self.log.set_sync_interval(Duration::from_millis(configuration.store.sync_interval_ms));
+        let wanted = retention(&configuration, self.keeping.held_out.clone());
+        if (wanted.bytes, wanted.age) != (self.retention.bytes, self.retention.age) {
+            (self.retention, self.looked) = (wanted, None);
+        }
     }
 
     /// How long until retention is to be looked at: at once when a segment was sealed.
     fn retention_due(&self) -> Duration {
-        if !self.keeping.retention.is_limited() {
+        if !self.retention.is_limited() {
             return IDLE;
         }
         match self.looked {
@@ -144,11 +168,10 @@ impl LogStage {
 
     /// Removes what is to be removed, and tells what is needed. Returns whether something was removed.
     fn retain(&mut self) -> Result<bool, StoreError> {
-        let Keeping { retention, need } = &self.keeping;
-        if !retention.is_limited() {
+        if !self.retention.is_limited() {
             return Ok(false);
         }
-        let pass = match self.log.retain(retention, need.as_ref()) {
+        let pass = match self.log.retain(&self.retention, self.keeping.need.as_ref()) {
             Err(error) if error.is_no_space() => {
                 tracing::warn!("nothing can be removed from the log: {error}");
                 self.looked = Some((Instant::now(), self.log.segments()));
@@ -169,4 +192,11 @@ impl LogStage {
         self.told = pass.held_back;
         Ok(pass.removed_segments > 0)
     }
+}
+
+fn retention(configuration: &Configuration, held_out: PathBuf) -> Retention {
+    let section = &configuration.store;
+    let hours = Some(section.retain_hours).filter(|hours| *hours > 0.0);
+    let age = hours.map(|hours| Duration::from_secs_f64(3600.0 * hours));
+    Retention { bytes: section.retain_bytes, age, held_out }
 }

@@ -5,13 +5,18 @@
 #![allow(unreachable_pub, reason = "in a binary nothing is reachable from outside; `pub` marks a module's interface")]
 
 mod cli;
+mod color;
 mod commands;
 mod configuration;
 mod console;
 mod demo;
 mod failure;
 mod figures;
+mod history;
 mod inputs;
+mod journal;
+mod kept_configuration;
+mod level;
 mod live;
 mod log_stage;
 mod pipeline;
@@ -25,8 +30,9 @@ mod tables;
 mod threads;
 mod training;
 mod waits;
+mod warnings;
+mod watchdog;
 
-use clap::Parser;
 use clap::error::ErrorKind;
 use cli::{Cli, Command, CorpusCommand};
 use configuration::Configuration;
@@ -35,7 +41,7 @@ use failure::{ExitCode, Failure};
 
 fn main() -> std::process::ExitCode {
     threads::set_defaults();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -46,14 +52,16 @@ fn main() -> std::process::ExitCode {
     match dispatch(&cli) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("mergedistill: {failure}");
+            eprintln!("{}", journal::error_text(&format!("mergedistill: {failure}")));
             (failure.code as u8).into()
         }
     }
 }
 
 fn dispatch(cli: &Cli) -> Result<(), Failure> {
-    let console = Console::start(&cli.log, cli.log_json).map_err(|error| Failure::new(ExitCode::Usage, error))?;
+    cli.color.decide();
+    let console =
+        Console::start(cli.log.as_deref(), cli.log_json).map_err(|error| Failure::new(ExitCode::Usage, error))?;
     match &cli.command {
         Command::Demo(args) => demo::run(args, &console),
         Command::Run(args) => {
@@ -62,12 +70,15 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
             supervisor::run(&configuration, args.until_step, &console).map(|_| ()).map_err(advised)
         }
         Command::Check(args) => commands::check(args),
-        Command::Corpus(CorpusCommand::Remove { state_dir, name }) => live::remove_offline(state_dir, name),
+        Command::Corpus(CorpusCommand::Remove { state_dir, name, json }) => {
+            commands::remove_corpus(state_dir, name, *json)
+        }
         Command::Ctl(args) => commands::ctl(args),
         Command::Log(command) => commands::log(command),
         Command::Vocab(command) => commands::vocab(command),
         Command::Export(args) => commands::export(args),
         Command::Evaluate(args) => commands::evaluate(args),
         Command::Bench(command) => commands::bench(command),
+        Command::Generate(args) => commands::generate(args),
     }
 }

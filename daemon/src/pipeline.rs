@@ -6,7 +6,7 @@
 use crate::configuration::{Configuration, Teacher};
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::{Inputs, LoadedTeacher};
-use crate::live::{Live, Standing};
+use crate::live::{Effective, Live, Standing};
 use crate::log_stage::{Keeping, LogStage};
 use crate::push::Inboxes;
 use crate::state_folder::StateFolder;
@@ -19,7 +19,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use store::log::Retention;
 use store::stage::{StageControl, StageMetrics};
 use store::{Arrivals, Entry, Group, LogOptions, LogReader, LogWriter, SequenceNumber};
 use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions, TeacherWatch};
@@ -80,6 +79,8 @@ pub struct Pipeline {
     pub requests: Option<Sender<Request>>,
     /// Releases beside the trainer; `None`: there is no trainer.
     pub releases: Option<Releases>,
+    /// The configuration, as it takes effect.
+    pub configuration: Effective,
     /// The log.
     pub log: LogReader,
     /// What ingest is doing; `None`: there is no corpus.
@@ -112,8 +113,10 @@ pub type Body = Box<dyn FnOnce() -> Result<Ended, Failure> + Send>;
 
 /// Everything the stages are started with.
 pub struct Setup<'a> {
-    /// The configuration.
+    /// The configuration at this moment.
     pub configuration: &'a Configuration,
+    /// The configuration, for those who look it up again.
+    pub effective: &'a Effective,
     /// Its teachers and corpora.
     pub inputs: &'a Inputs,
     /// The folder that has the history of changes.
@@ -149,7 +152,7 @@ impl Pipeline {
             (log, Some(reading), inboxes)
         };
         let ingest = reading.as_ref().map(|reading| Arc::clone(&reading.status));
-        crate::waits::register(setup.registry, setup.configuration, &controls, &log, &progress, ingest)
+        crate::waits::register(setup.registry, setup.effective, &controls, &log, &progress, ingest)
             .map_err(|error| Failure::new(ExitCode::Software, format!("cannot register a metric: {error}")))?;
         let (events_in, events) = bounded(EVENTS);
         let (requests, releases, inputs) = match &setup.configuration.student {
@@ -163,7 +166,7 @@ impl Pipeline {
         let (ingest, live) = match reading {
             Some(Reading { status, changes }) => {
                 let (state, inboxes) = (Arc::clone(setup.state), Arc::clone(&inboxes));
-                let live = Live::new(changes, state, inboxes, setup.configuration, setup.inputs, inputs)?;
+                let live = Live::new(changes, state, inboxes, setup.effective.clone(), setup.inputs, inputs)?;
                 (Some(status), Some(Arc::new(live)))
             }
             None => (None, None),
@@ -176,6 +179,7 @@ impl Pipeline {
             events,
             requests,
             releases,
+            configuration: setup.effective.clone(),
             log,
             ingest,
             teachers,
@@ -192,7 +196,11 @@ impl Pipeline {
     /// Starts a thread per stage. Returns how many will report their end.
     pub fn start(&mut self) -> Result<usize, Failure> {
         for (stage, body) in std::mem::take(&mut self.bodies) {
-            self.threads.push(spawn(stage, body, self.end.clone())?);
+            let body = move || {
+                let _pulse = store::pulse::enter(stage);
+                body()
+            };
+            self.threads.push(spawn(stage, Box::new(body), self.end.clone())?);
         }
         Ok(self.threads.len())
     }
@@ -219,9 +227,11 @@ pub fn spawn(stage: &'static str, body: Body, end: Sender<StageEnd>) -> Result<J
 fn known_teachers(setup: &Setup<'_>) -> Vec<KnownTeacher> {
     let labels = |index| setup.runners.iter().any(|runner| usize::from(runner.index()) == index);
     let teachers = setup.inputs.teachers.iter().enumerate();
-    let known = teachers.map(|(index, teacher)| KnownTeacher {
-        section: teacher.section.clone(),
-        watch: labels(index).then(|| TeacherWatch::new(teacher.section.stall_options())),
+    let known = teachers.map(|(index, teacher)| {
+        // When it stalls may have changed since it was opened.
+        let now = setup.configuration.teacher.iter().find(|section| section.name == teacher.section.name);
+        let stalls = now.unwrap_or(&teacher.section).stall_options();
+        KnownTeacher { section: teacher.section.clone(), watch: labels(index).then(|| TeacherWatch::new(stalls)) }
     });
     known.collect()
 }
@@ -265,7 +275,7 @@ fn open_labelling(
     let (complete_in, complete) = bounded::<Vec<Entry>>(1);
 
     let control = controls.ingest.clone();
-    let within_backlog = backlog_gate(configuration, reader.clone(), progress, Arc::clone(&reading.status));
+    let within_backlog = backlog_gate(setup.effective.clone(), reader.clone(), progress, Arc::clone(&reading.status));
     let durable = reader.clone();
     let gate = move |group: &Group| {
         durable_end.store(durable.durable().end().0, Ordering::Relaxed);
@@ -362,18 +372,12 @@ fn open_writer(setup: &Setup<'_>) -> Result<LogWriter, Failure> {
 /// What is to be kept of the log. Without a trainer nobody needs more, unless one was at work in this state folder before.
 fn keeping(setup: &Setup<'_>, log: &LogReader, progress: &Arc<TrainerProgress>) -> Result<Keeping, Failure> {
     let Setup { configuration, .. } = setup;
-    let (section, state_dir) = (&configuration.store, &configuration.run.state_dir);
-    let hours = Some(section.retain_hours).filter(|hours| *hours > 0.0);
-    let retention = Retention {
-        bytes: section.retain_bytes,
-        age: hours.map(|hours| Duration::from_secs_f64(3600.0 * hours)),
-        held_out: trainer::held_out_path(state_dir),
-    };
+    let state_dir = &configuration.run.state_dir;
     let need = match &configuration.student {
         Some(_) => Some(progress.need.clone()),
         None => trainer::need_of_state(state_dir, log)?,
     };
-    Ok(Keeping { retention, need })
+    Ok(Keeping { configuration: setup.effective.clone(), held_out: trainer::held_out_path(state_dir), need })
 }
 
 fn open_reader(setup: &Setup<'_>) -> Result<LogReader, Failure> {
@@ -447,6 +451,7 @@ fn overrides(configuration: &Configuration) -> Result<Overrides, Failure> {
         shares: standing.shares.into_iter().map(|(language, share)| (language.into(), share)).collect(),
         paused: standing.paused.into_iter().map(Into::into).collect(),
         paused_teachers: standing.paused_teachers.into_iter().map(Into::into).collect(),
+        ..Overrides::default()
     })
 }
 
@@ -462,20 +467,21 @@ pub fn load_runners(configuration: &Configuration, teachers: &[LoadedTeacher]) -
 /// Loads the weights of the teacher at `index` of the table.
 pub fn load_runner(configuration: &Configuration, index: u16, teacher: &LoadedTeacher) -> Result<Arc<Runner>, Failure> {
     let options = RunnerOptions { name: teacher.section.name.clone(), index, top_k: configuration.store.top_k };
-    Ok(Arc::new(Runner::load(&teacher.section.path, &teacher.tokenizer, options)?))
+    let runner = Runner::load(&teacher.section.path, &teacher.tokenizer, options)?;
+    store::pulse::beat();
+    Ok(Arc::new(runner))
 }
 
 /// Backpressure: ingestion goes on while the log holds less than the limit that the trainer (or the release that outlives it)
 /// still needs, or while that waits for a language that is drawn, or of which the group has something. Without a trainer there is no
 /// limit.
 fn backlog_gate(
-    configuration: &Configuration,
+    configuration: Effective,
     log: LogReader,
     progress: &Arc<TrainerProgress>,
     ingest: Arc<IngestStatus>,
 ) -> impl Fn(&Group) -> bool + Send + use<> {
-    let limit_bytes = configuration.store.max_backlog_bytes;
-    let limited = configuration.student.is_some();
+    let limited = configuration.get().student.is_some();
     let progress = Arc::clone(progress);
     move |group| {
         let comes = |language: &str| {
@@ -483,7 +489,9 @@ fn backlog_gate(
             has_some || ingest.standstill(language).is_none()
         };
         match progress.backlog_from(&comes) {
-            Some(from) if limited => log.bytes_between(from, log.durable().end()) < limit_bytes,
+            Some(from) if limited => {
+                log.bytes_between(from, log.durable().end()) < configuration.get().store.max_backlog_bytes
+            }
             _ => true,
         }
     }

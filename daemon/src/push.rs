@@ -12,6 +12,7 @@ use prometheus::Registry;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 use store::stage::StageControl;
@@ -46,7 +47,8 @@ struct Opening {
     metrics: InboxMetrics,
     /// Folder of all inboxes.
     folder: PathBuf,
-    spooled_bytes: u64,
+    /// Bytes of an inbox that the log may not hold yet.
+    limit_bytes: AtomicU64,
     /// Languages of the teachers.
     languages: RwLock<Vec<String>>,
 }
@@ -76,7 +78,7 @@ impl Inboxes {
         let opening = Opening {
             metrics,
             folder: configuration.run.state_dir.join("inbox"),
-            spooled_bytes: configuration.queue.inbox_bytes,
+            limit_bytes: configuration.queue.inbox_bytes.into(),
             languages: RwLock::new(inputs.languages().map(str::to_owned).collect()),
         };
         let mut inboxes = Self {
@@ -121,7 +123,7 @@ impl Inboxes {
         // What the log's thread says from now on is for the inbox that is opened here.
         sources.iter().for_each(|source| drop(write(&self.open).by_source.remove(source)));
         let mut options = InboxOptions::new(sources.clone(), corpus.format.clone());
-        options.spooled_bytes = opening.spooled_bytes;
+        options.spooled_bytes = opening.limit_bytes.load(Ordering::Relaxed);
         if corpus.language == Language::Field {
             options.languages = taught.iter().cloned().collect();
         }
@@ -160,6 +162,13 @@ impl Inboxes {
         let (inbox, _) = self.open_inbox(&retry_corpus())?;
         *write(retry) = Retry::new(quarantine.clone(), &inputs.corpora, inbox);
         Ok(())
+    }
+
+    /// From now on an inbox may have so many bytes that the log does not hold, and the notes of the quarantine take so many.
+    pub fn set_limits(&self, inbox_bytes: u64, quarantine_bytes: u64) {
+        self.opening.iter().for_each(|opening| opening.limit_bytes.store(inbox_bytes, Ordering::Relaxed));
+        read(&self.open).by_corpus.values().for_each(|inbox| inbox.set_limit(inbox_bytes));
+        self.quarantine.iter().for_each(|quarantine| quarantine.set_limit(quarantine_bytes));
     }
 
     /// For documents that cannot be used; `None`: there are no inboxes in this run.

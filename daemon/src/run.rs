@@ -3,7 +3,8 @@
 use crate::configuration::Configuration;
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::Inputs;
-use crate::live::{Addition, MadeChange};
+use crate::kept_configuration;
+use crate::live::{Addition, Effective, MadeChange};
 use crate::pipeline::{Pipeline, Setup};
 use crate::push::Inboxes;
 use crate::state_folder::StateFolder;
@@ -19,8 +20,7 @@ use teacher::Runner;
 
 /// A run: what its pipelines are opened with.
 pub struct Run {
-    /// The configuration, as it takes effect.
-    pub configuration: Configuration,
+    configuration: Effective,
     inputs: Inputs,
     runners: Vec<Arc<Runner>>,
     state: Arc<StateFolder>,
@@ -43,23 +43,36 @@ impl Run {
         } else {
             state.check_identity(&inputs.identity(&configuration))?;
         }
-        Ok(Self { configuration, inputs, runners, state, until_step })
+        kept_configuration::keep(&configuration);
+        Ok(Self { configuration: Effective::new(configuration), inputs, runners, state, until_step })
+    }
+
+    /// The configuration, as it takes effect.
+    pub fn configuration(&self) -> &Effective {
+        &self.configuration
+    }
+
+    /// The folder that has the history of changes.
+    pub fn state(&self) -> &Arc<StateFolder> {
+        &self.state
     }
 
     /// Opens the stages; `inboxes` are those of the stages before.
     pub fn pipeline(&self, metrics: &Metrics, inboxes: Option<Arc<Inboxes>>) -> Result<Pipeline, Failure> {
         let stage_registry = metrics.stages.renew();
+        let configuration = self.configuration.get();
         let setup = Setup {
-            configuration: &self.configuration,
+            configuration: &configuration,
+            effective: &self.configuration,
             inputs: &self.inputs,
             state: &self.state,
             runners: self.runners.clone(),
             registry: &stage_registry,
             inbox_registry: &metrics.all,
             inboxes,
-            pools: Pools::open(self.configuration.threads)?,
+            pools: Pools::open(configuration.threads)?,
             until_step: self.until_step,
-            required: trainer::required_position(&self.configuration.run.state_dir)?,
+            required: trainer::required_position(&configuration.run.state_dir)?,
         };
         Pipeline::open(setup)
     }
@@ -72,12 +85,17 @@ impl Run {
         inboxes: &Arc<Inboxes>,
         status: &Status,
     ) -> Result<Pipeline, Failure> {
-        let Addition { configuration, inputs, runner, change, .. } = addition;
+        let Addition { teacher, inputs, runner, change, .. } = addition;
         let failed = |failure: &Failure| CommandError { status: 500, code: "failed", message: failure.message.clone() };
-        let from_sequence = store::LogReader::open(&self.configuration.store.path)?.durable().end().0;
-        let noted = self.state.note_teacher(from_sequence, change, &inputs.identity(configuration));
+        let from_sequence = store::LogReader::open(&self.configuration.get().store.path)?.durable().end().0;
+        let wrong = |message| Failure::new(ExitCode::Configuration, message);
+        let noted = self.configuration.get().with_teacher(teacher).map_err(wrong).and_then(|configuration| {
+            self.state.note_teacher(from_sequence, change, &inputs.identity(&configuration))?;
+            self.configuration.change(|now| now.with_teacher(teacher).map_err(wrong))
+        });
         if noted.is_ok() {
-            (self.configuration, self.inputs) = (configuration.clone(), inputs.clone());
+            self.inputs = inputs.clone();
+            kept_configuration::keep(&self.configuration.get());
             self.runners.extend(runner.clone());
         }
         let pipeline = self.pipeline(metrics, Some(Arc::clone(inboxes)));

@@ -99,6 +99,11 @@ impl StateFolder {
         self.rewrite(|file| file.history.push(HistoryEntry::of_change(from_sequence, change)))
     }
 
+    /// Durably notes that something happened.
+    pub fn note_event(&self, event: &str) -> Result<(), Failure> {
+        self.rewrite(|file| file.history.push(HistoryEntry::now(event.to_owned())))
+    }
+
     /// Durably notes a change that applies from entry `from_sequence` on, and by which the run becomes one of `identity`.
     pub fn note_teacher(&self, from_sequence: u64, change: &Change, identity: &Identity) -> Result<(), Failure> {
         self.rewrite(|file| {
@@ -173,7 +178,7 @@ impl RunFile {
 }
 
 /// Replaces the file at `path` as one atomic, durable change.
-fn write_durably(path: &Path, content: &[u8]) -> std::io::Result<()> {
+pub fn write_durably(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("tmp");
     let mut file = File::create(&temporary)?;
     file.write_all(content)?;

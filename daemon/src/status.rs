@@ -1,25 +1,26 @@
 //! What the daemon tells about itself, and the commands it takes: `ops` serves both.
 
+mod carrying_out;
+
 use crate::figures::Figures;
-use crate::live::{Addition, Live};
+use crate::history::History;
+use crate::live::{Addition, Effective, Live, Reach, Reload};
 use crate::pipeline::{Controls, KnownTeacher, Pipeline};
 use crate::push::Inboxes;
-use crossbeam::channel::{Sender, bounded};
+use crate::watchdog::Watch;
+use crossbeam::channel::Sender;
 use ingest::quarantine::Which;
-use ops::{Command, CommandError, Push, PushTarget, Stage};
+use ops::{Command, CommandError, Push, PushTarget, Question, Revision};
 use prometheus::Registry;
 use serde_json::{Value, json};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::{Instant, UNIX_EPOCH};
+use store::pulse::Wait;
 use store::stage::StageControl;
 use store::{Arrivals, LogReader};
 use teacher::{Activity, TeacherWatch};
-use trainer::{Event, ReleaseError, ReleaseStatus, Releases, Request, TrainerError};
-
-/// A checkpoint or an export is answered within this time, or the client is told to look later.
-const REQUEST_LIMIT: Duration = Duration::from_secs(120);
+use trainer::{Event, Releases, Request};
 
 /// Shared between supervisor and HTTP server.
 pub struct Status {
@@ -27,17 +28,24 @@ pub struct Status {
     stages: RwLock<Arc<Stages>>,
     shutdown: Sender<()>,
     additions: Sender<Addition>,
+    reload: Reload,
+    history: History,
     stopping: AtomicBool,
     /// Whether the stages are just being opened anew.
     renewing: AtomicBool,
     started: Instant,
     steps: Option<u64>,
     seen: Mutex<Seen>,
+    /// Which stages are stuck.
+    watch: OnceLock<Watch>,
+    /// Grows when something changes otherwise than by a command over HTTP.
+    revision: OnceLock<Revision>,
 }
 
 /// What is asked and told of a pipeline.
 struct Stages {
     controls: Controls,
+    configuration: Effective,
     log: LogReader,
     ingest: Option<Arc<ingest::IngestStatus>>,
     requests: Option<Sender<Request>>,
@@ -58,18 +66,22 @@ struct Seen {
 }
 
 impl Status {
-    /// The status of `pipeline`; a shutdown command is sent to `shutdown`, a teacher that is to be added to `additions`.
+    /// The status of `pipeline`, whose course goes to `history`; a shutdown command is sent to `shutdown`, a teacher that is to be added to `additions`; `reload` changes settings.
     pub fn new(
         pipeline: &Pipeline,
         registry: Registry,
         steps: Option<u64>,
         shutdown: Sender<()>,
         additions: Sender<Addition>,
+        reload: Reload,
+        history: History,
     ) -> Self {
         Self {
             stages: RwLock::new(Arc::new(Stages::of(pipeline))),
             shutdown,
             additions,
+            reload,
+            history,
             stopping: AtomicBool::new(false),
             renewing: AtomicBool::new(false),
             started: Instant::now(),
@@ -81,11 +93,24 @@ impl Status {
                 waiting_for: None,
                 failure: None,
             }),
+            watch: OnceLock::new(),
+            revision: OnceLock::new(),
         }
+    }
+
+    /// Settings that change otherwise than by a command over HTTP move `revision`, from the first call on.
+    pub fn moves(&self, revision: Revision) {
+        let _ = self.revision.set(revision); // Later ones change nothing.
+    }
+
+    /// Which stages are stuck is asked of `watch`, from the first call on.
+    pub fn is_watched_by(&self, watch: Watch) {
+        let _ = self.watch.set(watch); // Later ones change nothing.
     }
 
     /// Takes note of what the trainer reports. Returns the event's name and data for the live feed.
     pub fn note(&self, event: &Event) -> (&'static str, Value) {
+        self.history.note(event);
         let mut seen = self.seen();
         match event {
             Event::Step(report) => {
@@ -111,6 +136,15 @@ impl Status {
         }
     }
 
+    /// Reads the configuration file again; what came of it goes to the log.
+    pub fn reload_on_signal(&self) {
+        tracing::info!("SIGHUP: reading the configuration again");
+        match ops::Control::command(self, Command::Reload) {
+            Ok(_) => self.revision.get().into_iter().for_each(Revision::grow),
+            Err(error) => tracing::error!(code = error.code, "the configuration stays as it was: {error}"),
+        }
+    }
+
     /// The stages are about to be opened anew: until they are, nothing can be asked of them.
     pub fn set_renewing(&self) {
         self.renewing.store(true, Ordering::Relaxed);
@@ -129,6 +163,8 @@ impl Status {
             live.replace();
         }
         *stages = Arc::new(Stages::of(pipeline));
+        // Whoever asks for the status holds what was seen, and looks at the stages.
+        drop(stages);
         let mut seen = self.seen();
         seen.figures.forget();
         seen.waiting_for = None;
@@ -161,7 +197,8 @@ impl Status {
         Arc::clone(&self.stages.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn state(&self) -> &'static str {
+    /// What the daemon is doing, in a word.
+    pub fn state(&self) -> &'static str {
         let Controls { ingest, teacher, trainer, .. } = &self.stages().controls;
         let stages = [ingest, teacher, trainer];
         match () {
@@ -170,48 +207,6 @@ impl Status {
             () if stages.iter().any(|stage| stage.paused()) => "paused",
             () => "running",
         }
-    }
-
-    fn set_paused(&self, stage: Option<Stage>, paused: bool) -> Value {
-        {
-            // Held until it is done: stages that are opened anew take over what is paused.
-            let stages = self.stages.read().unwrap_or_else(PoisonError::into_inner);
-            let controls = [
-                (Stage::Ingest, &stages.controls.ingest),
-                (Stage::Teacher, &stages.controls.teacher),
-                (Stage::Trainer, &stages.controls.trainer),
-            ];
-            for (_, control) in controls.iter().filter(|(name, _)| stage.is_none_or(|stage| stage == *name)) {
-                control.set_paused(paused);
-            }
-        }
-        json!({"state": self.state()})
-    }
-
-    /// Has a release begun or cancelled. Answers how it is.
-    fn release(
-        &self,
-        ask: impl FnOnce(&Releases) -> Result<ReleaseStatus, ReleaseError>,
-    ) -> Result<Value, CommandError> {
-        let error = |status, code, message| CommandError { status, code, message };
-        let stages = self.stages();
-        let releases = stages.releases.as_ref();
-        let releases = releases.ok_or_else(|| error(409, "no_student", "this run trains no student".to_owned()))?;
-        let release = ask(releases).map_err(|failed| {
-            let message = failed.to_string();
-            match failed {
-                ReleaseError::Running { .. } | ReleaseError::Beginning => error(409, "release_running", message),
-                ReleaseError::NoneRunning => error(409, "no_release", message),
-                ReleaseError::NoSteps => error(400, "invalid_body", message),
-                ReleaseError::TrunkEnded => error(409, "trainer_ended", message),
-                ReleaseError::Branch(_) => error(409, "cannot_branch", message),
-                ReleaseError::NoAnswer | ReleaseError::NotStopped { .. } => error(504, "timeout", message),
-                ReleaseError::EndNotWritten { .. } => error(500, "failed", message),
-                ReleaseError::Trainer(TrainerError::ExportTarget { .. }) => error(400, "invalid_out", message),
-                ReleaseError::Trainer(_) => error(500, "failed", message),
-            }
-        })?;
-        serde_json::to_value(release).map_err(|failed| error(500, "failed", failed.to_string()))
     }
 
     /// What is read, how, and what was changed about that.
@@ -223,32 +218,24 @@ impl Status {
         }
         status
     }
-
-    /// Sends a request to the trainer and waits for its answer.
-    fn ask_trainer(
-        &self,
-        request: impl FnOnce(Sender<Result<PathBuf, String>>) -> Request,
-    ) -> Result<Value, CommandError> {
-        let error = |status, code, message: &str| CommandError { status, code, message: message.to_owned() };
-        let stages = self.stages();
-        let requests =
-            stages.requests.as_ref().ok_or_else(|| error(409, "no_student", "this run trains no student"))?;
-        let (reply, answer) = bounded(1);
-        requests
-            .send_timeout(request(reply), REQUEST_LIMIT)
-            .map_err(|_| error(409, "trainer_ended", "the trainer has ended or is busy; see the status"))?;
-        match answer.recv_timeout(REQUEST_LIMIT) {
-            Ok(Ok(path)) => Ok(json!({"path": path})),
-            Ok(Err(message)) => Err(error(500, "failed", &message)),
-            Err(_) => Err(error(504, "timeout", "no answer from the trainer yet; the request is still queued")),
-        }
-    }
 }
 
 impl Stages {
+    /// Those who are told of other settings.
+    fn reach(&self) -> Reach<'_> {
+        Reach {
+            requests: self.requests.as_ref(),
+            releases: self.releases.as_ref(),
+            live: self.live.as_deref(),
+            teachers: &self.teachers,
+            inboxes: &self.inboxes,
+        }
+    }
+
     fn of(pipeline: &Pipeline) -> Self {
         Self {
             controls: pipeline.controls.clone(),
+            configuration: pipeline.configuration.clone(),
             log: pipeline.log.clone(),
             ingest: pipeline.ingest.clone(),
             requests: pipeline.requests.clone(),
@@ -268,7 +255,7 @@ impl Stages {
     }
 
     /// By name, what each teacher is, and what it is doing.
-    fn teachers(&self) -> Value {
+    fn teachers(&self, figures: &Figures) -> Value {
         let paused = self.live.as_ref().map(|live| live.paused_teachers()).unwrap_or_default();
         let teachers = self.teachers.iter().enumerate().map(|(index, KnownTeacher { section, watch })| {
             let (state, since) = match watch.as_ref().map_or(Activity::Idle, TeacherWatch::activity) {
@@ -285,6 +272,7 @@ impl Stages {
                 "state": state,
                 "since_unix_seconds": since,
                 "dropped_copies": watch.as_ref().map_or(0, TeacherWatch::dropped_copies),
+                "tokens_per_second": figures.rate(&format!("mergedistill_teacher_tokens_total{{{}}}", section.name)),
             });
             (section.name.clone(), status)
         });
@@ -307,11 +295,12 @@ impl ops::Control for Status {
             }
             train["steps"] = json!(self.steps);
         }
-        json!({
+        let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
             "state": self.state(),
             "failure": seen.failure,
+            "stuck": self.watch.get().map(Watch::stuck).unwrap_or_default(),
             "uptime_seconds": self.started.elapsed().as_secs_f64(),
             "stages": {
                 "ingest": {"paused": stages.controls.ingest.paused(), "waiting": lacks_space.then_some("disk space")},
@@ -329,15 +318,31 @@ impl ops::Control for Status {
                 "begin": stages.log.begin(),
                 "bytes": seen.figures.value("mergedistill_log_size_bytes") as u64,
                 "segments": seen.figures.value("mergedistill_log_segments") as u64,
+                "backlog_bytes": seen.figures.find("mergedistill_log_backlog_bytes"),
+                "max_backlog_bytes": seen.figures.find("mergedistill_log_backlog_limit_bytes"),
             },
-            "teachers": stages.teachers(),
+            "retention": self.reload.retention(),
+            "memory_bytes": seen.figures.find("process_resident_memory_bytes"),
+            "quarantine": {
+                "reasons": seen.figures.by_label("mergedistill_ingest_quarantined_total"),
+                "bytes": seen.figures.find("mergedistill_ingest_quarantine_bytes"),
+                "dropped": seen.figures.find("mergedistill_ingest_quarantine_dropped_total"),
+            },
+            "teachers": stages.teachers(&seen.figures),
             "corpora": Self::corpora(&stages),
             "inboxes": stages.inboxes.status(),
             "arrival_to_gradient": stages.arrivals.as_ref().map(Arrivals::delays),
             "train": train,
             "evaluation": seen.evaluation,
             "release": stages.releases.as_ref().and_then(Releases::status),
-        })
+            "warnings": crate::warnings::latest(),
+        });
+        for reading in store::pulse::readings() {
+            if let Some(Value::Object(stage)) = status["stages"].get_mut(reading.stage) {
+                stage.insert("waits_for".to_owned(), json!(reading.waits_for.map(Wait::describe)));
+            }
+        }
+        status
     }
 
     fn ready(&self) -> Result<(), String> {
@@ -349,15 +354,28 @@ impl ops::Control for Status {
     }
 
     fn alive(&self) -> Result<(), String> {
-        self.seen().failure.clone().map_or(Ok(()), Err)
+        // Asked first: what is stuck may hold up all else.
+        let trouble = self.watch.get().and_then(Watch::trouble);
+        trouble.or_else(|| self.seen().failure.clone()).map_or(Ok(()), Err)
     }
 
     fn push(&self, target: &PushTarget) -> Result<Box<dyn Push>, CommandError> {
         self.stages().inboxes.push(target)
     }
 
+    fn answer(&self, question: Question) -> Result<Value, CommandError> {
+        match question {
+            Question::Configuration => self.configuration(),
+            Question::Segments => Ok(self.segments()),
+            Question::History(query) => Ok(self.history.answer(&query)),
+            Question::LogLevel => Ok(self.reload.level()),
+            Question::Retention => Ok(self.reload.retention()),
+        }
+    }
+
     fn command(&self, command: Command) -> Result<Value, CommandError> {
-        let waits = matches!(command, Command::Pause { .. } | Command::Resume { .. } | Command::Shutdown);
+        let waits =
+            matches!(command, Command::Pause { .. } | Command::Resume { .. } | Command::Drain | Command::Shutdown);
         if self.renewing.load(Ordering::Relaxed) && !waits {
             let message = "a teacher is being added, and the stages are opened anew; ask again in a moment".to_owned();
             return Err(CommandError { status: 503, code: "renewing", message });
@@ -367,6 +385,7 @@ impl ops::Control for Status {
         match command {
             Command::Pause { stage } => Ok(self.set_paused(stage, true)),
             Command::Resume { stage } => Ok(self.set_paused(stage, false)),
+            Command::Drain => self.drain(),
             Command::Checkpoint => self.ask_trainer(|reply| Request::Checkpoint { reply }),
             Command::Export { out } => self.ask_trainer(|reply| Request::Export { out, reply }),
             Command::Release { steps, out } => self.release(|releases| releases.begin(steps, out)),
@@ -383,6 +402,11 @@ impl ops::Control for Status {
                 let live =
                     stages.live.as_ref().ok_or_else(|| no_corpus("this run has no corpus, so it labels nothing"));
                 live?.change_teachers(change, &self.additions)
+            }
+            Command::Reload => self.reload.reload(&stages.reach()),
+            Command::SetLogLevel { level } => self.reload.set_level(&level),
+            Command::SetRetention { retain_bytes, retain_hours } => {
+                self.reload.set_retention(retain_bytes, retain_hours)
             }
             Command::Shutdown => {
                 let _ = self.shutdown.try_send(()); // Full: a shutdown is under way.

@@ -2,19 +2,22 @@
 //! stops the pipeline alone, in order, and opens it anew.
 
 use crate::configuration::Configuration;
-use crate::console::Console;
+use crate::console::{self, Console};
 use crate::failure::{ExitCode, Failure};
-use crate::live::Addition;
+use crate::history::History;
+use crate::live::{Addition, Reload};
 use crate::pipeline::{Ended, Pipeline, StageEnd};
 use crate::pumps::Pumps;
 use crate::run::{Metrics, Run};
 use crate::status::Status;
+use crate::watchdog::{Watch, Watchdog};
 use crossbeam::channel::{Receiver, bounded, select, tick};
-use ops::{CommandError, EventHub, OpsOptions, Server, Token};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use ops::{Activated, CommandError, EventHub, Limits, OpsOptions, Server, Token};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use store::pulse::{self, Wait};
 use trainer::{EvaluationReport, Event, Outcome};
 
 /// Signals within this time are one.
@@ -35,20 +38,37 @@ pub struct Summary {
 
 /// Runs until the work is done, a signal or a command asks for a stop, or a stage fails.
 pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Console) -> Result<Summary, Failure> {
-    let run = Run::open(configuration, until_step)?;
+    let activated = Activated::take()?; // While there is no other thread.
     let metrics = Metrics::new()?;
+    let _pulse = pulse::enter("supervisor");
+    let wrong = |message| Failure::new(ExitCode::Configuration, message);
+    console.level().configure(&configuration.ops.log).map_err(wrong)?;
+    let watchdog = Watchdog::start(Duration::from_secs(configuration.run.stuck_seconds), &metrics.all)?;
+    let watch = watchdog.watch();
+    watch.says("starting: loading teachers".to_owned());
+    let run = Run::open(configuration, until_step)?;
+    watch.says("starting: opening the log and all that reads it".to_owned());
     let pipeline = run.pipeline(&metrics, None)?;
 
     let (shutdown_in, shutdown) = bounded(1);
     let (additions_in, additions) = bounded(1);
-    let steps = run.configuration.train.steps;
-    let status = Arc::new(Status::new(&pipeline, metrics.all.clone(), steps, shutdown_in, additions_in));
-    let hub = EventHub::default();
-    let ops = &run.configuration.ops;
+    let (effective, state) = (run.configuration().clone(), Arc::clone(run.state()));
+    let reload = Reload::new(effective, state, console.level().clone(), watch.clone(), &metrics.all)?;
+    let configuration = run.configuration().get();
+    let steps = configuration.train.steps;
+    let registry = metrics.all.clone();
+    let (history, _keeper) = History::start(&configuration.run.state_dir, registry.clone())?;
+    let status = Arc::new(Status::new(&pipeline, registry, steps, shutdown_in, additions_in, reload, history));
+    status.is_watched_by(watch.clone());
+    let hub = EventHub::of_this_process();
+    let ops = &configuration.ops;
     let token = ops.token_file.as_deref().map(Token::read).transpose()?;
-    let options = OpsOptions { http: Some(ops.http), socket: Some(ops.socket.clone()), token };
+    let control = ops.controllers()?;
+    let options = OpsOptions { http: Some(ops.http), socket: Some(ops.socket.clone()), token, control };
+    let answers = Arc::clone(&status) as Arc<dyn ops::Control>;
     let server =
-        Server::start(options, metrics.all.clone(), Arc::clone(&status) as Arc<dyn ops::Control>, hub.clone())?;
+        Server::start_activated(activated, options, Limits::default(), metrics.all.clone(), answers, hub.clone())?;
+    status.moves(server.revision());
     if let Some(address) = server.http_address() {
         console.say(&format!("live page: http://{address}"));
     }
@@ -56,14 +76,15 @@ pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Con
     let asked = Asked { signals: watch_signals()?, shutdown, additions };
     let inboxes = Arc::clone(&pipeline.inboxes);
     let pumps = Pumps::start(&inboxes)?;
-    ops::notify::ready();
 
     let supervisor = Supervisor {
         steps,
-        stop_limit: Duration::from_secs(run.configuration.run.stop_limit_seconds),
+        stop_limit: Duration::from_secs(configuration.run.stop_limit_seconds),
         status: &status,
         hub: &hub,
         live: console.live(),
+        watch: &watch,
+        revision: server.revision(),
         failure: None,
         stop_by: None,
         signalled: None,
@@ -71,8 +92,8 @@ pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Con
         summary: Summary::default(),
     };
     let result = supervisor.supervise(run, pipeline, pumps, asked, &metrics);
+    watch.is_stopping(); // By itself, if nobody asked for it.
     inboxes.close();
-    ops::notify::stopping();
     server.stop();
     result
 }
@@ -89,9 +110,11 @@ struct Supervisor<'a> {
     steps: Option<u64>,
     /// How long a stop may take.
     stop_limit: Duration,
-    status: &'a Status,
+    status: &'a Arc<Status>,
     hub: &'a EventHub,
     live: crate::console::Live,
+    watch: &'a Watch,
+    revision: ops::Revision,
     /// The first failure; those that follow from it are only logged.
     failure: Option<Failure>,
     /// Set once a stop was asked for: the stages have to end by then.
@@ -114,7 +137,10 @@ impl Supervisor<'_> {
         metrics: &Metrics,
     ) -> Result<Summary, Failure> {
         let inboxes = Arc::clone(&pipeline.inboxes);
-        while let Some(addition) = self.watch(pipeline, &mut pumps, &asked)? {
+        loop {
+            self.watch.teachers_may_take(run.configuration().get().longest_stall());
+            let Some(addition) = self.watch(pipeline, &mut pumps, &asked)? else { break };
+            self.watch.says("adding a teacher: opening the stages anew".to_owned());
             pipeline = run.add(&addition, metrics, &inboxes, self.status)?;
         }
         self.live.clear();
@@ -127,8 +153,10 @@ impl Supervisor<'_> {
     fn watch(&mut self, mut pipeline: Pipeline, pumps: &mut Pumps, asked: &Asked) -> Result<Option<Addition>, Failure> {
         let started = Instant::now();
         let mut stages = Running { count: pipeline.start()?, ingest: pipeline.ingest.is_some() };
+        self.watch.is_ready();
         let ticks = tick(Duration::from_millis(250));
         while stages.count > 0 || (self.renewal.is_none() && pumps.running > 0) {
+            pulse::waits_for(Wait::Input);
             select! {
                 recv(pipeline.events) -> event => if let Ok(event) = event { self.note(event) },
                 recv(pipeline.ends) -> end => if let Ok(end) = end {
@@ -140,17 +168,16 @@ impl Supervisor<'_> {
                     pumps.running -= 1;
                     self.stage_ended(end, &pipeline, pumps);
                 },
-                recv(asked.signals) -> signal => if let Ok(signal) = signal {
+                recv(asked.signals) -> signal => if let Ok(SIGHUP) = signal {
+                    self.reload();
+                } else if let Ok(signal) = signal {
                     self.signalled(signal, &pipeline, pumps)?;
                 },
                 recv(asked.shutdown) -> _ => self.stop(&pipeline, pumps, "asked for by a command"),
                 recv(asked.additions) -> addition => if let Ok(addition) = addition {
                     self.begin_renewal(addition, &pipeline, stages.ingest);
                 },
-                recv(ticks) -> _ => {
-                    let (waiting_for, steps) = (self.status.waiting_for(), self.steps);
-                    self.status.refresh(|figures| self.live.show(figures, steps, waiting_for.as_deref()));
-                }
+                recv(ticks) -> _ => self.show(),
             }
             if self.stop_by.is_some_and(|limit| Instant::now() > limit) {
                 self.live.clear();
@@ -173,6 +200,15 @@ impl Supervisor<'_> {
             }
             None => Ok(None),
         }
+    }
+
+    /// Shows the figures of this moment.
+    fn show(&mut self) {
+        let (waiting_for, steps, state) = (self.status.waiting_for(), self.steps, self.status.state());
+        self.status.refresh(|figures| {
+            self.watch.says(console::status_line(figures, state, steps, waiting_for.as_deref()));
+            self.live.show(figures, steps, waiting_for.as_deref());
+        });
     }
 
     /// Has the stages drain, so that they can be opened anew with one more teacher.
@@ -233,6 +269,27 @@ impl Supervisor<'_> {
         }
     }
 
+    /// Has the configuration read again, beside all else.
+    fn reload(&self) {
+        if self.stop_by.is_some() {
+            return;
+        }
+        ops::notify::reloading();
+        let (status, revision) = (Arc::clone(self.status), self.revision.clone());
+        let reload = move || {
+            status.reload_on_signal();
+            revision.grow();
+            // A stop that has begun meanwhile is not to be taken back.
+            if status.state() != "stopping" {
+                ops::notify::ready();
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("reload".to_owned()).spawn(reload) {
+            tracing::error!(%error, "the configuration cannot be read again: there is no thread for it");
+            ops::notify::ready();
+        }
+    }
+
     /// The first signal asks for a stop, a later one ends the wait for it. Some senders (`timeout`, a terminal's process
     /// group) deliver the same signal twice at once.
     fn signalled(&mut self, signal: i32, pipeline: &Pipeline, pumps: &Pumps) -> Result<(), Failure> {
@@ -247,6 +304,7 @@ impl Supervisor<'_> {
 
     fn stop(&mut self, pipeline: &Pipeline, pumps: &Pumps, why: &str) {
         if self.stop_by.is_none() {
+            self.watch.is_stopping();
             tracing::info!(why, "stopping: draining, making durable, writing a checkpoint");
             self.status.set_stopping(self.failure.as_ref().map(|failure| failure.message.clone()));
             self.stop_by = Some(Instant::now() + self.stop_limit);
@@ -267,10 +325,10 @@ fn stopping() -> CommandError {
     CommandError { status: 503, code: "stopping", message: "the daemon is stopping".to_owned() }
 }
 
-/// Sends SIGTERM and SIGINT to a channel instead of letting them end the process.
+/// Sends SIGTERM, SIGINT and SIGHUP to a channel instead of letting them end the process.
 fn watch_signals() -> Result<Receiver<i32>, Failure> {
     let failed = |error: std::io::Error| Failure::new(ExitCode::Software, format!("cannot watch signals: {error}"));
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(failed)?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
     let (send, receive) = bounded(4);
     let watch = move || {
         for signal in signals.forever() {

@@ -6,8 +6,8 @@ use ingest::CorpusOptions;
 use model::RolePool;
 use std::sync::Arc;
 use trainer::{
-    BestBy, Copies, CopyWeight, EvaluationOptions, Input, KdTarget, LossNorm, Schedule, StudentOptions, TrainOptions,
-    TrainerOptions, TrainerTeacher, Turns, WhenShort,
+    BestBy, Copies, CopyWeight, EvaluationOptions, Input, KdTarget, LossNorm, Schedule, Settings, StudentOptions,
+    TrainOptions, TrainerOptions, TrainerTeacher, Turns, WhenShort,
 };
 
 /// What the trainer is made from; `None`: the configuration has no student.
@@ -39,10 +39,7 @@ pub fn options(
         state_dir: configuration.run.state_dir.clone(),
         student,
         train: train_options(configuration, until_step),
-        evaluation: EvaluationOptions {
-            every_steps: configuration.evaluate.every_steps,
-            max_examples: configuration.evaluate.max_examples,
-        },
+        evaluation: evaluation_options(configuration),
         tensorboard: configuration.ops.tensorboard,
         alpha: configuration.sampling.alpha,
         teachers: teachers.collect(),
@@ -51,6 +48,17 @@ pub fn options(
         turns: Turns::default(),
         trunk: None,
     })
+}
+
+/// What may change while training goes on.
+pub fn settings(configuration: &Configuration) -> (Settings, EvaluationOptions) {
+    let settings = Settings { alpha: configuration.sampling.alpha, train: train_options(configuration, None) };
+    (settings, evaluation_options(configuration))
+}
+
+fn evaluation_options(configuration: &Configuration) -> EvaluationOptions {
+    let section = &configuration.evaluate;
+    EvaluationOptions { every_steps: section.every_steps, max_examples: section.max_examples }
 }
 
 /// What is read of the corpora for training; none: the log is trained from as it is. `languages` are the teachers'.

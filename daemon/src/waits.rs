@@ -3,6 +3,7 @@
 //! They are read off the stages at each scrape, so no stage has to keep them.
 
 use crate::configuration::Configuration;
+use crate::live::Effective;
 use crate::pipeline::Controls;
 use ingest::IngestStatus;
 use prometheus::core::{Collector, Desc};
@@ -15,7 +16,7 @@ use trainer::TrainerProgress;
 /// Registers the metrics of a pipeline. Those that need a trainer are not there without one.
 pub fn register(
     registry: &Registry,
-    configuration: &Configuration,
+    configuration: &Effective,
     controls: &Controls,
     log: &LogReader,
     progress: &Arc<TrainerProgress>,
@@ -28,17 +29,16 @@ pub fn register(
         "mergedistill_inbox_limit_bytes",
         "Bytes that the log may not hold yet of an inbox; more is refused.",
     )?;
-    inbox_limit.set(configuration.queue.inbox_bytes.cast_signed());
-    registry.register(Box::new(inbox_limit))?;
-    if configuration.student.is_none() {
+    let limit_of = |gauge, bytes| Box::new(Limit { gauge, bytes, configuration: configuration.clone() });
+    registry.register(limit_of(inbox_limit, |now| now.queue.inbox_bytes))?;
+    if configuration.get().student.is_none() {
         return Ok(());
     }
     let limit = IntGauge::new(
         "mergedistill_log_backlog_limit_bytes",
         "Backlog at which ingestion waits until training has caught up.",
     )?;
-    limit.set(configuration.store.max_backlog_bytes.cast_signed());
-    registry.register(Box::new(limit))?;
+    registry.register(limit_of(limit, |now| now.store.max_backlog_bytes))?;
     registry.register(Box::new(Training {
         backlog: IntGauge::new(
             "mergedistill_log_backlog_bytes",
@@ -49,6 +49,24 @@ pub fn register(
         progress: Arc::clone(progress),
         ingest,
     }))
+}
+
+/// A limit of the configuration, which may change.
+struct Limit {
+    gauge: IntGauge,
+    bytes: fn(&Configuration) -> u64,
+    configuration: Effective,
+}
+
+impl Collector for Limit {
+    fn desc(&self) -> Vec<&Desc> {
+        self.gauge.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.gauge.set((self.bytes)(&self.configuration.get()).cast_signed());
+        self.gauge.collect()
+    }
 }
 
 /// Which stages are paused.

@@ -15,7 +15,9 @@ use crate::{CorpusOptions, IngestError};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use store::{SequenceNumber, SourceCursor};
 
 /// What is to change.
@@ -47,6 +49,8 @@ pub enum Change {
         /// Within (0, 1]; `None`: what follows from its characters.
         share: Option<f64>,
     },
+    /// Gives each language a share ∝ n^alpha.
+    Alpha(f64),
     /// Reads one more corpus.
     Add(OpenedCorpus),
     /// Reads a corpus no more. Its cursors stay in the log; added again, it goes on there.
@@ -118,6 +122,7 @@ struct Inner {
     /// Sequence number of the first entry of this stage.
     start: SequenceNumber,
     known: Arc<Mutex<Known>>,
+    linger_ms: Arc<AtomicU64>,
 }
 
 /// A change, and who waits for it.
@@ -145,6 +150,7 @@ pub(crate) struct Changing {
     /// Names of the teachers.
     teachers: BTreeSet<Arc<str>>,
     known: Arc<Mutex<Known>>,
+    linger_ms: Arc<AtomicU64>,
 }
 
 impl Changes {
@@ -154,15 +160,28 @@ impl Changes {
         cursors: &BTreeMap<Arc<str>, SourceCursor>,
         start: SequenceNumber,
         streams: &[CorpusStream],
+        linger: Duration,
     ) -> (Self, Changing) {
+        let linger_ms = Arc::new(AtomicU64::new(0));
         let (requests_in, requests) = unbounded(); // Who asks waits for the answer.
         let known = Known { in_use: names(streams), cursors: cursors.clone(), removed: BTreeSet::new() };
         let known = Arc::new(Mutex::new(known));
         let languages = opener.teachers().keys().cloned().collect();
         let teachers = opener.teacher_names().collect();
-        let changing = Changing { requests, languages, teachers, known: Arc::clone(&known) };
+        let (to_share, linger_of_stage) = (Arc::clone(&known), Arc::clone(&linger_ms));
+        let changing = Changing { requests, languages, teachers, known: to_share, linger_ms: linger_of_stage };
         let waker = opener.waker();
-        (Self { inner: Arc::new(Inner { requests: requests_in, waker, opener, start, known }) }, changing)
+        let inner = Inner { requests: requests_in, waker, opener, start, known, linger_ms };
+        let changes = Self { inner: Arc::new(inner) };
+        changes.set_linger(linger);
+        (changes, changing)
+    }
+
+    /// From now on a group that is not full is handed on when there is nothing to read and its first entry is this old, to the
+    /// millisecond.
+    pub fn set_linger(&self, linger: Duration) {
+        let linger_ms = u64::try_from(linger.as_millis()).unwrap_or(u64::MAX);
+        self.inner.linger_ms.store(linger_ms, Ordering::Relaxed);
     }
 
     /// Opens a corpus so that it can be added: at its cursors if it was read before. `spool` is its spool if it has one.
@@ -194,6 +213,10 @@ impl Changes {
 }
 
 impl Changing {
+    pub(crate) fn linger(&self) -> Duration {
+        Duration::from_millis(self.linger_ms.load(Ordering::Relaxed))
+    }
+
     /// Leaves out of `overrides` what is about languages and corpora that are not there.
     pub(crate) fn settle(&self, overrides: &mut Overrides) {
         overrides.keep_known(&self.languages, &lock(&self.known).in_use, &self.teachers);
@@ -248,6 +271,7 @@ impl Changing {
             Change::Share { language, share } => {
                 after.set_share(&find(&self.languages, "language", language)?, *share)?;
             }
+            Change::Alpha(alpha) => after.alpha = Some(*alpha),
             Change::Add(opened) => known.check_free(names(&opened.streams).iter())?,
             Change::Remove { corpus, .. } => {
                 let of_corpus = |stream: &&CorpusStream| *stream.source().corpus == **corpus;
@@ -265,7 +289,8 @@ impl Changing {
             | Change::Resume { .. }
             | Change::PauseTeacher { .. }
             | Change::ResumeTeacher { .. }
-            | Change::Share { .. } => {}
+            | Change::Share { .. }
+            | Change::Alpha(_) => {}
         }
         *overrides = after;
         Ok(())

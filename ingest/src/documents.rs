@@ -125,6 +125,7 @@ impl Documents {
                     None => continue,
                 },
             };
+            store::pulse::beat();
             if let Err(problem) = self.feed.verify(&open.part) {
                 let name = Arc::clone(&open.part.name);
                 return Err(self.changed(&name, document.offset_bytes, &problem));

@@ -10,6 +10,7 @@ pub(crate) struct IngestMetrics {
     pub(crate) documents: IntCounterVec,
     pub(crate) examples: IntCounterVec,
     pub(crate) characters: IntCounterVec,
+    pub(crate) bytes: IntCounterVec,
     pub(crate) available: IntGaugeVec,
     pub(crate) tokens: IntCounterVec,
     pub(crate) quarantined: IntCounterVec,
@@ -27,9 +28,9 @@ impl IngestMetrics {
             Opts::new("mergedistill_ingest_available_characters", "Characters that have arrived, read or not.");
         let available = IntGaugeVec::new(available, &["corpus"])?;
         registry.register(Box::new(available.clone()))?;
-        let (dropped, bytes) = quarantine.metrics();
-        registry.register(Box::new(dropped.clone()))?;
-        registry.register(Box::new(bytes.clone()))?;
+        for metric in quarantine.metrics() {
+            registry.register(metric)?;
+        }
         Ok(Self {
             available,
             stage: StageMetrics::register(registry, "ingest")?,
@@ -40,6 +41,7 @@ impl IngestMetrics {
             )?,
             examples: counter("mergedistill_ingest_examples_total", "Examples made.", &["language"])?,
             characters: counter("mergedistill_ingest_characters_total", "Characters in examples.", &["corpus"])?,
+            bytes: counter("mergedistill_ingest_bytes_total", "Bytes of text in examples.", &["corpus"])?,
             tokens: counter(
                 "mergedistill_ingest_tokens_total",
                 "Tokens in copies, [CLS] and [SEP] included.",

@@ -4,9 +4,11 @@ use crate::changes::ChangeError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// What is set by hand, beside the configuration.
+/// What is set beside the options that the stage was opened with.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Overrides {
+    /// α; `None`: that of the options.
+    pub alpha: Option<f64>,
     /// Fraction of the draws, by language, as long as it has input; the others divide the rest ∝ n_k^α.
     pub shares: BTreeMap<Arc<str>, f64>,
     /// Names of corpora, or of single sources of them, that are not drawn. What arrives meanwhile is kept.

@@ -104,11 +104,12 @@ impl Sampler {
                 entry.open.push(index);
             }
         }
+        let alpha = overrides.alpha.unwrap_or(self.alpha);
         let mut languages: Vec<LanguageShare> =
             languages.into_values().filter(|language| !language.open.is_empty()).collect();
         let (mut set, mut free) = (0.0, 0.0);
         for language in &mut languages {
-            language.weight = (language.characters as f64).powf(self.alpha);
+            language.weight = (language.characters as f64).powf(alpha);
             match overrides.shares.get(&language.language) {
                 Some(share) => set += share,
                 None => free += language.weight,

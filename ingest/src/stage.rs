@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use store::pulse::{self, Wait};
 use store::stage::StageControl;
 use store::{Arrivals, Entry, Group, MaskedCopy, Payload, Record, SequenceNumber, Skip, SourceCursor, Span};
 
@@ -89,7 +90,6 @@ pub struct Ingest {
     keep_text: bool,
     /// For the time from a document's arrival to its first gradient.
     arrival_times: Option<Arrivals>,
-    linger: Duration,
     durable_end: Arc<AtomicU64>,
     metrics: IngestMetrics,
     status: Arc<IngestStatus>,
@@ -97,6 +97,15 @@ pub struct Ingest {
     changing: Changing,
     overrides: Overrides,
     arrivals: Receiver<()>,
+}
+
+/// Says at its end that ingestion rests.
+struct Resting(Arc<IngestStatus>);
+
+impl Drop for Resting {
+    fn drop(&mut self) {
+        self.0.at_rest.store(true, Ordering::Release);
+    }
 }
 
 /// What filling a group came to.
@@ -132,11 +141,11 @@ impl Ingest {
             streams.extend(opener.open(corpus, options.spools.get(&corpus.name), cursors, next)?);
         }
         let teachers = opener.teachers().clone();
-        let (changes, changing) = Changes::new(opener, cursors, next, &streams);
+        let (changes, changing) = Changes::new(opener, cursors, next, &streams, options.linger);
         let mut overrides = options.overrides.clone();
         changing.settle(&mut overrides);
         let mut ingest = Self {
-            status: Arc::new(IngestStatus::new()),
+            status: Arc::new(IngestStatus::new(next)),
             supplies: Vec::new(),
             statuses: Vec::new(),
             streams,
@@ -151,7 +160,6 @@ impl Ingest {
             batch_tokens: options.batch_tokens,
             keep_text: options.keep_text,
             arrival_times: options.arrivals,
-            linger: options.linger,
             durable_end: options.durable_end,
             metrics: IngestMetrics::register(registry, &options.quarantine)?,
             changes,
@@ -199,11 +207,13 @@ impl Ingest {
         gate: &dyn Fn(&Group) -> bool,
         out: Sender<Group>,
     ) -> Result<(), IngestError> {
-        while self.proceed(Some(control))? {
+        let _at_rest_when_it_ends = Resting(self.status());
+        while self.proceed(Some(control), false)? {
             let Filled::Group(group) = self.fill_group(Some(control))? else { break };
             let entries = group.entries.len();
             self.metrics.stage.in_flight.set(entries as i64);
-            while !gate(&group) {
+            while !gate(&group) && !self.drains(Some(control)) {
+                pulse::waits_for(Wait::Backlog);
                 if !control.wait(POLL_INTERVAL) {
                     return Ok(());
                 }
@@ -219,21 +229,34 @@ impl Ingest {
         Ok(())
     }
 
-    /// Waits while the stage is paused; what is asked for meanwhile is done. Returns `false` if it is to stop.
-    fn proceed(&mut self, control: Option<&StageControl>) -> Result<bool, IngestError> {
+    /// Waits while the stage is paused; what is asked for meanwhile is done. With something `in_hand` it does not wait if the pause
+    /// drains. Returns `false` if it is to stop.
+    fn proceed(&mut self, control: Option<&StageControl>, in_hand: bool) -> Result<bool, IngestError> {
         let Some(control) = control else { return Ok(true) };
-        while control.paused() && control.wait(POLL_INTERVAL) {
+        while control.paused() && !(in_hand && self.status.draining()) && control.wait(POLL_INTERVAL) {
+            self.status.at_rest.store(!in_hand, Ordering::Release);
+            pulse::waits_for(Wait::Pause);
             self.look()?;
         }
+        self.status.at_rest.store(false, Ordering::Relaxed);
         Ok(!control.stopping())
+    }
+
+    /// Whether what was read is to be handed on as it is.
+    fn drains(&self, control: Option<&StageControl>) -> bool {
+        self.status.draining() && control.is_some_and(StageControl::paused)
     }
 
     fn fill_group(&mut self, control: Option<&StageControl>) -> Result<Filled, IngestError> {
         let mut group = GroupBuilder::new(self.group_tokens);
         let mut first_entry: Option<Instant> = None;
         while !group.is_full() {
-            if !self.proceed(control)? {
+            let in_hand = first_entry.is_some();
+            if !self.proceed(control, in_hand)? {
                 return Ok(Filled::Stopped);
+            }
+            if in_hand && self.drains(control) {
+                break;
             }
             self.look()?;
             if let Some(index) = self.sampler.draw(self.next, &self.candidates(), &self.overrides) {
@@ -241,18 +264,21 @@ impl Ingest {
                 group.push(entry);
                 first_entry.get_or_insert_with(Instant::now);
                 self.next = self.next.next();
+                self.status.next.store(self.next.0, Ordering::Relaxed);
                 self.metrics.stage.items_in.inc();
                 self.metrics.stage.progressed();
+                pulse::beat();
                 continue;
             }
             if self.has_ended() {
                 break;
             }
-            let left = first_entry.map(|first| self.linger.saturating_sub(first.elapsed()));
+            let left = first_entry.map(|first| self.changing.linger().saturating_sub(first.elapsed()));
             if left == Some(Duration::ZERO) {
                 break;
             }
             if !self.supplies.contains(&Supply::Searching) {
+                pulse::waits_for(Wait::Input);
                 let _ = self.arrivals.recv_timeout(left.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL));
             }
         }
@@ -273,6 +299,7 @@ impl Ingest {
             if !self.status.lacks_space.swap(true, Ordering::Relaxed) {
                 tracing::warn!("no space is left on the disk for the hashes of documents; ingestion waits");
             }
+            pulse::waits_for(Wait::Room);
             if !control.is_some_and(|control| control.wait(POLL_INTERVAL)) {
                 return Ok(false);
             }
@@ -308,10 +335,17 @@ impl Ingest {
         self.status.set_corpora(self.statuses.clone());
         self.supplies = vec![Supply::Dry; self.streams.len()];
         self.status.overrides_since.store(self.next.0, Ordering::Relaxed);
-        let Overrides { shares, paused, paused_teachers } = &self.overrides;
+        let Overrides { alpha, shares, paused, paused_teachers } = &self.overrides;
         if self.overrides != Overrides::default() {
             let sequence = self.next.0;
-            tracing::info!(sequence, ?shares, ?paused, ?paused_teachers, "these overrides hold for what is read");
+            tracing::info!(
+                sequence,
+                ?alpha,
+                ?shares,
+                ?paused,
+                ?paused_teachers,
+                "these overrides hold for what is read"
+            );
         }
     }
 
@@ -383,6 +417,8 @@ impl Ingest {
                     status.characters_consumed.fetch_add(characters, Ordering::Relaxed);
                     self.metrics.examples.with_label_values(&[&cursor.language]).inc();
                     self.metrics.characters.with_label_values(&[&cursor.source]).inc_by(characters);
+                    let bytes = example.span.end.saturating_sub(example.span.first);
+                    self.metrics.bytes.with_label_values(&[&cursor.source]).inc_by(bytes);
                     let (source, language) = (Arc::clone(&cursor.source), Arc::clone(&cursor.language));
                     let (span, round) = (example.span, cursor.round);
                     let text = self.keep_text.then(|| example.text.into());
@@ -475,6 +511,7 @@ impl Ingest {
                 Err(SendTimeoutError::Timeout(group)) => group,
                 Err(SendTimeoutError::Disconnected(_)) => return Ok(false),
             };
+            pulse::waits_for(Wait::Output);
             if control.stopping() {
                 return Ok(false);
             }

@@ -6,6 +6,7 @@ use crate::stream::CorpusStream;
 use serde::{Serialize, Serializer};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use store::SequenceNumber;
 
 /// The state of ingestion. Counts begin when the process starts.
 #[derive(Debug, Serialize)]
@@ -22,6 +23,14 @@ pub struct IngestStatus {
     /// Whether the disk has no room for what a restart has to know.
     #[serde(skip)]
     pub(crate) lacks_space: AtomicBool,
+    /// Sequence number of the next entry.
+    #[serde(skip)]
+    pub(crate) next: AtomicU64,
+    /// Whether all that was read is handed on, and nothing more is read until a pause ends.
+    #[serde(skip)]
+    pub(crate) at_rest: AtomicBool,
+    #[serde(skip)]
+    draining: AtomicBool,
 }
 
 /// The state of one corpus, or of one language of it.
@@ -109,9 +118,32 @@ impl CorpusStatus {
 }
 
 impl IngestStatus {
-    pub(crate) fn new() -> Self {
-        let (corpora, languages) = (RwLock::default(), Mutex::default());
-        Self { corpora, languages, overrides_since: 0.into(), lacks_space: false.into() }
+    pub(crate) fn new(next: SequenceNumber) -> Self {
+        Self {
+            corpora: RwLock::default(),
+            languages: Mutex::default(),
+            overrides_since: 0.into(),
+            lacks_space: false.into(),
+            next: next.0.into(),
+            at_rest: false.into(),
+            draining: false.into(),
+        }
+    }
+
+    /// Whether a pause drains: what was read by then is handed on, though its group is not full or the log holds more than the
+    /// backlog.
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Relaxed);
+    }
+
+    pub(crate) fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether ingestion rests, and the log, which holds the entries before `durable_end`, has all that was read.
+    #[must_use]
+    pub fn is_drained(&self, durable_end: SequenceNumber) -> bool {
+        self.at_rest.load(Ordering::Acquire) && self.next.load(Ordering::Relaxed) == durable_end.0
     }
 
     /// Whether ingestion waits for room on the disk.

@@ -25,7 +25,7 @@ fn values(count: usize, seed: u64) -> Vec<f32> {
 }
 
 fn mask(site: Site) -> Option<Mask> {
-    Mask::new(Some(Dropout { stream: Philox::new(1, "dropout", &[]), step: 1 }), site, 0.1)
+    Mask::new(Some(Dropout { stream: Philox::new(1, "dropout", &[]), step: 1, first_row: 0 }), site, 0.1)
 }
 
 const ROWS: usize = 256;

@@ -27,6 +27,8 @@ pub struct Dropout {
     pub stream: Philox,
     /// Whatever makes the masks differ from batch to batch.
     pub step: u64,
+    /// Number of the batch's first row: where it lies in a larger batch whose masks it is to have; otherwise 0.
+    pub first_row: u32,
 }
 
 impl Bert {

@@ -59,7 +59,7 @@ fn batch() -> PackedBatch {
 }
 
 fn dropout() -> Option<Dropout> {
-    Some(Dropout { stream: Philox::new(3, "dropout", &[]), step: 12 })
+    Some(Dropout { stream: Philox::new(3, "dropout", &[]), step: 12, first_row: 0 })
 }
 
 /// Parameters all away from 0 and 1.

@@ -164,7 +164,7 @@ pub fn encoded(name: &str) -> String {
     })
 }
 
-fn request(method: &str, path: &str, body: Option<Value>) -> Result<Request<Full<Bytes>>, ClientError> {
+pub(crate) fn request(method: &str, path: &str, body: Option<Value>) -> Result<Request<Full<Bytes>>, ClientError> {
     let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
     if body.is_some() {
         request = request.header(header::CONTENT_TYPE, reply::JSON);
@@ -173,7 +173,7 @@ fn request(method: &str, path: &str, body: Option<Value>) -> Result<Request<Full
     request.body(Full::new(body)).map_err(|_| ClientError::Request { method: method.to_owned(), path: path.to_owned() })
 }
 
-async fn send(socket: &Path, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError> {
+pub(crate) async fn send(socket: &Path, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError> {
     if socket.as_os_str().as_bytes().len() > SOCKET_PATH_BYTES {
         let reason = format!("its path is longer than the {SOCKET_PATH_BYTES} bytes a socket's may have");
         let source = io::Error::new(io::ErrorKind::InvalidInput, reason);
@@ -225,6 +225,6 @@ fn unreachable(socket: &Path, source: io::Error) -> ClientError {
 }
 
 /// hyper's errors say the cause in `source`.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

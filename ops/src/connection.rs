@@ -1,8 +1,9 @@
 //! One connection: HTTP/1.1 with every limit set.
 
+use crate::access::Caller;
 use crate::limits::LEAST_HEAD_BYTES;
 use crate::reply::Refusal;
-use crate::routes::{self, Door};
+use crate::routes;
 use crate::server::{Shared, Stop};
 use crate::write_deadline::WriteDeadline;
 use hyper::http::StatusCode;
@@ -15,15 +16,16 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Answers requests until the client leaves, a limit is reached or the server stops.
-pub(crate) async fn serve<S>(stream: S, door: Door, shared: Arc<Shared>, mut stop: Stop)
+pub(crate) async fn serve<S>(stream: S, caller: Caller, shared: Arc<Shared>, mut stop: Stop)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let limits = &shared.limits;
+    let door = caller.door;
     let open = shared.metrics.connections.with_label_values(&[door.name()]);
     open.inc();
     let io = TokioIo::new(WriteDeadline::new(stream, limits.write_timeout));
-    let service = service_fn(|request| async { Ok::<_, Infallible>(routes::answer(&shared, door, request).await) });
+    let service = service_fn(|request| async { Ok::<_, Infallible>(routes::answer(&shared, caller, request).await) });
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())

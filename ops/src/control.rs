@@ -1,5 +1,6 @@
 //! What the daemon lets itself be asked and told.
 
+use crate::HistoryQuery;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt;
@@ -26,11 +27,29 @@ pub trait Control: Send + Sync {
     /// Whether the process does what it should, or has to be restarted; the reason if so.
     fn alive(&self) -> Result<(), String>;
 
+    /// Answers a question other than for the status; the value is the answer's body.
+    fn answer(&self, question: Question) -> Result<Value, CommandError>;
+
     /// Carries out a command; the value is the answer's body.
     fn command(&self, command: Command) -> Result<Value, CommandError>;
 
     /// Opens a batch for documents that a client is about to send. Called on the server's own thread: must not wait.
     fn push(&self, target: &PushTarget) -> Result<Box<dyn Push>, CommandError>;
+}
+
+/// What the daemon can be asked, beside its status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// The configuration as it takes effect, without secrets.
+    Configuration,
+    /// The segments of the log, oldest first.
+    Segments,
+    /// How much is logged.
+    LogLevel,
+    /// What is kept of the log.
+    Retention,
+    /// The course of training, and the rates of the last hours.
+    History(HistoryQuery),
 }
 
 /// Which documents a client is about to send.
@@ -70,7 +89,7 @@ pub trait Push: Send {
 /// Takes what became of a batch.
 pub type PushAnswer = Box<dyn FnOnce(Result<Value, CommandError>) + Send>;
 
-/// What the daemon can be told over the unix socket.
+/// What the daemon can be told.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Suspends a stage at its next safe point; all stages without one.
@@ -83,6 +102,8 @@ pub enum Command {
         /// The stage, or all.
         stage: Option<Stage>,
     },
+    /// Pauses ingest, and waits until all that it has read is labelled and durable.
+    Drain,
     /// Writes a checkpoint now.
     Checkpoint,
     /// Writes the student as a Hugging Face folder.
@@ -110,8 +131,58 @@ pub enum Command {
     ChangeCorpora(CorporaChange),
     /// Changes who labels, from a known entry of the log on.
     ChangeTeachers(TeachersChange),
+    /// Reads the configuration file again, and changes what can change while the daemon runs.
+    Reload,
+    /// Logs so much, until the next reload or restart.
+    SetLogLevel {
+        /// A level, or tracing's filter syntax.
+        level: String,
+    },
+    /// Keeps so much of the log, until the next reload or restart. What is not given stays.
+    SetRetention {
+        /// Segments that nobody needs go while the log is larger; 0: whatever its size.
+        retain_bytes: Option<u64>,
+        /// Segments that nobody needs go when they are older; 0: whatever their age.
+        retain_hours: Option<f64>,
+    },
     /// Drains, makes durable, writes a checkpoint and ends the process.
     Shutdown,
+}
+
+impl Command {
+    /// Its name in lists of operations and in the log.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Pause { .. } => "pause",
+            Self::Resume { .. } => "resume",
+            Self::Drain => "drain",
+            Self::Checkpoint => "checkpoint",
+            Self::Export { .. } => "export",
+            Self::Release { .. } => "release",
+            Self::CancelRelease => "cancel_release",
+            Self::RetryQuarantined { .. } => "retry_quarantined",
+            Self::ChangeCorpora(CorporaChange::Pause { .. }) => "pause_corpus",
+            Self::ChangeCorpora(CorporaChange::Resume { .. }) => "resume_corpus",
+            Self::ChangeCorpora(CorporaChange::Share { share: Some(_), .. }) => "set_share",
+            Self::ChangeCorpora(CorporaChange::Share { share: None, .. }) => "clear_share",
+            Self::ChangeCorpora(CorporaChange::Add { .. }) => "add_corpus",
+            Self::ChangeCorpora(CorporaChange::Remove { .. }) => "remove_corpus",
+            Self::ChangeTeachers(TeachersChange::Pause { .. }) => "pause_teacher",
+            Self::ChangeTeachers(TeachersChange::Resume { .. }) => "resume_teacher",
+            Self::ChangeTeachers(TeachersChange::Add { .. }) => "add_teacher",
+            Self::Reload => "reload",
+            Self::SetLogLevel { .. } => "set_log_level",
+            Self::SetRetention { .. } => "set_retention",
+            Self::Shutdown => "shutdown",
+        }
+    }
+
+    /// Whether it changes what later questions are answered with, so that the revision grows.
+    #[must_use]
+    pub fn changes(&self) -> bool {
+        !matches!(self, Self::Checkpoint | Self::Export { .. } | Self::Shutdown)
+    }
 }
 
 /// A change of what is read while the daemon runs.

@@ -1,23 +1,13 @@
-//! Paths that change what is read: corpora, and the shares of languages.
+//! Commands that change what is read: corpora, and the shares of languages.
 
-use crate::documents::decoded;
+use crate::commands::check_absolute;
 use crate::reply::Refusal;
-use crate::routes::{invalid_body, parse};
+use crate::request::Asked;
 use crate::{Command, CorporaChange};
-use hyper::http::Method;
+use hyper::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
-
-/// One of these paths; names as they stand in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Route<'a> {
-    All,
-    Corpus(&'a str),
-    Pause(&'a str),
-    Resume(&'a str),
-    Share(&'a str),
-}
+use std::path::PathBuf;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,72 +22,36 @@ struct ShareBody {
     share: f64,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NoBody {}
-
-/// The folder that relative paths of a section are relative to.
-pub(crate) fn check_folder(folder: &Path) -> Result<(), Refusal> {
-    if folder.is_absolute() {
-        return Ok(());
-    }
-    Err(invalid_body("`folder` must be an absolute path: the daemon's working directory is not yours"))
+pub(crate) fn add(asked: &Asked) -> Result<Command, Refusal> {
+    let AddBody { corpus, folder } = asked.body()?;
+    check_absolute("folder", &folder)?;
+    Ok(Command::ChangeCorpora(CorporaChange::Add { section: Value::Object(corpus), folder }))
 }
 
-/// The route of a path, and the name under which it is counted.
-pub(crate) fn find(path: &str) -> Option<(&'static str, Route<'_>)> {
-    if path == "/v1/corpora" {
-        return Some(("/v1/corpora", Route::All));
-    }
-    let named = |name: &str| !name.is_empty() && !name.contains('/');
-    if let Some(language) = path.strip_prefix("/v1/languages/").and_then(|rest| rest.strip_suffix("/share")) {
-        return named(language).then_some(("/v1/languages/{language}/share", Route::Share(language)));
-    }
-    let rest = path.strip_prefix("/v1/corpora/")?;
-    let (name, found) = match rest.split_once('/') {
-        None => (rest, ("/v1/corpora/{name}", Route::Corpus(rest))),
-        Some((name, "pause")) => (name, ("/v1/corpora/{name}/pause", Route::Pause(name))),
-        Some((name, "resume")) => (name, ("/v1/corpora/{name}/resume", Route::Resume(name))),
-        Some(_) => return None,
-    };
-    named(name).then_some(found)
+pub(crate) fn remove(asked: &Asked) -> Result<Command, Refusal> {
+    asked.no_body()?;
+    Ok(Command::ChangeCorpora(CorporaChange::Remove { corpus: asked.name() }))
 }
 
-impl Route<'_> {
-    /// Whether it is a question, which anybody may ask.
-    pub(crate) fn asks(self, method: &Method) -> bool {
-        self == Self::All && (method == Method::GET || method == Method::HEAD)
-    }
+pub(crate) fn pause(asked: &Asked) -> Result<Command, Refusal> {
+    asked.no_body()?;
+    Ok(Command::ChangeCorpora(CorporaChange::Pause { corpus: asked.name() }))
+}
 
-    pub(crate) fn check_method(self, method: &Method) -> Result<(), Refusal> {
-        let (methods, allow): (&[Method], _) = match self {
-            Self::All => (&[Method::POST], "GET, HEAD, POST"),
-            Self::Corpus(_) => (&[Method::DELETE], "DELETE"),
-            Self::Pause(_) | Self::Resume(_) => (&[Method::POST], "POST"),
-            Self::Share(_) => (&[Method::PUT, Method::DELETE], "PUT, DELETE"),
-        };
-        if methods.contains(method) { Ok(()) } else { Err(Refusal::method(allow)) }
-    }
+pub(crate) fn resume(asked: &Asked) -> Result<Command, Refusal> {
+    asked.no_body()?;
+    Ok(Command::ChangeCorpora(CorporaChange::Resume { corpus: asked.name() }))
+}
 
-    pub(crate) fn command(self, method: &Method, body: &[u8]) -> Result<Command, Refusal> {
-        let share = match self {
-            Self::Share(_) if method == Method::PUT => Some(parse::<ShareBody>(body)?.share),
-            Self::All => None,
-            _ => {
-                let NoBody {} = parse(body)?;
-                None
-            }
-        };
-        Ok(Command::ChangeCorpora(match self {
-            Self::All => {
-                let AddBody { corpus, folder } = parse(body)?;
-                check_folder(&folder)?;
-                CorporaChange::Add { section: Value::Object(corpus), folder }
-            }
-            Self::Corpus(name) => CorporaChange::Remove { corpus: decoded(name)? },
-            Self::Pause(name) => CorporaChange::Pause { corpus: decoded(name)? },
-            Self::Resume(name) => CorporaChange::Resume { corpus: decoded(name)? },
-            Self::Share(language) => CorporaChange::Share { language: decoded(language)?, share },
-        }))
+pub(crate) fn set_share(asked: &Asked) -> Result<Command, Refusal> {
+    let ShareBody { share } = asked.body()?;
+    if !(share > 0.0 && share <= 1.0) {
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid_share", "a share is above 0, and at most 1"));
     }
+    Ok(Command::ChangeCorpora(CorporaChange::Share { language: asked.name(), share: Some(share) }))
+}
+
+pub(crate) fn clear_share(asked: &Asked) -> Result<Command, Refusal> {
+    asked.no_body()?;
+    Ok(Command::ChangeCorpora(CorporaChange::Share { language: asked.name(), share: None }))
 }

@@ -25,7 +25,7 @@ const RETRY_SECONDS: [(&str, u32); 3] = [("busy", 1), ("inbox_full", 5), ("no_sp
 /// Takes the documents of a request.
 pub(crate) async fn take(
     shared: &Shared,
-    corpus: &str,
+    corpus: String,
     head: &request::Parts,
     mut body: Incoming,
 ) -> Result<Response<ReplyBody>, Refusal> {
@@ -43,8 +43,8 @@ pub(crate) async fn take(
     Err(outcome)
 }
 
-fn open(shared: &Shared, corpus: &str, headers: &HeaderMap, bytes: u64) -> Result<Box<dyn Push>, Refusal> {
-    let target = PushTarget { corpus: decoded(corpus)?, form: form(headers)?, key: key(headers)? };
+fn open(shared: &Shared, corpus: String, headers: &HeaderMap, bytes: u64) -> Result<Box<dyn Push>, Refusal> {
+    let target = PushTarget { corpus, form: form(headers)?, key: key(headers)? };
     let push = shared.control.push(&target).map_err(refused)?;
     if bytes > shared.limits.push_bytes {
         return Err(too_large(shared));
@@ -179,21 +179,4 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid_key", message));
     }
     Ok(Some(key.to_owned()))
-}
-
-/// A part of a path without its percent encoding.
-pub(crate) fn decoded(part: &str) -> Result<String, Refusal> {
-    let invalid = || Refusal::new(StatusCode::BAD_REQUEST, "invalid_path", "the name in the path is not UTF-8");
-    let mut bytes = Vec::with_capacity(part.len());
-    let mut rest = part.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
-        let (Some(high), Some(low)) = (digit(rest.next()), digit(rest.next())) else { return Err(invalid()) };
-        bytes.push((16 * high + low) as u8);
-    }
-    String::from_utf8(bytes).map_err(|_| invalid())
 }

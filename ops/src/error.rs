@@ -82,6 +82,28 @@ pub enum OpsError {
         /// Longest one.
         most_bytes: usize,
     },
+    /// Who is to be in control is not known.
+    #[error(
+        "[ops] control: `{name}`: {reason}; name users as \"alice\", groups as \"@staff\", both as this machine knows them"
+    )]
+    Controller {
+        /// As it stands in the configuration.
+        name: String,
+        /// Why it names nobody.
+        reason: String,
+    },
+    /// The service manager passed a socket that is none for us.
+    #[error(
+        "socket {number} ({name}) of the service manager: {reason}; correct the ListenStream= lines of its .socket unit"
+    )]
+    Activation {
+        /// Its place among those that were passed.
+        number: usize,
+        /// Its name there.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A metric of this crate could not be registered: the registry already serves another server.
     #[error("cannot register the metrics of the HTTP server: {0}")]
     Metrics(#[from] prometheus::Error),

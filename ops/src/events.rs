@@ -5,16 +5,22 @@ use hyper::body::Bytes;
 use prometheus::{IntCounter, IntGauge};
 use ring_channel::{RingReceiver, RingSender, ring_channel};
 use serde_json::Value;
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Events kept for readers that come back.
+const RECENT: usize = 256;
 
 /// Where stages publish what happens, and from where readers of `/v1/events` get it. Cloning shares it.
 ///
 /// Publishing never waits for a reader. A reader that falls behind loses its oldest events and is told how many:
 /// `event: missed` with `{"missed": n}` comes before the next event it does get. Every event has an `id`, counted
-/// from 0 through the life of the hub.
+/// through the life of the hub. A reader that comes back with the last one it saw (`Last-Event-ID`) gets what it missed
+/// meanwhile, of the latest 256, and is told how many more there were.
 ///
 /// The live page draws `step` (`{step, loss, …}`) and refreshes on `evaluation`; other names are passed on.
 #[derive(Clone, Debug)]
@@ -30,8 +36,14 @@ struct Hub {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Number of the first event of this hub.
+    first: u64,
     /// Number of the next event.
     next: u64,
+    /// The latest events, for readers that come back; none until there was a reader.
+    recent: VecDeque<Event>,
+    /// Whether there ever was a reader.
+    was_read: bool,
     /// Tells subscribers apart.
     next_key: u64,
     closed: bool,
@@ -80,22 +92,39 @@ impl Default for EventHub {
 }
 
 impl EventHub {
-    /// A hub without subscribers.
+    /// A hub without subscribers, whose first event has number 0.
     #[must_use]
     pub fn new() -> Self {
-        Self { hub: Arc::new(Hub { state: Mutex::default(), metrics: EventMetrics::new() }) }
+        Self::numbered_from(0)
     }
 
-    /// Hands an event to every subscriber. Never waits for one; costs next to nothing if there is none.
+    /// A hub whose numbers are greater than those of all processes before: so a reader that comes back after a restart is not taken for
+    /// one that has seen these events. By the clock, with room for a thousand events a millisecond.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self::numbered_from(u64::try_from(since.as_millis()).unwrap_or(0).saturating_mul(1000))
+    }
+
+    fn numbered_from(first: u64) -> Self {
+        let state = State { first, next: first, ..State::default() };
+        Self { hub: Arc::new(Hub { state: Mutex::new(state), metrics: EventMetrics::new() }) }
+    }
+
+    /// Hands an event to every subscriber. Never waits for one; costs next to nothing as long as there was none.
     pub fn publish(&self, name: &str, data: Value) {
         self.hub.metrics.published.inc();
-        if self.hub.skip_if_nobody_listens() {
+        if self.hub.skip_if_never_read() {
             return;
         }
         let fields = encode(name, &data);
         let mut state = self.hub.lock();
         let event = Event { id: state.next, fields };
         state.next += 1;
+        if state.recent.len() >= RECENT {
+            state.recent.pop_front();
+        }
+        state.recent.push_back(event.clone());
         state.subscribers.retain(|subscriber| match subscriber.sender.send(event.clone()) {
             Ok(None) => true,
             Ok(Some(_oldest)) => {
@@ -106,7 +135,13 @@ impl EventHub {
         });
     }
 
-    pub(crate) fn subscribe(&self, most: usize, backlog: NonZeroUsize) -> Result<Subscription, Refused> {
+    /// A place for one more of at most `most` readers, with a ring of `backlog` events. `seen`: the last event that this reader has seen.
+    pub(crate) fn subscribe(
+        &self,
+        most: usize,
+        backlog: NonZeroUsize,
+        seen: Option<u64>,
+    ) -> Result<Subscription, Refused> {
         let mut state = self.hub.lock();
         if state.closed {
             return Err(Refused::Closed);
@@ -117,9 +152,17 @@ impl EventHub {
         let (sender, receiver) = ring_channel(backlog);
         let key = state.next_key;
         state.next_key += 1;
+        state.was_read = true;
+        // A number that is not of this hub says nothing.
+        let seen = seen.filter(|seen| (state.first..state.next).contains(seen));
+        let expected = seen.map_or(state.next, |seen| seen + 1);
+        for event in state.recent.iter().filter(|event| event.id >= expected) {
+            // What is overwritten is counted as missed when it is read.
+            drop(sender.send(event.clone()));
+        }
         state.subscribers.push(Subscriber { key, sender });
         self.hub.metrics.subscribers.inc();
-        Ok(Subscription { hub: Arc::clone(&self.hub), key, receiver, expected: state.next })
+        Ok(Subscription { hub: Arc::clone(&self.hub), key, receiver, expected })
     }
 
     /// Ends every subscription once its reader has what is in its ring, and refuses new ones.
@@ -166,14 +209,13 @@ impl Drop for Subscription {
 }
 
 impl Hub {
-    /// Numbers an event that nobody is there to read. Returns whether that was so.
-    fn skip_if_nobody_listens(&self) -> bool {
+    /// Numbers an event that nobody has ever been there to read. Returns whether that was so.
+    fn skip_if_never_read(&self) -> bool {
         let mut state = self.lock();
-        let nobody = state.subscribers.is_empty();
-        if nobody {
+        if !state.was_read {
             state.next += 1;
         }
-        nobody
+        !state.was_read
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -223,8 +265,8 @@ mod tests {
     fn the_newest_win_and_the_missed_are_counted() {
         let hub = EventHub::new();
         hub.publish("before", json!(null));
-        let mut slow = hub.subscribe(2, backlog(3)).expect("a place");
-        let mut quick = hub.subscribe(2, backlog(3)).expect("a place");
+        let mut slow = hub.subscribe(2, backlog(3), None).expect("a place");
+        let mut quick = hub.subscribe(2, backlog(3), None).expect("a place");
         for n in 1..=5 {
             hub.publish("step", json!({ "step": n }));
             assert_eq!(take(&mut quick), Some((0, n)));
@@ -240,17 +282,37 @@ mod tests {
     #[test]
     fn places_are_bounded_and_given_back() {
         let hub = EventHub::new();
-        let first = hub.subscribe(1, backlog(1)).expect("a place");
-        assert_eq!(hub.subscribe(1, backlog(1)).err(), Some(Refused::TooMany));
+        let first = hub.subscribe(1, backlog(1), None).expect("a place");
+        assert_eq!(hub.subscribe(1, backlog(1), None).err(), Some(Refused::TooMany));
         drop(first);
-        let mut second = hub.subscribe(1, backlog(1)).expect("the place is free again");
+        let mut second = hub.subscribe(1, backlog(1), None).expect("the place is free again");
         hub.publish("last", json!(1));
         hub.close();
         assert_eq!(take(&mut second), Some((0, 0)), "what was published before the end is still read");
         assert!(matches!(second.poll_next(&mut Context::from_waker(Waker::noop())), Poll::Ready(None)));
-        assert_eq!(hub.subscribe(1, backlog(1)).err(), Some(Refused::Closed));
+        assert_eq!(hub.subscribe(1, backlog(1), None).err(), Some(Refused::Closed));
         drop(second);
         assert_eq!(hub.metrics().subscribers.get(), 0);
+    }
+
+    #[test]
+    fn a_reader_that_comes_back_gets_what_it_missed() {
+        let hub = EventHub::numbered_from(1000);
+        drop(hub.subscribe(1, backlog(4), None));
+        for n in 0..RECENT as u64 + 10 {
+            hub.publish("step", json!({ "step": n }));
+        }
+        let next = 1000 + RECENT as u64 + 10;
+        let delivered = |seen| {
+            let mut back = hub.subscribe(1, backlog(4), Some(seen)).expect("a place");
+            std::iter::from_fn(|| take(&mut back)).collect::<Vec<_>>()
+        };
+        assert_eq!(delivered(next - 3), [(0, next - 2), (0, next - 1)]);
+        assert_eq!(delivered(next - 1), [], "it has seen all");
+        assert_eq!(delivered(1001)[0], (next - 4 - 1002, next - 4), "all but the latest four are counted");
+        assert_eq!(delivered(999), [], "of another process");
+        assert_eq!(delivered(next), [], "not ours either");
+        assert!(EventHub::of_this_process().hub.lock().first > 1_600_000_000_000_000);
     }
 
     #[test]

@@ -34,6 +34,9 @@ pub struct Limits {
     pub subscribers: usize,
     /// Events kept for a reader that is behind; beyond that its oldest are dropped, and counted.
     pub event_backlog: NonZeroUsize,
+    /// Between two writes to a reader of events, at least: what happens meanwhile it gets at once. So what readers cost does not grow with
+    /// how much happens.
+    pub event_rest: Duration,
     /// Silence after which a reader of events is sent a comment, so that both sides notice a dead peer.
     pub heartbeat: Duration,
     /// Status and health questions being answered at a time; more wait their turn within `query_timeout`.
@@ -61,6 +64,7 @@ impl Default for Limits {
             connections: 256,
             subscribers: 200,
             event_backlog: NonZeroUsize::MIN.saturating_add(255),
+            event_rest: Duration::from_millis(500),
             heartbeat: Duration::from_secs(15),
             queries: 8,
             commands: 4,

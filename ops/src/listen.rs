@@ -25,15 +25,18 @@ pub(crate) struct SocketFile {
 }
 
 pub(crate) fn tcp(address: SocketAddr) -> Result<TcpListener, OpsError> {
-    if !address.ip().to_canonical().is_loopback() {
-        return Err(OpsError::NotLoopback { address });
-    }
+    check_loopback(address)?;
     let listen = || {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         Ok(listener)
     };
     listen().map_err(|source| OpsError::Http { address, source })
+}
+
+/// Refuses addresses that other machines reach.
+pub(crate) fn check_loopback(address: SocketAddr) -> Result<(), OpsError> {
+    if address.ip().to_canonical().is_loopback() { Ok(()) } else { Err(OpsError::NotLoopback { address }) }
 }
 
 pub(crate) fn unix(path: &Path) -> Result<(UnixListener, SocketFile), OpsError> {

@@ -45,8 +45,11 @@ impl HttpMetrics {
             )?,
         };
         let build_info = IntGauge::with_opts(
-            Opts::new("mergedistill_build_info", "Always 1; the version is the label.")
-                .const_label("version", env!("CARGO_PKG_VERSION")),
+            Opts::new("mergedistill_build_info", "Always 1; what the program was built from, and how, are its labels.")
+                .const_label("version", env!("CARGO_PKG_VERSION"))
+                .const_label("revision", env!("MERGEDISTILL_REVISION"))
+                .const_label("profile", if cfg!(debug_assertions) { "debug" } else { "release" })
+                .const_label("target", format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)),
         )?;
         build_info.set(1);
         let collectors: [Box<dyn Collector>; 9] = [

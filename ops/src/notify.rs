@@ -2,7 +2,11 @@
 //!
 //! Without `NOTIFY_SOCKET` in the environment (not started by systemd, or not with `Type=notify`) nothing happens.
 //! A service manager that cannot be told is no reason to fail: that is logged.
+//!
+//! The crate `sd-notify` would do most of this, but it takes an address in the abstract namespace (`@name`) for a path, and there
+//! are managers that have theirs there.
 
+use rustix::time::{ClockId, clock_gettime};
 use std::env;
 use std::ffi::OsStr;
 use std::io;
@@ -16,9 +20,22 @@ pub fn ready() {
     tell("READY=1");
 }
 
+/// The configuration is being read again; [`ready`] says when that is done, whatever came of it. The time lets a manager that
+/// waits for that (systemd 253 and later, `Type=notify-reload`) tell this reload from the one before.
+pub fn reloading() {
+    let now = clock_gettime(ClockId::Monotonic);
+    let microseconds = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1_000;
+    tell(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
+}
+
 /// The daemon has begun to stop.
 pub fn stopping() {
     tell("STOPPING=1");
+}
+
+/// A start or stop that gets on takes longer: the manager is to wait `more` from now on, if that is later than it would give up.
+pub fn extend_timeout(more: Duration) {
+    tell(&format!("EXTEND_TIMEOUT_USEC={}", more.as_micros()));
 }
 
 /// A sign of life; to be given more often than [`watchdog_interval`].
@@ -75,6 +92,8 @@ mod tests {
         ready();
         status("two\nlines");
         watchdog();
+        extend_timeout(Duration::from_millis(1500));
+        reloading();
         stopping();
     }
 
@@ -95,11 +114,21 @@ mod tests {
                 .env("NOTIFY_SOCKET", &address)
                 .status();
             assert!(status.expect("it runs").success());
-            for expected in ["READY=1", "STATUS=two lines", "WATCHDOG=1", "STOPPING=1"] {
-                let mut buffer = [0; 64];
+            let told = || {
+                let mut buffer = [0; 128];
                 let length = listener.recv(&mut buffer).expect("a message");
-                assert_eq!(&buffer[..length], expected.as_bytes());
-            }
+                String::from_utf8_lossy(&buffer[..length]).into_owned()
+            };
+            let expected = ["READY=1", "STATUS=two lines", "WATCHDOG=1", "EXTEND_TIMEOUT_USEC=1500000"];
+            assert_eq!(expected.map(|_| told()), expected);
+            let reloading = told();
+            let since = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect("the time in the same message");
+            let now = clock_gettime(ClockId::Monotonic).tv_sec;
+            assert!(
+                (now - since.parse::<i64>().expect("microseconds") / 1_000_000).abs() < 60,
+                "{reloading} at {now} s"
+            );
+            assert_eq!(told(), "STOPPING=1");
         }
     }
 

@@ -1,4 +1,4 @@
-//! The live page, and the policy that lets a browser run nothing else.
+//! The live page, joined from the files in `page/`, and the policy that lets a browser run nothing else.
 
 use crate::reply::{self, ReplyBody};
 use hyper::Response;
@@ -6,25 +6,48 @@ use hyper::body::Bytes;
 use hyper::http::{HeaderValue, header};
 use sha2::{Digest, Sha256};
 
-const PAGE: &str = include_str!("page.html");
+/// What the page is made of: its script's files in the order in which they are run.
+const PAGE: &str = include_str!("page/page.html");
+const STYLE: &str = include_str!("page/page.css");
+const SCRIPT: [&str; 9] = [
+    include_str!("page/format.js"),
+    include_str!("page/dom.js"),
+    include_str!("page/chart.js"),
+    include_str!("page/course.js"),
+    include_str!("page/flow.js"),
+    include_str!("page/training.js"),
+    include_str!("page/tables.js"),
+    include_str!("page/control.js"),
+    include_str!("page/live.js"),
+];
 
 /// The page with its Content-Security-Policy.
 pub(crate) struct Page {
+    text: Bytes,
     policy: HeaderValue,
 }
 
 impl Page {
     pub(crate) fn new() -> Self {
-        let policy = HeaderValue::from_str(&policy(PAGE));
+        let text = joined();
+        let policy = HeaderValue::from_str(&policy(&text));
         // Refusing everything would be the safe side, if hashes could ever fail to be ASCII.
-        Self { policy: policy.unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'")) }
+        let policy = policy.unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'"));
+        Self { text: Bytes::from(text), policy }
     }
 
     pub(crate) fn response(&self) -> Response<ReplyBody> {
-        let mut response = reply::content("text/html; charset=utf-8", Bytes::from_static(PAGE.as_bytes()));
+        let mut response = reply::content("text/html; charset=utf-8", self.text.clone());
         response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, self.policy.clone());
         response
     }
+}
+
+/// One document: the page asks for nothing else to be shown.
+fn joined() -> String {
+    let script = SCRIPT.concat();
+    PAGE.replace("<style></style>", &format!("<style>\n{STYLE}</style>"))
+        .replace("<script></script>", &format!("<script>\n\"use strict\";\n{script}</script>"))
 }
 
 /// Allows the page's one script and one style by their hashes, and requests to the server itself.
@@ -76,14 +99,31 @@ mod tests {
 
     #[test]
     fn the_page_is_what_the_policy_allows() {
+        let page = joined();
         for element in ["script", "style"] {
-            assert_eq!(PAGE.matches(&format!("<{element}")).count(), 1, "one {element}, without attributes");
-            assert!(inside(PAGE, element).len() > 100, "{element}");
+            assert_eq!(page.matches(&format!("<{element}")).count(), 1, "one {element}, without attributes");
+            assert_eq!(page.matches(&format!("</{element}")).count(), 1, "nothing in it ends it early");
+            assert!(inside(&page, element).len() > 100, "{element}");
         }
-        assert!(!PAGE.contains(" style="), "style attributes are refused by the policy");
-        let beyond_us = PAGE.matches("//").count() - PAGE.matches("http://www.w3.org/2000/svg").count();
+        assert!(!page.contains(" style="), "style attributes are refused by the policy");
+        let beyond_us = page.matches("//").count() - page.matches("http://www.w3.org/2000/svg").count();
         assert_eq!(beyond_us, 0, "no address of another machine, in any notation");
-        assert!(policy(PAGE).contains(&format!("'sha256-{}'", base64(&Sha256::digest(inside(PAGE, "script"))))));
-        assert!(!Page::new().policy.is_empty());
+        for sink in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
+            assert!(!page.contains(sink), "{sink} would need trusted types");
+        }
+        assert!(policy(&page).contains(&format!("'sha256-{}'", base64(&Sha256::digest(inside(&page, "script"))))));
+        assert!(Page::new().policy.to_str().is_ok_and(|policy| policy.contains("sha256-")));
+    }
+
+    #[test]
+    fn every_identifier_that_the_script_looks_up_is_there_once() {
+        let script = SCRIPT.concat();
+        let looked_up = script.split("$(\"").skip(1).filter_map(|rest| rest.split_once('"')).map(|(id, _)| id);
+        let mut count = 0;
+        for id in looked_up {
+            assert_eq!(PAGE.matches(&format!("id=\"{id}\"")).count(), 1, "{id}");
+            count += 1;
+        }
+        assert!(count > 50, "{count}");
     }
 }

@@ -19,7 +19,7 @@ pub(crate) struct Refusal {
     pub(crate) code: &'static str,
     pub(crate) message: String,
     /// For 405: the methods that would do.
-    pub(crate) allow: Option<&'static str>,
+    pub(crate) allow: Option<String>,
     /// For 503 and 507: when to try again, in seconds.
     pub(crate) retry_after_seconds: Option<u32>,
 }
@@ -33,9 +33,13 @@ impl Refusal {
         Self::new(StatusCode::FORBIDDEN, code, message)
     }
 
-    pub(crate) fn method(allow: &'static str) -> Self {
+    pub(crate) fn method(allow: String) -> Self {
         let message = format!("this path answers to {allow}");
         Self { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message) }
+    }
+
+    pub(crate) fn retry_after(self, seconds: u32) -> Self {
+        Self { retry_after_seconds: Some(seconds), ..self }
     }
 
     pub(crate) fn to_json(&self) -> Value {
@@ -44,8 +48,8 @@ impl Refusal {
 
     pub(crate) fn into_response(self) -> Response<ReplyBody> {
         let mut response = json(self.status, &self.to_json());
-        if let Some(allow) = self.allow {
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+        if let Some(allow) = self.allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {
+            response.headers_mut().insert(header::ALLOW, allow);
         }
         if let Some(seconds) = self.retry_after_seconds {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());

@@ -1,11 +1,14 @@
 //! The server's life: listen, accept, stop.
 
+use crate::access::{Access, Caller, Controllers, Peer};
 use crate::connection;
 use crate::listen::{self, SocketFile};
 use crate::metrics::HttpMetrics;
+use crate::operations::Operations;
 use crate::page::Page;
 use crate::routes::Door;
-use crate::{Control, EventHub, Limits, OpsError, Token};
+use crate::{Activated, Control, EventHub, Limits, OpsError, Revision, Token, openapi};
+use hyper::body::Bytes;
 use prometheus::Registry;
 use std::io;
 use std::net::SocketAddr;
@@ -31,12 +34,15 @@ pub struct OpsOptions {
     pub socket: Option<PathBuf>,
     /// Opens control on TCP, for requests that carry it.
     pub token: Option<Token>,
+    /// Who may change something over the socket; `None`: everybody whom its permissions let in.
+    pub control: Option<Controllers>,
 }
 
 /// A running server. Dropping it stops it.
 #[derive(Debug)]
 pub struct Server {
     http_address: Option<SocketAddr>,
+    revision: Revision,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
     /// Removed from the file system when the server is gone.
@@ -54,11 +60,15 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) metrics: HttpMetrics,
     pub(crate) page: Page,
+    /// The OpenAPI document.
+    pub(crate) document: Bytes,
     pub(crate) queries: Arc<Semaphore>,
     pub(crate) commands: Arc<Semaphore>,
     /// A shutdown waits for no other command.
     pub(crate) shutdowns: Arc<Semaphore>,
-    pub(crate) token: Option<Token>,
+    pub(crate) access: Access,
+    pub(crate) operations: Operations,
+    pub(crate) revision: Revision,
 }
 
 /// Becomes true once, when the server is to stop.
@@ -101,8 +111,26 @@ impl Server {
         control: Arc<dyn Control>,
         events: EventHub,
     ) -> Result<Self, OpsError> {
-        let tcp = options.http.map(listen::tcp).transpose()?;
-        let (unix, socket) = options.socket.as_deref().map(listen::unix).transpose()?.unzip();
+        Self::start_activated(Activated::default(), options, limits, registry, control, events)
+    }
+
+    /// [`Server::start_with_limits`] on the sockets that were passed, and for doors without one on the addresses of `options`.
+    pub fn start_activated(
+        activated: Activated,
+        options: OpsOptions,
+        limits: Limits,
+        registry: Registry,
+        control: Arc<dyn Control>,
+        events: EventHub,
+    ) -> Result<Self, OpsError> {
+        let tcp = match activated.http {
+            Some(tcp) => Some(tcp),
+            None => options.http.map(listen::tcp).transpose()?,
+        };
+        let (unix, socket) = match activated.control {
+            Some(unix) => (Some(unix), None),
+            None => options.socket.as_deref().map(listen::unix).transpose()?.unzip(),
+        };
         let metrics = HttpMetrics::register(&registry, &events)?;
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
@@ -119,30 +147,40 @@ impl Server {
             Door::Tcp(address) => Some(address),
             Door::Unix => None,
         });
+        let revision = Revision::default();
         let shared = Arc::new(Shared {
             control,
             registry,
             events,
             metrics,
             page: Page::new(),
+            document: openapi::served(),
             queries: Arc::new(Semaphore::new(limits.queries)),
             commands: Arc::new(Semaphore::new(limits.commands)),
             shutdowns: Arc::new(Semaphore::new(SHUTDOWNS)),
             limits,
-            token: options.token,
+            access: Access::new(options.token, options.control),
+            operations: Operations::default(),
+            revision: revision.clone(),
         });
         let (stop, stopped) = watch::channel(false);
         let thread = std::thread::Builder::new()
             .name("ops".to_owned())
             .spawn(move || run(runtime, listeners, &shared, Stop(stopped)))
             .map_err(OpsError::Thread)?;
-        Ok(Self { http_address, stop, thread: Some(thread), _socket: socket })
+        Ok(Self { http_address, revision, stop, thread: Some(thread), _socket: socket })
     }
 
     /// The address of the live page: the configured one, with the port that was given.
     #[must_use]
     pub fn http_address(&self) -> Option<SocketAddr> {
         self.http_address
+    }
+
+    /// What has to grow when something changes otherwise than by a command.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.revision.clone()
     }
 
     /// Takes no more connections, ends the streams of events, waits for answers under way (at most
@@ -232,14 +270,21 @@ impl Listener {
 
 impl Client {
     async fn serve(self, door: Door, shared: Arc<Shared>, stop: Stop) {
+        let caller = Caller { door, peer: self.peer() };
         match self {
             Self::Tcp(stream) => {
                 // Events are small and should not wait for more. A socket that refuses is as good.
                 let _best_effort = stream.set_nodelay(true);
-                connection::serve(stream, door, shared, stop).await;
+                connection::serve(stream, caller, shared, stop).await;
             }
-            Self::Unix(stream) => connection::serve(stream, door, shared, stop).await,
+            Self::Unix(stream) => connection::serve(stream, caller, shared, stop).await,
         }
+    }
+
+    fn peer(&self) -> Option<Peer> {
+        let Self::Unix(stream) = self else { return None };
+        let peer = stream.peer_cred().ok()?;
+        Some(Peer { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() })
     }
 
     fn refuse(self) {

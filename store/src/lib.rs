@@ -50,6 +50,7 @@ pub mod group;
 pub mod identity;
 pub mod log;
 pub mod position;
+pub mod pulse;
 pub mod record;
 pub mod stage;
 
@@ -58,8 +59,8 @@ pub use cursor::SourceCursor;
 pub use group::{BatchPlan, Group};
 pub use identity::{Identity, TeacherEntry};
 pub use log::{
-    LanguageStat, LogOptions, LogReader, LogStat, LogWriter, Precision, Recovery, StoreError, Torn, Verification, dump,
-    stat, verify,
+    LanguageStat, LogOptions, LogReader, LogStat, LogWriter, Precision, PreparedBlock, Recovery, StoreError, Torn,
+    Verification, dump, stat, verify,
 };
 pub use position::{DurablePosition, SequenceNumber};
 pub use record::{Entry, Label, MaskedCopy, Payload, Record, Skip, Span};

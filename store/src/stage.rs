@@ -1,13 +1,12 @@
 //! What every stage of the pipeline has in common: a switch to stop or pause it, and four metrics.
 
+use crate::pulse::{self, LOOK_INTERVAL, Wait};
 use prometheus::{Gauge, IntCounter, IntGauge, Opts, Registry};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How soon a switch that hangs on another one notices that the other was turned.
 const PARENT_INTERVAL: Duration = Duration::from_millis(100);
-/// One that hangs on no other is told of every change: it looks again by itself only for form's sake.
-const OWN_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// A switch shared between a stage and whoever supervises it. Cloning shares it.
 #[derive(Clone, Debug, Default)]
@@ -71,7 +70,8 @@ impl StageControl {
             if !state.paused && !parent.is_some_and(Self::paused) {
                 return true;
             }
-            let limit = if parent.is_some() { PARENT_INTERVAL } else { OWN_INTERVAL };
+            pulse::waits_for(Wait::Pause);
+            let limit = if parent.is_some() { PARENT_INTERVAL } else { LOOK_INTERVAL };
             state = self.inner.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -132,8 +132,14 @@ impl StageMetrics {
 
     /// Notes that the stage made progress now.
     pub fn progressed(&self) {
-        self.last_progress.set(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()));
+        self.last_progress.set(unix_seconds());
     }
+}
+
+/// The time now as metrics tell it: seconds since 1970.
+#[must_use]
+pub fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 #[cfg(test)]

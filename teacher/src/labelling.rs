@@ -20,7 +20,7 @@ mod runner_thread;
 use crate::{Activity, TeacherError, TeacherWatch};
 use assembler::{Assembler, WatchedRunner};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use dispatcher::Dispatcher;
+use dispatcher::{Dispatcher, RunnerQueue};
 use model::RolePool;
 use prometheus::Registry;
 use runner_thread::{RunnerMetrics, RunnerThread};
@@ -117,10 +117,11 @@ impl Labelling {
         let (mut queues, mut watched) = (HashMap::new(), Vec::new());
         for (runner, watch) in runners {
             let (queue, jobs) = unbounded(); // bounded by the permits too: see the dispatcher
-            queues.insert(runner.index(), (queue, watch.clone()));
+            let metrics = RunnerMetrics::register(registry, runner.name())?;
+            queues.insert(runner.index(), RunnerQueue { jobs: queue, watch: watch.clone(), metrics: metrics.clone() });
             watched.push(WatchedRunner::register(registry, runner.name(), runner.index(), watch.clone())?);
             let thread = RunnerThread {
-                metrics: RunnerMetrics::register(registry, runner.name())?,
+                metrics,
                 runner,
                 watch,
                 control: options.control.clone(),
@@ -138,7 +139,12 @@ impl Labelling {
         let (pending, next, ended) = (BTreeMap::new(), 0, false);
         let control = options.control.clone();
         let assembler = Assembler { permit_return, complete, metrics, control, runners: watched, pending, next, ended };
-        labelling.threads.push(("assembler".to_owned(), spawn("assembler", move || assembler.run(&messages))?));
+        let pulse = store::pulse::current();
+        let assemble = move || {
+            let _entered = pulse.map(store::pulse::Pulse::enter);
+            assembler.run(&messages)
+        };
+        labelling.threads.push(("assembler".to_owned(), spawn("assembler", assemble)?));
         Ok(labelling)
     }
 
@@ -199,6 +205,7 @@ fn spawn(name: &str, body: impl FnOnce() -> Result<(), TeacherError> + Send + 's
 struct Job {
     number: u64,
     batch: usize,
+    copies: u64,
     /// The assembler holds it: what is complete without this batch takes no memory while the runner stalls.
     group: Weak<Group>,
     /// By batch of the group: whether it is no longer waited for.

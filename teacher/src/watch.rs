@@ -34,12 +34,12 @@ impl Default for StallOptions {
 /// Watches one teacher. Cloning shares it.
 #[derive(Clone, Debug, Default)]
 pub struct TeacherWatch {
-    options: StallOptions,
     inner: Arc<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
+    options: Mutex<StallOptions>,
     state: Mutex<State>,
     dropped_copies: AtomicU64,
 }
@@ -66,7 +66,8 @@ impl TeacherWatch {
     /// Watches a teacher that is idle.
     #[must_use]
     pub fn new(options: StallOptions) -> Self {
-        Self { options, inner: Arc::default() }
+        let inner = Inner { options: Mutex::new(options), ..Inner::default() };
+        Self { inner: Arc::new(inner) }
     }
 
     /// What the teacher is doing.
@@ -86,8 +87,13 @@ impl TeacherWatch {
         self.inner.dropped_copies.load(Ordering::Relaxed)
     }
 
+    /// From now on it stalls when these say so. Whether one that has stalled is waited for follows them at once.
+    pub fn set_options(&self, options: StallOptions) {
+        *self.inner.options.lock().unwrap_or_else(PoisonError::into_inner) = options;
+    }
+
     pub(crate) fn options(&self) -> StallOptions {
-        self.options
+        *self.inner.options.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The teacher begins a batch.
@@ -104,7 +110,7 @@ impl TeacherWatch {
     /// Looks at the clock. Returns whether the teacher has stalled since it was looked at last.
     pub(crate) fn look(&self) -> bool {
         let mut state = self.state();
-        let is_late = state.since.is_some_and(|(since, _)| since.elapsed() >= self.options.after);
+        let is_late = state.since.is_some_and(|(since, _)| since.elapsed() >= self.options().after);
         is_late && !std::mem::replace(&mut state.stalled, is_late)
     }
 
@@ -115,7 +121,7 @@ impl TeacherWatch {
 
     /// Whether nobody waits for it if others label the same records.
     pub(crate) fn is_given_up(&self) -> bool {
-        self.options.on_stall == OnStall::DropCopy && self.is_stalled()
+        self.options().on_stall == OnStall::DropCopy && self.is_stalled()
     }
 
     pub(crate) fn note_dropped(&self, copies: u64) {
@@ -124,5 +130,22 @@ impl TeacherWatch {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_teacher_stalls_as_it_is_set_now() {
+        let watch = TeacherWatch::new(StallOptions { after: Duration::from_secs(3600), on_stall: OnStall::Wait });
+        let shared = watch.clone();
+        watch.begin();
+        assert!(!watch.look());
+        shared.set_options(StallOptions { after: Duration::ZERO, on_stall: OnStall::Wait });
+        assert!(watch.look() && watch.is_stalled() && !watch.is_given_up());
+        shared.set_options(StallOptions { after: Duration::ZERO, on_stall: OnStall::DropCopy });
+        assert!(watch.is_given_up());
     }
 }

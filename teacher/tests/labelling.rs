@@ -75,11 +75,21 @@ fn groups_come_out_complete_and_in_order() {
     let (groups_in, groups) = bounded(1);
     let (complete_in, complete) = bounded(1);
     let options = LabellingOptions { depth: 3, control: StageControl::default(), pool: pool() };
-    let labelling = Labelling::start(watched(), &options, groups, complete_in, &Registry::new()).unwrap();
+    let registry = Registry::new();
+    let labelling = Labelling::start(watched(), &options, groups, complete_in, &registry).unwrap();
     let feeder = std::thread::spawn(move || (0..9).for_each(|number| groups_in.send(group(number)).unwrap()));
     let out: Vec<Vec<Entry>> = complete.iter().collect();
     feeder.join().unwrap();
     labelling.join().unwrap();
+    let by_teacher = |name: &str| -> Vec<f64> {
+        let family = registry.gather().into_iter().find(|family| family.name() == name).unwrap();
+        let values = family.get_metric().iter();
+        values.map(|metric| metric.get_counter().get_value() + metric.get_gauge().get_value()).collect()
+    };
+    assert_eq!(by_teacher("mergedistill_teacher_queued_copies_total"), [27.0, 27.0], "three in each group");
+    assert_eq!(by_teacher("mergedistill_teacher_copies_total"), [27.0, 27.0]);
+    assert_eq!(by_teacher("mergedistill_teacher_copies_in_flight"), [0.0, 0.0]);
+    assert!(by_teacher("mergedistill_teacher_last_progress_timestamp_seconds").iter().all(|seconds| *seconds > 0.0));
 
     assert_eq!(out.len(), 9);
     let alone = [runner(0), runner(1)];

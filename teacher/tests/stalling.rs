@@ -191,6 +191,7 @@ fn what_waits_for_a_teacher_that_stalls_can_be_dropped() {
         assert_eq!(stage.receive(number), [true, true]);
     }
     assert_eq!(stage.watch.dropped_copies(), dropped);
+    wait_for("nothing is left", || stage.gauge("mergedistill_teacher_copies_in_flight") == 0.0);
     drop(stage.groups);
     assert!(stage.complete.recv().is_err());
     stage.labelling.join().unwrap();

@@ -82,7 +82,17 @@ impl Scene {
 
     /// `mergedistill run` in the background, at debug level.
     pub fn start(&self) -> Daemon {
-        let mut command = mergedistill(&["run", "--log", "debug", "--config", self.config.to_str().unwrap()]);
+        self.start_with(&["--log", "debug"])
+    }
+
+    /// The same at the level that the configuration says.
+    pub fn start_without_level(&self) -> Daemon {
+        self.start_with(&[])
+    }
+
+    fn start_with(&self, arguments: &[&str]) -> Daemon {
+        let mut command = mergedistill(&["run", "--config", self.config.to_str().unwrap()]);
+        command.args(arguments);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap());
         Daemon { child, lines, seen: Vec::new() }

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod command_line;
+mod control;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod history;
 mod metrics;
 mod tensorboard;

@@ -1,4 +1,5 @@
-//! Alert rules and dashboard ask for metrics and labels that a daemon has, and each alert says what to do.
+//! Alert rules and dashboard ask for metrics and labels that a daemon has, each alert says what to do, and the reference lists what
+//! there is.
 
 use crate::harness::{Scene, configuration, http, text, until};
 use serde_json::{Value, json};
@@ -9,13 +10,21 @@ const RULES: &str = include_str!("../../ops/prometheus/alerts.yml");
 const RULE_TESTS: &str = include_str!("../../ops/prometheus/alerts_test.yml");
 const DASHBOARD: &str = include_str!("../../ops/grafana/mergedistill.json");
 
+const REFERENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../ops/METRICS.md");
+/// With this variable the reference is written.
+const WRITE: &str = "MERGEDISTILL_WRITE_METRICS";
+
 /// What Prometheus itself adds.
 const SCRAPED: [&str; 2] = ["job", "instance"];
 
 /// A metric of a scrape.
+#[derive(Default)]
 struct Family {
-    is_histogram: bool,
+    kind: String,
+    help: String,
     labels: BTreeSet<String>,
+    /// Upper bounds of a histogram's buckets, as they are written.
+    bounds: Vec<String>,
 }
 
 /// The metrics of a daemon to which everything has happened that metrics begin with.
@@ -50,20 +59,41 @@ fn families() -> BTreeMap<String, Family> {
 }
 
 fn parse(scrape: &str) -> BTreeMap<String, Family> {
-    let mut families = BTreeMap::new();
+    let mut families: BTreeMap<String, Family> = BTreeMap::new();
     let mut name = "";
     for line in scrape.lines() {
-        if let Some(kind) = line.strip_prefix("# TYPE ") {
-            let (of, kind) = kind.split_once(' ').unwrap();
+        if let Some((of, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
             name = of;
-            families.insert(of.to_owned(), Family { is_histogram: kind == "histogram", labels: BTreeSet::new() });
-        } else if let (false, Some((_, labels))) = (line.starts_with('#'), line.split_once('{')) {
+            families.insert(of.to_owned(), Family { help: help.to_owned(), ..Family::default() });
+            continue;
+        }
+        let family = families.get_mut(name).unwrap();
+        if let Some((_, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+            family.kind = kind.to_owned();
+        } else if let Some((_, labels)) = line.split_once('{') {
             let (labels, _) = labels.rsplit_once('}').unwrap();
-            let family = families.get_mut(name).unwrap();
-            family.labels.extend(label_names(labels).map(str::to_owned));
+            family.labels.extend(label_names(labels).filter(|label| *label != "le").map(str::to_owned));
+            let bound = labels.split("le=\"").nth(1).and_then(|rest| rest.split('"').next());
+            let bound =
+                bound.filter(|bound| family.kind == "histogram" && !family.bounds.contains(&(*bound).to_owned()));
+            family.bounds.extend(bound.map(str::to_owned));
         }
     }
     families
+}
+
+/// The table of the reference.
+fn table(families: &BTreeMap<String, Family>) -> String {
+    let mut table = "| metric | kind | labels | |\n| --- | --- | --- | --- |\n".to_owned();
+    for (name, Family { kind, help, labels, bounds }) in families {
+        let kind = match &bounds[..] {
+            [first, .., last, _infinite] => format!("{kind}, {first} to {last}"),
+            _ => kind.clone(),
+        };
+        let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
+        table += &format!("| `{name}` | {kind} | {} | {help} |\n", labels.join(", "));
+    }
+    table
 }
 
 /// Names before `=`, `!=`, `=~` and `!~`, in what stands between braces.
@@ -106,9 +136,27 @@ fn dashboard_queries() -> String {
     queries.join("\n")
 }
 
+/// One daemon is enough to compare both with.
 #[test]
-fn every_metric_that_is_asked_for_exists() {
+fn every_metric_that_is_asked_for_exists_and_the_reference_lists_all() {
     let families = families();
+    check_reference(&families);
+    check_queries(&families);
+}
+
+fn check_reference(families: &BTreeMap<String, Family>) {
+    let reference = fs::read_to_string(REFERENCE).unwrap();
+    let (intro, _) = reference.split_once("| metric |").unwrap();
+    let expected = format!("{intro}{}", table(families));
+    if std::env::var_os(WRITE).is_some() {
+        fs::write(REFERENCE, expected).unwrap();
+    } else {
+        let differs = expected.lines().zip(reference.lines()).find(|(expected, found)| expected != found);
+        assert!(expected == reference, "{REFERENCE} is not what a daemon has ({differs:?}); {WRITE}=1 writes it anew");
+    }
+}
+
+fn check_queries(families: &BTreeMap<String, Family>) {
     for (file, queries) in [
         ("alerts.yml", RULES.to_owned()),
         ("alerts_test.yml", RULE_TESTS.to_owned()),
@@ -118,11 +166,13 @@ fn every_metric_that_is_asked_for_exists() {
         assert!(named.len() > 30, "{file}: {named:?}");
         for (name, labels) in named {
             let part = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
-            let histogram = part.and_then(|name| families.get(name)).filter(|family| family.is_histogram);
-            let family = histogram.or_else(|| families.get(name).filter(|family| !family.is_histogram));
+            let is_histogram = |family: &&Family| family.kind == "histogram";
+            let histogram = part.and_then(|name| families.get(name)).filter(is_histogram);
+            let family = histogram.or_else(|| families.get(name).filter(|family| !is_histogram(family)));
             let family = family.unwrap_or_else(|| panic!("{file}: there is no metric {name}"));
             for label in labels {
-                let known = SCRAPED.contains(&label) || family.labels.contains(label);
+                let bound = label == "le" && histogram.is_some();
+                let known = bound || SCRAPED.contains(&label) || family.labels.contains(label);
                 assert!(known, "{file}: {name} has no label {label}");
             }
         }

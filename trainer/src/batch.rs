@@ -8,6 +8,7 @@ use crate::options::{KdTarget, LossNorm};
 use crate::training_copy::{Distribution, TrainingCopy};
 use model::PackedBatch;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use store::{Label, MaskedCopy, SequenceNumber};
 
@@ -66,25 +67,11 @@ impl Batch {
         for copy in &copies {
             *languages.entry(copy.language.clone()).or_default() += 1;
         }
-        // The sort is stable, so the order among equals is that of the stream.
-        copies.sort_by_key(|copy| copy.copy.token_ids.len());
+        let parts = arrange(&mut copies, micro_batch_tokens);
         let weights = position_weights(&copies, loss_norm);
-        let mut micro_batches: Vec<MicroBatch> = Vec::new();
-        let mut members: Vec<(&TrainingCopy, f32)> = Vec::new();
-        let mut tokens = 0;
-        for (copy, weight) in copies.iter().zip(weights) {
-            let length = copy.copy.token_ids.len();
-            if tokens + length > micro_batch_tokens && !members.is_empty() {
-                micro_batches.push(MicroBatch::new(&members, kd_target));
-                members.clear();
-                tokens = 0;
-            }
-            members.push((copy, weight));
-            tokens += length;
-        }
-        if !members.is_empty() {
-            micro_batches.push(MicroBatch::new(&members, kd_target));
-        }
+        let members: Vec<(&TrainingCopy, f32)> = copies.iter().zip(weights).collect();
+        let micro_batches: Vec<MicroBatch> =
+            parts.into_iter().map(|part| MicroBatch::new(&members[part], kd_target)).collect();
         Self {
             sequences,
             languages,
@@ -112,7 +99,7 @@ impl MicroBatch {
     }
 
     /// Packs copies with the weight of each one's positions.
-    fn new(members: &[(&TrainingCopy, f32)], kd_target: KdTarget) -> Self {
+    pub(crate) fn new(members: &[(&TrainingCopy, f32)], kd_target: KdTarget) -> Self {
         let labels = members.iter().filter_map(|(copy, _)| copy.copy.label.as_ref());
         let gold = usize::from(kd_target == KdTarget::GoldResidual);
         let top_k = labels.map(|label| label.top_k + gold).max().unwrap_or(0);
@@ -163,6 +150,26 @@ impl MicroBatch {
         self.probabilities.resize(masked * self.top_k, 0.0);
         self.tail_masses.resize(masked, 0.0);
     }
+}
+
+/// Puts copies into the order in which they are computed, and says which ones make a micro-batch.
+pub(crate) fn arrange(copies: &mut [TrainingCopy], micro_batch_tokens: usize) -> Vec<Range<usize>> {
+    // The sort is stable, so the order among equals is that of the stream.
+    copies.sort_by_key(|copy| copy.copy.token_ids.len());
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    let mut tokens = 0;
+    for (at, copy) in copies.iter().enumerate() {
+        let length = copy.copy.token_ids.len();
+        match parts.last_mut() {
+            Some(part) if tokens + length <= micro_batch_tokens => part.end = at + 1,
+            _ => {
+                parts.push(at..at + 1);
+                tokens = 0;
+            }
+        }
+        tokens += length;
+    }
+    parts
 }
 
 /// `[copies]`: what each masked position of a copy counts in the batch's loss, so that the loss is the weighted sum over

@@ -46,5 +46,6 @@ fn write(
     // Evaluations look at the log as the window before saw it.
     let first = state.stream.sampler.window.saturating_sub(1);
     journal.branch(&journal_path(folder), state.step, first, state.stream.windows_used())?;
-    Ok(BranchPoint { step: state.step, rates: schedule::rates(state.step, &options.train) })
+    let train = journal.settings_at(state.step).map_or(&options.train, |settings| &settings.train);
+    Ok(BranchPoint { step: state.step, rates: schedule::rates(state.step, train) })
 }

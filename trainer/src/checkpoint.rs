@@ -229,6 +229,14 @@ impl Checkpoints {
         remove_folder(&partial)
     }
 
+    /// The state of the checkpoint after `step`.
+    ///
+    /// # Errors
+    /// [`TrainerError::Corrupt`] if it is damaged, or there is none; failures to read.
+    pub(crate) fn state(&self, step: u64) -> Result<TrainerState, TrainerError> {
+        read_state(&self.path(step))
+    }
+
     /// The state of the oldest checkpoint; one whose state is damaged cannot be gone back to. `None`: there is no checkpoint.
     ///
     /// # Errors
@@ -345,11 +353,14 @@ fn write_files(partial: &Path, student: &Student, optimiser: &AdamW, state: &Tra
     fs::create_dir(partial).map_err(TrainerError::io("create", partial))?;
     write_json(&partial.join(CONFIGURATION), &student.configuration().to_hugging_face())?;
     student.layout().save_safetensors(student.arena(), &partial.join(MODEL))?;
+    store::pulse::beat();
     write_moments(&partial.join(OPTIMISER), student.layout(), optimiser)?;
+    store::pulse::beat();
     write_json(&partial.join(STATE), state)?;
     let mut files = BTreeMap::new();
     for name in [CONFIGURATION, MODEL, OPTIMISER, STATE] {
         files.insert(name.to_owned(), digest(&partial.join(name))?);
+        store::pulse::beat();
     }
     write_json(&partial.join(MANIFEST), &Manifest { format: FORMAT, files })?;
     durable::sync_folder(partial)

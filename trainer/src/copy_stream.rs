@@ -12,9 +12,10 @@
 use crate::batch::Batch;
 use crate::error::TrainerError;
 use crate::journal::{Journal, JournalEntry, WindowEntry};
-use crate::options::{KdTarget, LossNorm};
+use crate::options::{KdTarget, LossNorm, TrainOptions};
 use crate::records::Records;
 use crate::sampler::{Draw, Example, Sampler, SamplerOptions, SamplerState, Short, View, Window};
+use crate::settings::Settings;
 use crate::training_copy::{CopyMaker, CopyOptions, TrainingCopy};
 use crate::vocabulary::Vocabulary;
 use model::random::Philox;
@@ -67,13 +68,23 @@ impl StreamState {
 
 /// What came of asking for a batch.
 #[derive(Clone, Debug)]
-pub enum Next {
+pub enum Next<T = Batch> {
     /// A batch; the last one of all may be smaller.
-    Batch(Batch),
+    Batch(T),
     /// The log does not reach far enough yet. Ask again when it has grown; what was gathered is kept.
     Short(Short),
     /// There is nothing more to train on.
     End,
+}
+
+impl<T> Next<T> {
+    fn map<U>(self, make: impl FnOnce(T) -> U) -> Next<U> {
+        match self {
+            Self::Batch(batch) => Next::Batch(make(batch)),
+            Self::Short(short) => Next::Short(short),
+            Self::End => Next::End,
+        }
+    }
 }
 
 /// Reads training copies from the log.
@@ -116,15 +127,46 @@ impl CopyStream {
         }
     }
 
+    /// Cuts and weighs the next batches by these options. Not while one is being gathered: that would be of another size than its step's
+    /// settings say.
+    pub(crate) fn set_batches(&mut self, train: &TrainOptions) {
+        self.options.batch_examples = train.batch_examples;
+        self.options.micro_batch_tokens = train.micro_batch_tokens;
+        self.options.kd_target = train.kd_target;
+        self.options.loss_norm = train.loss_norm;
+        self.options.copies.copy_weight = train.copy_weight;
+        self.maker.set_options(self.options.copies);
+    }
+
     /// The next batch.
     ///
     /// # Errors
     /// When log or journal cannot be read or written, contradict each other, or hold something unusable.
     pub fn next_batch(&mut self, records: &dyn Records, journal: &mut Journal) -> Result<Next, TrainerError> {
+        let next = self.next_copies(records, journal)?;
+        Ok(next.map(|copies| self.batch(copies)))
+    }
+
+    /// A batch of `copies`, as the stream makes it.
+    pub(crate) fn batch(&self, copies: Vec<TrainingCopy>) -> Batch {
+        let StreamOptions { kd_target, loss_norm, micro_batch_tokens, .. } = self.options;
+        Batch::new(copies, kd_target, loss_norm, micro_batch_tokens)
+    }
+
+    /// The copies of the next batch.
+    ///
+    /// # Errors
+    /// As [`Self::next_batch`].
+    pub(crate) fn next_copies(
+        &mut self,
+        records: &dyn Records,
+        journal: &mut Journal,
+    ) -> Result<Next<Vec<TrainingCopy>>, TrainerError> {
         let mut empty_windows = 0;
         while self.pending.len() < self.options.batch_examples {
             if let Some(copy) = self.next_copy()? {
                 self.pending.push(copy);
+                store::pulse::beat();
                 empty_windows = 0;
                 continue;
             }
@@ -145,15 +187,18 @@ impl CopyStream {
             return Ok(Next::End);
         }
         self.commit();
-        let copies = std::mem::take(&mut self.pending);
-        let StreamOptions { kd_target, loss_norm, micro_batch_tokens, .. } = self.options;
-        Ok(Next::Batch(Batch::new(copies, kd_target, loss_norm, micro_batch_tokens)))
+        Ok(Next::Batch(std::mem::take(&mut self.pending)))
     }
 
     /// The place after the last batch that was handed out.
     #[must_use]
     pub fn state(&self) -> &StreamState {
         &self.state
+    }
+
+    /// From the next batch on these examples are left out too.
+    pub(crate) fn leave_out(&mut self, sequences: &[SequenceNumber]) {
+        self.state.left_out.extend(sequences);
     }
 
     /// The sampler, which may be ahead of [`Self::state`]: what it has drawn is in memory.
@@ -166,6 +211,9 @@ impl CopyStream {
     fn draw(&mut self, records: &dyn Records, journal: &mut Journal) -> Result<Draw, TrainerError> {
         let number = self.sampler.state().window;
         let (durable, journaled) = (records.durable(), journal.window(number));
+        if let Some(settings) = journal.settings_of_window(number) {
+            self.form_under(settings);
+        }
         if let Some(needed) = journaled.filter(|needed| *needed > durable) {
             let (durable, needed) = (durable.end().0, needed.end().0);
             return Err(TrainerError::LogBehind { durable, needed, witness: format!("the journal, window {number},") });
@@ -191,12 +239,24 @@ impl CopyStream {
             (Draw::Short(_) | Draw::Exhausted, Some(durable)) => {
                 return Err(TrainerError::Configuration(format!(
                     "the journal has window {number} formed from the log up to entry {durable}, but it cannot be formed \
-                     again: the settings of [sampling] and [train] have changed since"
+                     again: the journal does not belong to this log, or lacks settings that held then"
                 )));
             }
             (Draw::Window(_), Some(_)) | (_, None) => {}
         }
         Ok(draw)
+    }
+
+    /// Forms the next window under these settings. What is read of the window before was chosen.
+    fn form_under(&mut self, Settings { alpha, train }: &Settings) {
+        self.options.sampler.alpha = *alpha;
+        self.options.sampler.shuffle_examples = train.shuffle_examples;
+        self.options.sampler.max_passes = train.max_passes;
+        self.options.sampler.when_short = train.when_short;
+        self.sampler.set_options(self.options.sampler.clone());
+        self.options.copies.copies = train.copies;
+        self.options.copies.best_by = train.best_by;
+        self.maker.set_options(self.options.copies);
     }
 
     /// Chooses and shuffles the copies of a window, and goes to where the stream was left.
@@ -205,6 +265,7 @@ impl CopyStream {
         for (at, example) in window.examples.iter().enumerate() {
             let chosen = self.maker.choose(record(example)?);
             order.extend(chosen.into_iter().map(|copy| (at, copy)));
+            store::pulse::beat();
         }
         let Window { before, examples, .. } = window;
         self.shuffle.shuffle(&mut order, before.window);

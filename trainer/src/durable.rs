@@ -21,6 +21,7 @@ pub(crate) fn replace_with(
     write(&mut file).and_then(|()| file.flush()).map_err(TrainerError::io("write", &partial))?;
     file.get_ref().sync_all().map_err(TrainerError::io("make durable", &partial))?;
     fs::rename(&partial, path).map_err(TrainerError::io("put in place", path))?;
+    store::pulse::beat();
     sync_folder(path.parent().unwrap_or(Path::new(".")))
 }
 

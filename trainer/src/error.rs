@@ -63,6 +63,14 @@ pub enum TrainerError {
         /// The folder.
         path: PathBuf,
     },
+    /// A step cannot be made again.
+    #[error("step {step} cannot be replayed: {reason}")]
+    Unreplayable {
+        /// The step.
+        step: u64,
+        /// What is missing, and which steps can.
+        reason: String,
+    },
     /// There is no checkpoint.
     #[error("{path} holds no checkpoint yet", path = path.display())]
     NoCheckpoint {

@@ -3,8 +3,10 @@
 use crate::batch::Batch;
 use crate::evaluate::EvaluationReport;
 use crate::learner::Learned;
+use crate::options::EvaluationOptions;
 use crate::release::ReleaseStatus;
 use crate::schedule::Rates;
+use crate::settings::Settings;
 use crossbeam::channel::Sender;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -92,6 +94,16 @@ pub enum Request {
         out: PathBuf,
         /// Where the answer goes.
         reply: Sender<Result<PathBuf, String>>,
+    },
+    /// Go on under other settings from the next step on; the answer is how many steps are done before that. Refused, with nothing
+    /// changed, if they differ in what needs a restart ([`Settings::can_become`]).
+    Change {
+        /// All settings as they are to be.
+        settings: Box<Settings>,
+        /// How the student is to be evaluated.
+        evaluation: EvaluationOptions,
+        /// Where the answer goes.
+        reply: Sender<Result<u64, String>>,
     },
     /// Begin the state folder of a release, from the newest checkpoint: that checkpoint, and what the journal says of it. Nothing
     /// of the trunk changes. If nobody takes the answer (a channel without capacity tells), the folder is removed again.

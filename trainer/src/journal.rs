@@ -17,6 +17,7 @@
 use crate::durable;
 use crate::error::TrainerError;
 use crate::sampler::{OpenInputs, SamplerState};
+use crate::settings::{Settings, SettingsEntry, Timeline};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -37,6 +38,8 @@ pub enum JournalEntry {
     Rollback(Rollback),
     /// The vocabulary grew at its end.
     VocabularyGrowth(VocabularyGrowth),
+    /// From here on training has these settings.
+    Settings(SettingsEntry),
     /// The journal is that of a release: its first line.
     Branch(Branch),
 }
@@ -45,7 +48,8 @@ impl JournalEntry {
     /// Whether training that goes on from a checkpoint after `step` steps has to know of it. Windows are looked at apart.
     fn concerns(&self, step: u64) -> bool {
         match self {
-            Self::Rollback(_) => true,
+            // Whatever their step: windows were formed under them.
+            Self::Rollback(_) | Self::Settings(_) => true,
             Self::SkippedStep(skip) => skip.step <= step,
             Self::VocabularyGrowth(growth) => growth.step <= step,
             Self::Window(_) | Self::Branch(_) => false,
@@ -131,11 +135,13 @@ pub struct VocabularyGrowth {
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    file: File,
+    /// `None`: it is only looked at.
+    file: Option<File>,
     windows: BTreeMap<u64, Seen>,
     /// Before the last window.
     last_state: Option<SamplerState>,
     events: Vec<JournalEntry>,
+    settings: Timeline,
     cut_bytes: u64,
     failed: bool,
 }
@@ -153,20 +159,50 @@ impl Journal {
             durable::sync_folder(path.parent().unwrap_or(Path::new(".")))?;
         }
         let bytes = fs::read(path).map_err(TrainerError::io("read", path))?;
-        let mut journal = Self {
-            path: path.to_owned(),
-            file,
-            windows: BTreeMap::new(),
-            last_state: None,
-            events: Vec::new(),
-            cut_bytes: 0,
-            failed: false,
-        };
+        let mut journal = Self { file: Some(file), ..Self::empty(path) };
         let valid_bytes = journal.read(&bytes)?;
         if valid_bytes < bytes.len() {
             journal.cut(valid_bytes, &bytes[valid_bytes..])?;
         }
         Ok(journal)
+    }
+
+    /// The journal at `path` without touching it: a run may be appending to it. With `returns`, as it was before training went
+    /// back to a checkpoint for another time after so many times; but windows that were formed later are known too.
+    ///
+    /// # Errors
+    /// [`TrainerError::Corrupt`] naming the line, and failures to read.
+    pub fn view(path: &Path, returns: Option<u64>) -> Result<Self, TrainerError> {
+        let bytes = fs::read(path).map_err(TrainerError::io("read", path))?;
+        let mut all = Self::empty(path);
+        all.read(&bytes)?;
+        let Some(returns) = returns else { return Ok(all) };
+        let events = std::mem::take(&mut all.events).into_iter();
+        all.settings = Timeline::default();
+        let mut left = returns;
+        let is_known = |event: &JournalEntry| match event {
+            JournalEntry::Rollback(_) if left == 0 => false,
+            JournalEntry::Rollback(_) => {
+                left -= 1;
+                true
+            }
+            _ => true,
+        };
+        events.take_while(is_known).for_each(|event| all.note(event));
+        Ok(all)
+    }
+
+    fn empty(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            file: None,
+            windows: BTreeMap::new(),
+            last_state: None,
+            events: Vec::new(),
+            settings: Timeline::default(),
+            cut_bytes: 0,
+            failed: false,
+        }
     }
 
     /// The durable position that a window saw, if it was formed before.
@@ -210,6 +246,29 @@ impl Journal {
     #[must_use]
     pub fn last_window(&self) -> Option<u64> {
         self.windows.last_key_value().map(|(window, _)| *window)
+    }
+
+    /// The settings under which the step is made that comes after `step` steps; `None`: no entry says any (a version before there were such).
+    #[must_use]
+    pub fn settings_at(&self, step: u64) -> Option<&Settings> {
+        self.settings.at_step(step)
+    }
+
+    /// The settings under which a window is formed; `None` as before.
+    #[must_use]
+    pub fn settings_of_window(&self, window: u64) -> Option<&Settings> {
+        self.settings.of_window(window)
+    }
+
+    /// The settings of the last entry that has any.
+    #[must_use]
+    pub fn last_settings(&self) -> Option<&Settings> {
+        self.settings.last()
+    }
+
+    /// The first window that was not formed yet.
+    pub(crate) fn next_window(&self) -> u64 {
+        self.last_window().map_or_else(|| self.first_window(), |last| last + 1)
     }
 
     /// The first window that is to be known: 0, but in the journal of a release.
@@ -270,7 +329,7 @@ impl Journal {
     /// before what a window saw.
     pub fn check_reaches(&self, windows: u64, durable: DurablePosition) -> Result<(), TrainerError> {
         let first = self.first_window();
-        let known = self.last_window().map_or(first, |last| last + 1);
+        let known = self.next_window();
         if self.windows.len() as u64 != known.saturating_sub(first) {
             return Err(TrainerError::corrupt(&self.path, "windows are missing from it; restore the file"));
         }
@@ -309,9 +368,15 @@ impl Journal {
             return Err(TrainerError::corrupt(&self.path, reason));
         }
         let line = encode(&entry).map_err(|error| TrainerError::corrupt(&self.path, error))?;
+        let Some(file) = &mut self.file else {
+            return Err(TrainerError::Configuration(format!(
+                "{} does not know what comes next, and is only looked at",
+                self.path.display()
+            )));
+        };
         self.failed = true;
-        self.file.write_all(line.as_bytes()).map_err(TrainerError::io("append to", &self.path))?;
-        self.file.sync_data().map_err(TrainerError::io("make durable", &self.path))?;
+        file.write_all(line.as_bytes()).map_err(TrainerError::io("append to", &self.path))?;
+        file.sync_data().map_err(TrainerError::io("make durable", &self.path))?;
         self.failed = false;
         self.note(entry);
         Ok(())
@@ -346,15 +411,20 @@ impl Journal {
                 self.windows.insert(window, Seen { begin, durable, oldest, open });
                 self.last_state = Some(state);
             }
-            event => self.events.push(event),
+            event => {
+                self.settings.note(&event);
+                self.events.push(event);
+            }
         }
     }
 
     fn cut(&mut self, valid_bytes: usize, torn: &[u8]) -> Result<(), TrainerError> {
         let aside = self.path.with_extension("torn");
         durable::replace(&aside, torn)?;
-        self.file.set_len(valid_bytes as u64).map_err(TrainerError::io("cut", &self.path))?;
-        self.file.sync_all().map_err(TrainerError::io("make durable", &self.path))?;
+        if let Some(file) = &self.file {
+            file.set_len(valid_bytes as u64).map_err(TrainerError::io("cut", &self.path))?;
+            file.sync_all().map_err(TrainerError::io("make durable", &self.path))?;
+        }
         self.cut_bytes = torn.len() as u64;
         tracing::warn!(
             journal = %self.path.display(), bytes = torn.len(), kept = %aside.display(), "cut a torn last line"

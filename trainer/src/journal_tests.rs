@@ -51,6 +51,22 @@ fn entries_survive_reopening() {
 }
 
 #[test]
+fn who_looks_at_it_changes_nothing() {
+    let (_folder, path, bytes) = written();
+    let torn = [&bytes[..], b"{\"event\":"].concat();
+    fs::write(&path, &torn).unwrap();
+    let mut journal = Journal::view(&path, None).unwrap();
+    assert_eq!((journal.last_window(), journal.events()), (Some(2), &[rollback()][..]));
+    assert!(journal.append(window(3, 50)).unwrap_err().to_string().contains("only looked at"));
+    // As it was before the return; all windows are known.
+    let before = Journal::view(&path, Some(0)).unwrap();
+    assert_eq!((before.last_window(), before.events()), (Some(2), &[][..]));
+    assert_eq!(Journal::view(&path, Some(1)).unwrap().events(), [rollback()]);
+    assert_eq!(fs::read(&path).unwrap(), torn);
+    assert!(!path.with_extension("torn").exists());
+}
+
+#[test]
 fn every_line_is_json() {
     let (_folder, _path, bytes) = written();
     let lines: Vec<serde_json::Value> =

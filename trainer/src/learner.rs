@@ -1,7 +1,7 @@
 //! One optimiser step: student, optimiser, and a batch.
 
 use crate::TrainerError;
-use crate::batch::Batch;
+use crate::batch::{Batch, MicroBatch};
 use crate::loss::LossSums;
 use crate::optimiser::{self, AdamW, Update};
 use crate::options::TrainOptions;
@@ -50,23 +50,9 @@ impl Learner {
     /// When the batch does not fit the student.
     pub fn step(&mut self, step: u64, batch: &Batch, options: &TrainOptions) -> Result<Learned, TrainerError> {
         let Rates { learning_rate, lambda } = schedule::rates(step, options);
-        let mut sums = LossSums::default();
-        for (part, number) in batch.micro_batches.iter().zip(0..) {
-            let dropout = self.dropout.map(|stream| Dropout { stream, step: step * MICRO_BATCHES_MAX + number });
-            match self.student.accumulate(&part.packed, &part.targets(), lambda, dropout) {
-                Ok(part) => sums.add(&part),
-                Err(error) => {
-                    self.student.clear_gradients();
-                    return Err(error);
-                }
-            }
-        }
+        let sums = self.accumulate(step, batch, lambda)?;
         let gradient_norm = self.student.gradient_norm();
-        let skipped = match (sums.loss.is_finite(), gradient_norm.is_finite()) {
-            (false, _) => Some(format!("the loss is {}", sums.loss)),
-            (true, false) => Some(format!("the gradient's norm is {gradient_norm}")),
-            (true, true) => None,
-        };
+        let skipped = why_skipped(&sums, gradient_norm);
         if skipped.is_none() {
             let gradient_scale = optimiser::clip(gradient_norm, options.clip_norm);
             let update = Update { learning_rate, weight_decay: options.weight_decay, gradient_scale };
@@ -75,5 +61,47 @@ impl Learner {
             self.student.clear_gradients();
         }
         Ok(Learned { sums, learning_rate, lambda, gradient_norm, skipped })
+    }
+
+    /// Losses and gradients of a batch, which is that of step `step`; the weights stay what they are.
+    ///
+    /// # Errors
+    /// When the batch does not fit the student; there are no gradients then.
+    pub(crate) fn accumulate(&mut self, step: u64, batch: &Batch, lambda: f64) -> Result<LossSums, TrainerError> {
+        let mut sums = LossSums::default();
+        for (part, number) in batch.micro_batches.iter().zip(0..) {
+            match self.accumulate_part(step, (number, 0), part, lambda) {
+                Ok(part) => sums.add(&part),
+                Err(error) => {
+                    self.student.clear_gradients();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Adds the gradients of `part`: micro-batch `number` of step `step`, or what lies in it from row `first_row` on.
+    pub(crate) fn accumulate_part(
+        &mut self,
+        step: u64,
+        (number, first_row): (u64, u32),
+        part: &MicroBatch,
+        lambda: f64,
+    ) -> Result<LossSums, TrainerError> {
+        let step = step * MICRO_BATCHES_MAX + number;
+        let dropout = self.dropout.map(|stream| Dropout { stream, step, first_row });
+        let sums = self.student.accumulate(&part.packed, &part.targets(), lambda, dropout);
+        store::pulse::beat();
+        sums
+    }
+}
+
+/// Why a step with these losses and this norm of the gradient is to change nothing; `None`: all is finite.
+pub(crate) fn why_skipped(sums: &LossSums, gradient_norm: f64) -> Option<String> {
+    match (sums.loss.is_finite(), gradient_norm.is_finite()) {
+        (false, _) => Some(format!("the loss is {}", sums.loss)),
+        (true, false) => Some(format!("the gradient's norm is {gradient_norm}")),
+        (true, true) => None,
     }
 }

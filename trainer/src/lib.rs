@@ -26,8 +26,10 @@ pub mod optimiser;
 pub mod options;
 pub mod records;
 pub mod release;
+pub mod replay;
 pub mod sampler;
 pub mod schedule;
+pub mod settings;
 pub mod student;
 pub mod tokenizer_export;
 pub mod trainer;
@@ -60,7 +62,9 @@ pub use options::{
     TrainerTeacher, WhenShort,
 };
 pub use release::{ReleaseError, ReleaseStatus, Releases};
+pub use replay::{Replay, ReplayOptions};
 pub use schedule::{CoolDown, Schedule};
+pub use settings::{Settings, SettingsEntry};
 pub use state_folder::held_out_path;
 pub use trainer::Trainer;
 pub use turns::Turns;

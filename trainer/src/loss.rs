@@ -104,6 +104,19 @@ pub struct Score {
     pub correct: bool,
 }
 
+/// One masked position by itself. Losses are in nats, without the position's weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PositionLoss {
+    /// Distillation loss; 0 where no teacher labelled.
+    pub kd: f64,
+    /// Loss of the gold label.
+    pub mlm: f64,
+    /// The token that the student holds the most likely.
+    pub best_id: u32,
+    /// Its probability.
+    pub best_probability: f64,
+}
+
 /// The last layer, from hidden rows to logits: x = W·h + b.
 #[derive(Clone, Copy, Debug)]
 pub struct Decoder<'a> {
@@ -189,6 +202,30 @@ pub fn score(
         scores.extend(Positions::combine(&chunk.tiles(), &picks).scores());
     }
     Ok(scores)
+}
+
+/// Losses and the student's best guess at each of the masked positions with hidden rows `hidden` `[n, E]`.
+///
+/// # Errors
+/// When shapes do not agree or an id is not below V.
+pub fn explain(
+    decoder: Decoder<'_>,
+    hidden: &[f32],
+    targets: &Targets<'_>,
+    scratch: &mut Scratch,
+) -> Result<Vec<PositionLoss>, TrainerError> {
+    let n = decoder.rows(hidden)?;
+    targets.validate(n, decoder.bias.len())?;
+    let mut explained = Vec::with_capacity(n);
+    for (first, count) in Cut::chunks(scratch.limits, n, decoder.bias.len()) {
+        let rows = first * decoder.embedding_size..(first + count) * decoder.embedding_size;
+        let mut picks = Picks::of_targets(targets, first, count);
+        let mut chunk = Chunk::new(decoder, &hidden[rows], count, scratch);
+        chunk.exponentiate(&mut picks);
+        let positions = Positions::combine(&chunk.tiles(), &picks);
+        explained.extend(positions.explain(&picks, targets, first, &chunk));
+    }
+    Ok(explained)
 }
 
 impl Decoder<'_> {

@@ -3,8 +3,15 @@
 use crate::evaluate::EvaluationReport;
 use crate::event::StepReport;
 use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
-use std::time::{SystemTime, UNIX_EPOCH};
-use store::stage::StageMetrics;
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+use store::stage::{StageMetrics, unix_seconds};
+
+/// From a student in a test to a large one with a large batch.
+const WORK_SECONDS: [f64; 13] = [0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0, 300.0];
+/// Evaluations take many batches.
+const EVALUATION_SECONDS: [f64; 10] = [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1800.0];
 
 /// The metrics of this stage.
 pub(crate) struct Metrics {
@@ -19,6 +26,10 @@ pub(crate) struct Metrics {
     lambda: Gauge,
     gradient_norm: Gauge,
     step_seconds: Histogram,
+    window_seconds: Histogram,
+    checkpoint_seconds: Histogram,
+    checkpoint_bytes: IntCounter,
+    evaluation_seconds: Histogram,
     evaluation_loss: GaugeVec,
     evaluation_top1: GaugeVec,
     evaluation_rdt: GaugeVec,
@@ -28,7 +39,9 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
-        let buckets = vec![0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0];
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+        };
         let by_model = ["language", "teacher", "model"];
         let metrics = Self {
             stage: StageMetrics::register(registry, "trainer")?,
@@ -50,8 +63,25 @@ impl Metrics {
                 "Weight of distillation against gold labels at the last step.",
             )?,
             gradient_norm: Gauge::new("mergedistill_train_grad_norm", "Norm of the last gradient, before clipping.")?,
-            step_seconds: Histogram::with_opts(
-                HistogramOpts::new("mergedistill_train_step_seconds", "Time a step takes.").buckets(buckets),
+            step_seconds: histogram("mergedistill_train_step_seconds", "Time a step takes.", &WORK_SECONDS)?,
+            window_seconds: histogram(
+                "mergedistill_train_window_seconds",
+                "Time to form a training window and to read its first batch from the log.",
+                &WORK_SECONDS,
+            )?,
+            checkpoint_seconds: histogram(
+                "mergedistill_checkpoint_seconds",
+                "Time to write a checkpoint and to make it durable.",
+                &WORK_SECONDS,
+            )?,
+            checkpoint_bytes: IntCounter::new(
+                "mergedistill_checkpoint_written_bytes_total",
+                "Bytes of the checkpoints that this process wrote.",
+            )?,
+            evaluation_seconds: histogram(
+                "mergedistill_evaluation_seconds",
+                "Time of an evaluation of the student.",
+                &EVALUATION_SECONDS,
             )?,
             evaluation_loss: GaugeVec::new(
                 Opts::new(
@@ -98,6 +128,10 @@ impl Metrics {
         registry.register(Box::new(self.lambda.clone()))?;
         registry.register(Box::new(self.gradient_norm.clone()))?;
         registry.register(Box::new(self.step_seconds.clone()))?;
+        registry.register(Box::new(self.window_seconds.clone()))?;
+        registry.register(Box::new(self.checkpoint_seconds.clone()))?;
+        registry.register(Box::new(self.checkpoint_bytes.clone()))?;
+        registry.register(Box::new(self.evaluation_seconds.clone()))?;
         registry.register(Box::new(self.evaluation_loss.clone()))?;
         registry.register(Box::new(self.evaluation_top1.clone()))?;
         registry.register(Box::new(self.evaluation_rdt.clone()))?;
@@ -121,16 +155,25 @@ impl Metrics {
         self.stage.progressed();
     }
 
-    /// The student was just evaluated.
-    pub(crate) fn has_evaluated(&self, evaluation: &EvaluationReport) {
+    /// A window was formed and its first batch read, since `started`.
+    pub(crate) fn has_formed_window(&self, started: Instant) {
+        self.window_seconds.observe(started.elapsed().as_secs_f64());
+        self.stage.progressed();
+    }
+
+    /// The student was just evaluated, since `started`.
+    pub(crate) fn has_evaluated(&self, evaluation: &EvaluationReport, started: Instant) {
         self.observe_evaluation(evaluation);
+        self.evaluation_seconds.observe(started.elapsed().as_secs_f64());
         self.evaluation_time.set(unix_seconds());
         self.stage.progressed();
     }
 
-    /// A checkpoint was just written.
-    pub(crate) fn has_checkpoint(&self) {
+    /// The checkpoint in `folder` was just written, since `started`.
+    pub(crate) fn has_checkpoint(&self, folder: &Path, started: Instant) {
         self.checkpoint_time.set(unix_seconds());
+        self.checkpoint_seconds.observe(started.elapsed().as_secs_f64());
+        self.checkpoint_bytes.inc_by(folder_bytes(folder));
     }
 
     pub(crate) fn observe_evaluation(&self, evaluation: &EvaluationReport) {
@@ -151,6 +194,8 @@ impl Metrics {
     }
 }
 
-fn unix_seconds() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+/// Bytes of the files in a folder; what cannot be looked at does not count.
+fn folder_bytes(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
 }

@@ -50,22 +50,30 @@ pub fn clear(gradients: &mut [f32]) {
 /// The square of the gradients' Euclidean norm, summed in double precision.
 #[must_use]
 pub fn sum_of_squares(gradients: &[f32]) -> f64 {
-    let pieces: Vec<f64> = gradients.par_chunks(PIECE).map(squares).collect();
+    dot(gradients, gradients)
+}
+
+/// The scalar product of two arenas of one layout, summed in double precision.
+#[must_use]
+pub fn dot(one: &[f32], other: &[f32]) -> f64 {
+    let pieces = one.par_chunks(PIECE).zip(other.par_chunks(PIECE));
+    let pieces: Vec<f64> = pieces.map(|(one, other)| dot_of_piece(one, other)).collect();
     pieces.iter().sum()
 }
 
-fn squares(piece: &[f32]) -> f64 {
+fn dot_of_piece(one: &[f32], other: &[f32]) -> f64 {
     vectorised(
         #[inline(always)]
         || {
             let mut lanes = [0.0_f64; LANES];
-            let (chunks, rest) = piece.as_chunks::<LANES>();
-            for chunk in chunks {
+            let ((chunks, rest), (others, other_rest)) = (one.as_chunks::<LANES>(), other.as_chunks::<LANES>());
+            for (chunk, other) in chunks.iter().zip(others) {
                 for lane in 0..LANES {
-                    lanes[lane] += f64::from(chunk[lane]) * f64::from(chunk[lane]);
+                    lanes[lane] += f64::from(chunk[lane]) * f64::from(other[lane]);
                 }
             }
-            lanes.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()
+            let rest = rest.iter().zip(other_rest).map(|(x, y)| f64::from(*x) * f64::from(*y));
+            lanes.iter().sum::<f64>() + rest.sum::<f64>()
         },
     )
 }
@@ -196,6 +204,9 @@ mod tests {
         let numbers: Vec<f32> = (0..3 * PIECE + 7).map(|at| (at % 13) as f32 - 5.0).collect();
         let expected: f64 = numbers.iter().map(|x| f64::from(x * x)).sum();
         assert_eq!(sum_of_squares(&numbers), expected);
+        let other: Vec<f32> = numbers.iter().map(|x| x - 2.0).collect();
+        let product: f64 = numbers.iter().zip(&other).map(|(x, y)| f64::from(x * y)).sum();
+        assert_eq!(dot(&numbers, &other), product);
         assert!(sum_of_squares(&[1.0, f32::NAN]).is_nan() && sum_of_squares(&[f32::MAX; 20]).is_finite());
     }
 

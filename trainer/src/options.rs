@@ -82,7 +82,13 @@ impl TrainerOptions {
     pub(crate) fn compute<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         let _turn = self.turns.take();
         match &self.pool {
-            Some(pool) => pool.install(work),
+            Some(pool) => {
+                let pulse = store::pulse::current();
+                pool.install(|| {
+                    let _entered = pulse.map(store::pulse::Pulse::enter);
+                    work()
+                })
+            }
             None => work(),
         }
     }
@@ -146,14 +152,17 @@ impl StudentOptions {
     }
 }
 
-/// How the student is trained. Field names are the keys of `[train]`.
+/// How the student is trained. Field names are the keys of `[train]`. The journal has them ([`crate::settings`]): a field that it lacks is
+/// taken to be the default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TrainOptions {
     /// Optimiser steps of the whole run: what the linear schedule of learning rate and λ spans; `None`: training has no end.
     pub steps: Option<u64>,
     /// What learning rate and λ follow.
     pub schedule: Schedule,
-    /// Stop early after this step; alters no schedule.
+    /// Stop early after this step; alters no schedule, and is not in the journal.
+    #[serde(skip)]
     pub until_step: Option<u64>,
     /// Copies per step.
     pub batch_examples: usize,

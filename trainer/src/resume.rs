@@ -41,7 +41,7 @@ pub(crate) fn resume(
     let rollbacks = rollbacks(journal);
     let loaded = checkpoints.newest(|state| wanted(state.step) && is_valid(state, &rollbacks))?;
     let mut resumed = match loaded {
-        Some(loaded) => restore(options, vocabulary, loaded)?,
+        Some(loaded) => restore(options, vocabulary, loaded, journal.last_settings().is_none())?,
         None if options.trunk.is_some() => {
             return Err(TrainerError::NoCheckpoint { path: checkpoints_path(&options.state_dir) });
         }
@@ -82,6 +82,17 @@ pub(crate) fn returns_to(rollbacks: &[Rollback], step: u64) -> usize {
 
 /// The stream of training copies from `state` on.
 pub(crate) fn stream(options: &TrainerOptions, vocabulary: &Arc<Vocabulary>, state: &StreamState) -> CopyStream {
+    let labels = options.teachers.iter().map(|teacher| teacher.labels).collect();
+    stream_of(options, labels, vocabulary, state)
+}
+
+/// The same for teachers of which `labels` says whether they label, by index into the log's table.
+pub(crate) fn stream_of(
+    options: &TrainerOptions,
+    labels: Vec<bool>,
+    vocabulary: &Arc<Vocabulary>,
+    state: &StreamState,
+) -> CopyStream {
     let train = &options.train;
     let stream = StreamOptions {
         sampler: SamplerOptions {
@@ -97,7 +108,7 @@ pub(crate) fn stream(options: &TrainerOptions, vocabulary: &Arc<Vocabulary>, sta
             copy_weight: train.copy_weight,
             max_sequence_length: options.student.max_sequence_length,
         },
-        labels: options.teachers.iter().map(|teacher| teacher.labels).collect(),
+        labels,
         batch_examples: train.batch_examples,
         micro_batch_tokens: train.micro_batch_tokens,
         kd_target: train.kd_target,
@@ -121,7 +132,11 @@ pub(crate) fn is_valid(state: &TrainerState, rollbacks: &[Rollback]) -> bool {
 }
 
 /// Training begins with the first `size` tokens of the vocabulary; `None`: with all of them.
-fn begin(options: &TrainerOptions, vocabulary: &Vocabulary, size: Option<usize>) -> Result<Resumed, TrainerError> {
+pub(crate) fn begin(
+    options: &TrainerOptions,
+    vocabulary: &Vocabulary,
+    size: Option<usize>,
+) -> Result<Resumed, TrainerError> {
     let size = size.unwrap_or(vocabulary.size()).min(vocabulary.size());
     let configuration = configuration(options, size)?;
     let parameters = Parameters::initialise(&configuration, options.seed, &Device::Cpu)?;
@@ -142,7 +157,16 @@ fn begin(options: &TrainerOptions, vocabulary: &Vocabulary, size: Option<usize>)
     Ok(Resumed { learner: Learner::new(student, optimiser, options.seed), state, from_checkpoint: false })
 }
 
-fn restore(options: &TrainerOptions, vocabulary: &Vocabulary, loaded: Loaded) -> Result<Resumed, TrainerError> {
+/// Training's state as a checkpoint has it. With `settings_unknown` the journal does not say which settings held.
+pub(crate) fn restore(
+    options: &TrainerOptions,
+    vocabulary: &Vocabulary,
+    loaded: Loaded,
+    settings_unknown: bool,
+) -> Result<Resumed, TrainerError> {
+    if settings_unknown {
+        check_settings(&loaded.path, &loaded.state, options)?;
+    }
     let (bert, moments, state) = fit(options, vocabulary, loaded)?;
     let student = Student::new(&bert.configuration, &bert.parameters)?;
     let optimiser = checkpoint::optimiser(student.layout(), state.updates, &moments);
@@ -179,25 +203,40 @@ pub(crate) fn grow(
 
 // --- identity ------------------------------------------------------------------------------------------------------
 
-/// What a checkpoint depends on besides the vocabulary: what decides the weights' shapes, and what decides which copy
-/// comes next. Everything else may change from one start to the next.
+/// Keys that a checkpoint depended on before the journal said which settings held when.
+const SETTINGS: [&str; 4] = ["sampling.alpha", "train.copies", "train.best_by", "train.shuffle_examples"];
+
+/// What a checkpoint depends on besides the vocabulary: the seed, and what decides the weights' shapes. Settings are in the journal;
+/// everything else may change from one start to the next.
 fn identity(options: &TrainerOptions) -> BTreeMap<String, String> {
-    let mut identity = BTreeMap::from([
-        ("run.seed".to_owned(), options.seed.to_string()),
-        ("sampling.alpha".to_owned(), options.alpha.to_string()),
-    ]);
-    let mut add = |section: &str, options: Value, keys: &[&str]| {
-        for key in keys {
-            let value = &options[*key];
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            identity.insert(format!("{section}.{key}"), text);
-        }
-    };
-    let student = ["layers", "hidden_size", "heads", "intermediate_size", "embedding_size", "max_sequence_length"];
-    add("student", serde_json::to_value(&options.student).unwrap_or_default(), &student);
-    let train = ["copies", "best_by", "shuffle_examples"];
-    add("train", serde_json::to_value(&options.train).unwrap_or_default(), &train);
-    identity
+    let student = serde_json::to_value(&options.student).unwrap_or_default();
+    let keys = ["layers", "hidden_size", "heads", "intermediate_size", "embedding_size", "max_sequence_length"];
+    let shape = keys.into_iter().map(|key| (format!("student.{key}"), shown(&student[key])));
+    shape.chain([("run.seed".to_owned(), options.seed.to_string())]).collect()
+}
+
+fn shown(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// A journal without settings goes with a checkpoint that has those which decide what the windows before it were; they must be the same.
+fn check_settings(path: &Path, state: &TrainerState, options: &TrainerOptions) -> Result<(), TrainerError> {
+    let train = serde_json::to_value(&options.train).unwrap_or_default();
+    let wanted = SETTINGS.map(|key| match key.strip_prefix("train.") {
+        Some(field) => (key, shown(&train[field])),
+        None => (key, options.alpha.to_string()),
+    });
+    let differences: Vec<String> = wanted
+        .iter()
+        .filter_map(|(key, new)| {
+            let stored = state.identity.get(*key).filter(|stored| *stored != new)?;
+            Some(format!("{key} was {stored}, is {new}"))
+        })
+        .collect();
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(TrainerError::Identity { path: path.to_owned(), differences: differences.join("; ") })
 }
 
 fn check_identity(
@@ -208,7 +247,8 @@ fn check_identity(
 ) -> Result<(), TrainerError> {
     let wanted = identity(options);
     let mut differences = Vec::new();
-    for key in state.identity.keys().chain(wanted.keys().filter(|key| !state.identity.contains_key(*key))) {
+    let stored = state.identity.keys().filter(|key| !SETTINGS.contains(&key.as_str()));
+    for key in stored.chain(wanted.keys().filter(|key| !state.identity.contains_key(*key))) {
         let show = |value: Option<&String>| value.cloned().unwrap_or_else(|| "unset".to_owned());
         let (stored, new) = (state.identity.get(key), wanted.get(key));
         if stored != new {

@@ -191,6 +191,21 @@ impl Sampler {
         Self { draws: Philox::new(seed, "sampler", &[]), options, state, short: None }
     }
 
+    /// Draws the next windows by these options.
+    pub(crate) fn set_options(&mut self, options: SamplerOptions) {
+        let is_same = |with: &SamplerOptions| {
+            let SamplerOptions { shuffle_examples, alpha, max_passes, when_short, .. } = with;
+            (*shuffle_examples, *max_passes, *when_short)
+                == (options.shuffle_examples, options.max_passes, options.when_short)
+                && alpha.to_bits() == options.alpha.to_bits()
+        };
+        if !is_same(&self.options) {
+            // Who was short may not be drawn at all now.
+            self.short = None;
+        }
+        self.options = options;
+    }
+
     /// Where sampling stands: before the next window.
     #[must_use]
     pub fn state(&self) -> &SamplerState {

@@ -26,7 +26,7 @@ pub(crate) fn releases_path(state_dir: &Path) -> PathBuf {
 }
 
 /// Where its line for every step and evaluation is.
-fn metrics_path(state_dir: &Path) -> PathBuf {
+pub(crate) fn metrics_path(state_dir: &Path) -> PathBuf {
     state_dir.join("metrics.jsonl")
 }
 

@@ -1,7 +1,7 @@
 //! The student: parameters and gradients in arenas, and one micro-batch forward and backward.
 
 use crate::TrainerError;
-use crate::loss::{self, Decoder, DecoderGradients, LossSums, Score, Targets};
+use crate::loss::{self, Decoder, DecoderGradients, LossSums, PositionLoss, Score, Targets};
 use crate::optimiser::{self, AdamW, Update};
 use model::{Bert, Configuration, Dropout, Layout, PackedBatch, Parameters, Training};
 
@@ -84,6 +84,12 @@ impl Student {
         })
     }
 
+    /// The arena of the gradients accumulated so far; empty before a batch was trained on.
+    #[must_use]
+    pub fn gradients(&self) -> &[f32] {
+        &self.gradients
+    }
+
     /// Forgets all gradients.
     pub fn clear_gradients(&mut self) {
         optimiser::clear(&mut self.gradients);
@@ -125,6 +131,14 @@ impl Student {
         self.prepare();
         self.network.forward(&self.parameters, batch, None)?;
         loss::score(decoder(&self.network, &self.parameters), self.network.hidden(), gold_ids, &mut self.loss)
+    }
+
+    /// The masked positions of the batch that was accumulated last, one by one. `targets` are those that it had.
+    ///
+    /// # Errors
+    /// When they do not fit that batch.
+    pub fn explain(&mut self, targets: &Targets<'_>) -> Result<Vec<PositionLoss>, TrainerError> {
+        loss::explain(decoder(&self.network, &self.parameters), self.network.hidden(), targets, &mut self.loss)
     }
 
     /// The Euclidean norm of all gradients together.

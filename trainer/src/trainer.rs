@@ -2,6 +2,7 @@
 //!
 //! After every step, in this order: its line in `metrics.jsonl`; an evaluation, if one is due; a checkpoint, if one is due.
 //! Stops, pauses and requests are attended to between steps, and while waiting for the log; requests for a release during evaluations too.
+//! Under which settings a step is made the journal says ([`crate::settings`]).
 //!
 //! A release is trained by a trainer of its own, in a folder of its own, which begins at a checkpoint of the trunk's
 //! ([`crate::release`]).
@@ -11,6 +12,7 @@
 //! inside that checkpoint: training then goes back to the one before it, and from the last of them to the start. How far it
 //! goes back does not depend on checkpoints that somebody happened to ask for.
 
+mod changing;
 mod going_back;
 
 use crate::TrainerError;
@@ -44,6 +46,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use store::LogReader;
+use store::pulse::{self, Wait};
 use store::stage::StageControl;
 
 /// How long a wait lasts before stops and requests are looked at.
@@ -75,6 +78,8 @@ pub struct Trainer {
     needs: LogNeeds,
     /// While there is something to train on.
     working: Option<Working>,
+    /// Settings were changed since this was looked at.
+    changed: bool,
 }
 
 #[derive(Serialize)]
@@ -86,7 +91,8 @@ struct EvaluationLine<'a> {
 /// What came of asking for a batch.
 enum Drawn {
     Batch(Batch),
-    Stop,
+    /// There is something to attend to before: a stop, or other settings.
+    Interrupted,
     End,
 }
 
@@ -97,7 +103,7 @@ impl Trainer {
     /// # Errors
     /// When options contradict each other, the log or the state folder, or the state folder is damaged.
     pub fn open(
-        options: TrainerOptions,
+        mut options: TrainerOptions,
         reader: LogReader,
         progress: Arc<TrainerProgress>,
         registry: &Registry,
@@ -115,6 +121,7 @@ impl Trainer {
             resume::resume(&options, &vocabulary, &checkpoints, &journal, |_| true)?;
         growth::note(&mut journal, &state, &vocabulary)?;
         journal.check_reaches(state.stream.windows_used(), reader.durable())?;
+        changing::begin(&mut journal, state.step, &mut options)?;
         let metrics = Metrics::register(registry)?;
         metrics.step.set(i64::try_from(state.step).unwrap_or(i64::MAX));
         let run_log = open_run_log(&options, state.step, state.evaluated)?;
@@ -139,6 +146,7 @@ impl Trainer {
             progress_window: None,
             needs,
             working: None,
+            changed: false,
         };
         trainer.update_progress(None)?;
         Ok(trainer)
@@ -175,6 +183,7 @@ impl Trainer {
             if !self.attend(desk) {
                 return self.end(desk, Outcome::Stopped { step: self.state.step });
             }
+            self.take_up_settings();
             let step = self.state.step;
             if step > 0 && self.evaluation_due() && !self.evaluate(desk)? {
                 continue;
@@ -182,7 +191,7 @@ impl Trainer {
             if self.options.train.steps.is_some_and(|steps| step >= steps) {
                 return self.finish(desk, Outcome::Finished);
             }
-            if is_due(&self.options, step) {
+            if is_due(&self.options, &self.journal, step) {
                 self.checkpoint(desk)?;
             }
             if self.options.train.until_step.is_some_and(|until| step >= until) {
@@ -190,7 +199,7 @@ impl Trainer {
             }
             let batch = match self.draw(desk)? {
                 Drawn::Batch(batch) => batch,
-                Drawn::Stop => continue,
+                Drawn::Interrupted => continue,
                 Drawn::End => return self.finish(desk, Outcome::Exhausted { step }),
             };
             // The first batch is drawn before the first evaluation: it says how much of the log there is to evaluate on.
@@ -261,7 +270,11 @@ impl Trainer {
             let seen = self.reader.durable();
             let inputs = self.options.inputs.get();
             self.needs.hold(&self.reader);
+            let (started, window) = (Instant::now(), self.stream.sampler().window);
             let next = self.stream.next_batch(&self.reader, &mut self.journal)?;
+            if self.stream.sampler().window > window {
+                self.metrics.has_formed_window(started);
+            }
             let short = match next {
                 Next::Batch(batch) => {
                     self.update_progress(None)?;
@@ -281,10 +294,11 @@ impl Trainer {
             }
             self.working = None;
             while self.reader.wait_beyond(seen, ATTENTION) <= seen && self.options.inputs.get() == inputs {
-                if !self.attend(desk) {
-                    return Ok(Drawn::Stop);
+                if !self.attend(desk) || self.changed {
+                    return Ok(Drawn::Interrupted);
                 }
                 self.progress.set_waiting_for(Some(&short.language)); // A pause is over, if there was one.
+                pulse::waits_for(Wait::Input);
             }
         }
     }
@@ -314,7 +328,7 @@ impl Trainer {
 
     /// Evaluates the student. Returns `false` if a stop was asked for before it was done.
     fn evaluate(&mut self, desk: &mut Desk<'_>) -> Result<bool, TrainerError> {
-        let step = self.state.step;
+        let (step, started) = (self.state.step, Instant::now());
         tracing::debug!(step, "evaluation begins");
         // What training has seen of the log, so that the records do not depend on how fast the log grows.
         let place = if step == 0 { self.stream.state() } else { &self.state.stream };
@@ -334,8 +348,9 @@ impl Trainer {
                 Request::Branch { folder, reply } => {
                     begin_release(&folder, &reply, &self.options, &self.checkpoints, &self.journal);
                 }
-                Request::Checkpoint { .. } | Request::Export { .. } => later.push(request),
+                Request::Checkpoint { .. } | Request::Export { .. } | Request::Change { .. } => later.push(request),
             });
+            pulse::beat();
             !control.stopping()
         };
         let report = evaluator.evaluate(step, &self.held_out, up_to, &mut proceed)?;
@@ -343,7 +358,7 @@ impl Trainer {
         let Some(report) = report else { return Ok(false) };
         self.state.evaluated = Some(step);
         self.run_log.append(&EvaluationLine { step, evaluation: &report })?;
-        self.metrics.has_evaluated(&report);
+        self.metrics.has_evaluated(&report, started);
         desk.report(Event::Evaluation(report));
         Ok(true)
     }
@@ -351,19 +366,19 @@ impl Trainer {
     // --- checkpoints, requests, the end ----------------------------------------------------------------------------
 
     fn checkpoint(&mut self, desk: &mut Desk<'_>) -> Result<PathBuf, TrainerError> {
-        let step = self.state.step;
+        let (step, started) = (self.state.step, Instant::now());
         tracing::debug!(step, "checkpoint begins");
         self.run_log.sync()?;
         let path = self.checkpoints.write(&self.learner.student, &self.learner.optimiser, &self.state)?;
+        self.metrics.has_checkpoint(&path, started);
         // Those that training would go back to are kept, however many were asked for since.
         let (keep, last_good) =
             (self.options.train.keep_checkpoints.max(1), step - u64::from(self.state.skipped_in_a_row));
         let mut targets = self.checkpoints.steps()?;
-        targets.retain(|step| *step <= last_good && is_target(&self.options, *step));
+        targets.retain(|step| *step <= last_good && is_target(&self.options, &self.journal, *step));
         let targets = &targets[targets.len().saturating_sub(keep)..];
         self.checkpoints.prune(keep, |step| targets.contains(&step) || is_branch(&self.options, step))?;
         self.needs.has_checkpoints(&self.checkpoints, &self.journal)?;
-        self.metrics.has_checkpoint();
         desk.report(Event::Checkpoint { step, path: path.clone() });
         Ok(path)
     }
@@ -383,6 +398,7 @@ impl Trainer {
             self.working = None;
             // However little there was to read: who is paused reads nothing, and what comes meanwhile is a backlog.
             self.progress.set_waiting_for(None);
+            pulse::waits_for(Wait::Pause);
             let _ = desk.control.wait(ATTENTION); // Whether to stop is asked above.
         }
     }
@@ -396,6 +412,7 @@ impl Trainer {
                 let exported = bert.and_then(|bert| export::export(&out, &bert, &tokenizers, self.state.step));
                 drop(send(&reply, exported.map(|()| out)));
             }
+            Request::Change { settings, evaluation, reply } => drop(send(&reply, self.change(&settings, evaluation))),
             Request::Branch { folder, reply } => {
                 begin_release(&folder, &reply, &self.options, &self.checkpoints, &self.journal);
             }
@@ -456,15 +473,20 @@ fn send<T>(reply: &Sender<Result<T, String>>, answer: Result<T, TrainerError>) -
 }
 
 /// Whether a checkpoint is due after `step`.
-fn is_due(options: &TrainerOptions, step: u64) -> bool {
-    let every = options.train.checkpoint_every_steps;
+fn is_due(options: &TrainerOptions, journal: &Journal, step: u64) -> bool {
+    let every = checkpoint_every_steps(options, journal, step);
     step > 0 && every > 0 && step.is_multiple_of(every)
 }
 
 /// Whether training may go back to a checkpoint after `step`: one of the schedule, if there is a schedule, or the one that a
 /// release branches from.
-fn is_target(options: &TrainerOptions, step: u64) -> bool {
-    options.train.checkpoint_every_steps == 0 || is_due(options, step) || is_branch(options, step)
+fn is_target(options: &TrainerOptions, journal: &Journal, step: u64) -> bool {
+    checkpoint_every_steps(options, journal, step) == 0 || is_due(options, journal, step) || is_branch(options, step)
+}
+
+/// As it was set after `step`.
+fn checkpoint_every_steps(options: &TrainerOptions, journal: &Journal, step: u64) -> u64 {
+    journal.settings_at(step).map_or(&options.train, |settings| &settings.train).checkpoint_every_steps
 }
 
 /// Whether a release branches from the checkpoint after `step`, which is its beginning.

@@ -61,6 +61,11 @@ impl CopyMaker {
         Self { characters: vocabulary.characters(), vocabulary, labels, options }
     }
 
+    /// Chooses and weighs by these options from now on.
+    pub(crate) fn set_options(&mut self, options: CopyOptions) {
+        self.options = options;
+    }
+
     /// Indices of the copies that `record` is trained on. With "best", the one whose teacher has the lowest loss (ties:
     /// configuration order); copies without labels have no loss and count only if there is no other. Copies whose labels
     /// were dropped are left out, unless there are no others.

@@ -6,6 +6,7 @@
 //! the threads for itself. Units do not overlap: two at once would only push each other out of the caches.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use store::pulse::{LOOK_INTERVAL, Wait, waits_for};
 
 /// Hands out turns in the order in which they are asked for. Clones share the queue.
 #[derive(Clone, Debug, Default)]
@@ -37,7 +38,8 @@ impl Turns {
         let ticket = tickets.next;
         tickets.next += 1;
         while tickets.served != ticket {
-            tickets = self.0.changed.wait(tickets).unwrap_or_else(PoisonError::into_inner);
+            waits_for(Wait::Turn);
+            tickets = self.0.changed.wait_timeout(tickets, LOOK_INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
         }
         Turn(&self.0)
     }

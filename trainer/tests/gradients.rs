@@ -56,7 +56,7 @@ fn accumulate(student: &mut Student, dropout: Option<Dropout>) {
 
 #[test]
 fn every_parameter_gets_a_gradient() {
-    let dropout = Dropout { stream: Philox::new(1, "dropout", &[]), step: 0 };
+    let dropout = Dropout { stream: Philox::new(1, "dropout", &[]), step: 0, first_row: 0 };
     for (embedding_size, dropout) in [(32, None), (32, Some(dropout)), (12, None), (12, Some(dropout))] {
         let mut student = student(embedding_size);
         accumulate(&mut student, dropout);
@@ -75,7 +75,7 @@ fn dropout_differs_from_step_to_step_and_repeats() {
     let stream = Philox::new(1, "dropout", &[]);
     let norm = |step: u64| {
         let mut student = student(32);
-        accumulate(&mut student, Some(Dropout { stream, step }));
+        accumulate(&mut student, Some(Dropout { stream, step, first_row: 0 }));
         student.gradient_norm()
     };
     assert_eq!(norm(1), norm(1));
@@ -90,7 +90,7 @@ fn the_number_of_threads_changes_nothing() {
             let mut student = student_of(256, 96, 20_000);
             let mut optimiser = AdamW::new(student.layout().length());
             for step in 0..3 {
-                accumulate(&mut student, Some(Dropout { stream: Philox::new(1, "dropout", &[]), step }));
+                accumulate(&mut student, Some(Dropout { stream: Philox::new(1, "dropout", &[]), step, first_row: 0 }));
                 let gradient_scale = 1.0 / student.gradient_norm();
                 student.update(&mut optimiser, &Update { learning_rate: 1e-2, weight_decay: 0.1, gradient_scale });
             }

@@ -252,8 +252,6 @@ fn a_checkpoint_of_another_run_is_refused() {
     assert!(message.contains("run.seed was 7, is 8") && message.contains("checkpoints/step-3"), "{message}");
     let message = refused(&|options| options.student.embedding_size = 4);
     assert!(message.contains("student.embedding_size was 8, is 4"), "{message}");
-    let message = refused(&|options| options.alpha = 1.0);
-    assert!(message.contains("sampling.alpha was 0.7, is 1"), "{message}");
     let message = refused(&|options| options.teachers.reverse());
     assert!(message.contains("teacher 1 is `first` in the log, `second` here"), "{message}");
 }

@@ -225,4 +225,7 @@ pub struct LogExportArgs {
     /// Records below this sequence number [default: all that are durable].
     #[arg(long, value_name = "SEQ")]
     pub to: Option<u64>,
+    /// One JSON document on standard output.
+    #[arg(long)]
+    pub json: bool,
 }

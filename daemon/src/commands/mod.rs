@@ -2,15 +2,13 @@
 
 mod bench;
 mod check;
-mod corpus;
 mod ctl;
 mod evaluate;
 mod export;
+mod generate;
 mod log;
 mod plan;
-mod push;
-mod quarantine;
-mod teacher;
+mod remove_corpus;
 mod temporary_folder;
 mod vocab;
 
@@ -19,7 +17,9 @@ pub use check::check;
 pub use ctl::ctl;
 pub use evaluate::evaluate;
 pub use export::export;
+pub use generate::generate;
 pub use log::log;
+pub use remove_corpus::remove_corpus;
 pub use vocab::vocab;
 
 use crate::failure::{ExitCode, Failure};
@@ -27,7 +27,7 @@ use serde::Serialize;
 use std::io::Write;
 
 /// Prints one JSON document on standard output.
-fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::new(ExitCode::Software, format!("cannot print JSON: {error}")))?;
     print_line(&text)

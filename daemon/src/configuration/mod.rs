@@ -4,6 +4,7 @@
 //! Relative paths are relative to the file.
 
 mod corpus_section;
+mod ops_section;
 mod sections;
 mod store_section;
 mod table;
@@ -23,7 +24,7 @@ impl Configuration {
         let text =
             std::fs::read_to_string(path).map_err(|error| Failure::io("read the configuration", path, &error))?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let configuration = Self::parse(&text, folder).map_err(|problems| {
+        let mut configuration = Self::parse(&text, folder).map_err(|problems| {
             let lines: Vec<String> = problems.iter().map(|problem| format!("  {problem}")).collect();
             let count = match problems.len() {
                 1 => "1 problem".to_owned(),
@@ -31,6 +32,7 @@ impl Configuration {
             };
             Failure::new(ExitCode::Configuration, format!("{} has {count}:\n{}", path.display(), lines.join("\n")))
         })?;
+        configuration.file = Some(path.to_owned());
         configuration.threads.warning(crate::threads::cores()).iter().for_each(|warning| tracing::warn!("{warning}"));
         Ok(configuration)
     }

@@ -1,6 +1,7 @@
 //! The sections of the file, with every default.
 
 use super::corpus_section::{Corpus, FORMATS};
+use super::ops_section::Ops;
 use super::store_section::Store;
 use super::table::{Problem, Problems, Table};
 use super::threads::Threads;
@@ -8,7 +9,6 @@ use super::train_section::Train;
 use ingest::{Format, MaskUnit};
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use teacher::{OnStall, StallOptions};
@@ -43,6 +43,17 @@ pub struct Configuration {
     pub evaluate: Evaluate,
     /// `[ops]`
     pub ops: Ops,
+    /// Where it was read from.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
+}
+
+impl Configuration {
+    /// The longest time that one of the teachers that label may be at work on a batch before it stalls.
+    pub fn longest_stall(&self) -> Duration {
+        let labelling = self.teacher.iter().filter(|teacher| teacher.labels);
+        labelling.map(|teacher| teacher.stall_options().after).max().unwrap_or_default()
+    }
 }
 
 /// `[run]`
@@ -54,6 +65,8 @@ pub struct Run {
     pub seed: u64,
     /// How long a stop may take before the process gives up waiting.
     pub stop_limit_seconds: u64,
+    /// A stage that neither gets on nor waits for anything is stuck after this time. At least 3: who waits gives a sign every second.
+    pub stuck_seconds: u64,
 }
 
 /// `[sampling]`
@@ -159,20 +172,6 @@ pub struct EvaluateFile {
     pub format: Format,
 }
 
-/// `[ops]`
-#[derive(Clone, Debug, Serialize)]
-pub struct Ops {
-    /// Loopback address of the read-only HTTP endpoint; port 0: any free one.
-    pub http: SocketAddr,
-    /// Unix socket of the control endpoint.
-    pub socket: PathBuf,
-    /// File with the token that opens control, and pushing, on the HTTP endpoint; none: neither is open there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_file: Option<PathBuf>,
-    /// Whether training writes event files for TensorBoard.
-    pub tensorboard: bool,
-}
-
 impl Configuration {
     /// Parses `text`; relative paths are relative to `folder`. Returns everything that is wrong.
     pub fn parse(text: &str, folder: &Path) -> Result<Self, Vec<Problem>> {
@@ -211,6 +210,7 @@ impl Configuration {
             train,
             evaluate,
             ops,
+            file: None,
         };
         configuration.validate(&problems);
         match problems.into_vec() {
@@ -227,6 +227,11 @@ impl Configuration {
         let problems = Problems::default();
         configuration.validate(&problems);
         problems.into_text().map_or(Ok(configuration), Err)
+    }
+
+    /// The same, and one more teacher, which comes last. The error says everything that is wrong.
+    pub fn with_teacher(&self, teacher: &Teacher) -> Result<Self, String> {
+        self.with_inputs(self.corpus.clone(), self.teacher.iter().cloned().chain([teacher.clone()]).collect())
     }
 
     /// What no single section can see.
@@ -290,6 +295,7 @@ impl Run {
             state_dir: path(&mut table, "state_dir", folder).unwrap_or_else(|| folder.join("state")),
             seed: table.integer("seed", 0, ..),
             stop_limit_seconds: table.integer("stop_limit_seconds", 60, 1..=3600),
+            stuck_seconds: table.integer("stuck_seconds", 300, 3..=86_400),
         };
         table.finish();
         run
@@ -455,24 +461,5 @@ impl EvaluateFile {
         };
         table.finish();
         file
-    }
-}
-
-impl Ops {
-    fn read(mut table: Table, folder: &Path, run: &Run) -> Self {
-        let fallback = SocketAddr::from(([127, 0, 0, 1], 0));
-        let http = table.string("http", "127.0.0.1:0");
-        let http = http.parse().unwrap_or_else(|_| {
-            table.problem("http", format!("\"{http}\" is not an address and port, e.g. \"127.0.0.1:9400\""));
-            fallback
-        });
-        if !http.ip().is_loopback() {
-            table.problem("http", format!("{http} is not a loopback address; use 127.0.0.1 or [::1]"));
-        }
-        let socket = path(&mut table, "socket", folder).unwrap_or_else(|| run.state_dir.join("control.sock"));
-        let token_file = path(&mut table, "token_file", folder);
-        let tensorboard = table.boolean("tensorboard", true);
-        table.finish();
-        Self { http, socket, token_file, tensorboard }
     }
 }

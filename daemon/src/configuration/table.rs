@@ -200,6 +200,15 @@ impl Table {
         String::new()
     }
 
+    /// A string, or an array of strings; `default` if the key is not there.
+    pub(super) fn strings_or(&mut self, key: &'static str, default: &[&str]) -> Vec<String> {
+        if self.values.contains_key(key) {
+            return self.strings(key);
+        }
+        self.known.push(key);
+        default.iter().map(|&text| text.to_owned()).collect()
+    }
+
     /// A string, or an array of strings.
     pub(super) fn strings(&mut self, key: &'static str) -> Vec<String> {
         match self.take(key) {

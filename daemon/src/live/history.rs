@@ -46,6 +46,21 @@ pub enum Change {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         configured: bool,
     },
+    /// One more corpus is read, which the configuration file has since: for the record, a start finds it there.
+    AddCorpusOfFile {
+        /// Its name.
+        corpus: String,
+    },
+    /// A corpus is read no more, which the configuration file has no more.
+    RemoveCorpusOfFile {
+        /// Its name.
+        corpus: String,
+    },
+    /// Each language has a share ∝ n^alpha, as the configuration file says since.
+    SetAlpha {
+        /// α.
+        alpha: f64,
+    },
     /// The teacher gets no copies.
     PauseTeacher {
         /// Its name.
@@ -101,6 +116,9 @@ impl Change {
             Self::ClearShare { language } => format!("share of language {language} follows from its characters"),
             Self::AddCorpus { corpus } => format!("corpus {} added", name_of(corpus)),
             Self::RemoveCorpus { corpus, .. } => format!("corpus {corpus} removed"),
+            Self::AddCorpusOfFile { corpus } => format!("corpus {corpus} of the configuration file added"),
+            Self::RemoveCorpusOfFile { corpus } => format!("corpus {corpus} of the configuration file removed"),
+            Self::SetAlpha { alpha } => format!("sampling.alpha set to {alpha}"),
             Self::PauseTeacher { teacher } => format!("teacher {teacher} paused"),
             Self::ResumeTeacher { teacher } => format!("teacher {teacher} resumed"),
             Self::AddTeacher { teacher } => format!("teacher {} added", name_of(teacher)),
@@ -144,6 +162,9 @@ impl Standing {
                 }
                 self.forget_pauses(corpus);
             }
+            // The file says what is read; only one of another text is not meant by an earlier pause.
+            Change::AddCorpusOfFile { corpus } | Change::RemoveCorpusOfFile { corpus } => self.forget_pauses(corpus),
+            Change::SetAlpha { .. } => {}
             Change::PauseTeacher { teacher } => {
                 self.paused_teachers.insert(teacher.clone());
             }

@@ -3,16 +3,20 @@
 //!
 //! A change is made by ingest between two entries. Before it is, the history in `run.json` durably says from which sequence
 //! number it applies; what cannot be written there is not done. A restart finds it there and makes it again. The
-//! configuration file stays the default, and is never written.
+//! configuration file stays the default, and is never written. It can be read again ([`Reload`]).
 
+mod effective;
 mod history;
+mod reload;
 mod teachers;
 
+pub use effective::Effective;
 pub use history::{Change, MadeChange, Standing, in_effect, remove_offline, with_advice};
+pub use reload::{Reach, Reload};
 pub use teachers::Addition;
 
 use crate::configuration::{Configuration, Corpus, CorpusOrigin};
-use crate::inputs::open_corpus;
+use crate::inputs::{Inputs, open_corpus};
 use crate::push::Inboxes;
 use crate::state_folder::StateFolder;
 use crossbeam::channel::bounded;
@@ -23,7 +27,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use trainer::{Input, Inputs};
+use std::time::Duration;
+use trainer::Input;
 
 /// Changes that are shown.
 const SHOWN_CHANGES: usize = 20;
@@ -35,36 +40,29 @@ pub struct Live {
     state: Arc<StateFolder>,
     inboxes: Arc<Inboxes>,
     /// What the trainer waits for; `None`: there is no trainer.
-    training: Option<Inputs>,
-    now: Mutex<Now>,
+    training: Option<trainer::Inputs>,
+    /// What is read now: corpora in the order in which they came, those for evaluation too. Held while a change is made.
+    now: Mutex<Inputs>,
+    configuration: Effective,
     /// Whether others are in charge since: the stages were opened anew.
     replaced: AtomicBool,
     /// Never held for long: a change may take as long as reading a corpus once.
     made: Mutex<Vec<MadeChange>>,
 }
 
-/// What is read now.
-#[derive(Debug)]
-struct Now {
-    configuration: Configuration,
-    /// Corpora in the order in which they came, those for evaluation too.
-    inputs: crate::inputs::Inputs,
-}
-
 impl Live {
-    /// For a pipeline that reads `corpora` under `configuration`, as it takes effect.
+    /// For a pipeline that reads `inputs`.
     pub fn new(
         changes: Changes,
         state: Arc<StateFolder>,
         inboxes: Arc<Inboxes>,
-        configuration: &Configuration,
-        inputs: &crate::inputs::Inputs,
-        training: Option<Inputs>,
+        configuration: Effective,
+        inputs: &Inputs,
+        training: Option<trainer::Inputs>,
     ) -> Result<Self, crate::failure::Failure> {
-        let made = StateFolder::changes(&configuration.run.state_dir)?;
-        let now = Now { configuration: configuration.clone(), inputs: inputs.clone() };
-        let (now, made, replaced) = (Mutex::new(now), Mutex::new(made), AtomicBool::new(false));
-        let live = Self { changes, state, inboxes, training, now, replaced, made };
+        let made = StateFolder::changes(&configuration.get().run.state_dir)?;
+        let (now, made, replaced) = (Mutex::new(inputs.clone()), Mutex::new(made), AtomicBool::new(false));
+        let live = Self { changes, state, inboxes, training, now, configuration, replaced, made };
         live.tell_others(inputs);
         Ok(live)
     }
@@ -90,7 +88,13 @@ impl Live {
                 self.make(ingest::Change::Share { language, share }, noted)?
             }
             CorporaChange::Add { section, folder } => self.add(&mut now, section, &folder)?,
-            CorporaChange::Remove { corpus } => self.remove(&mut now, corpus)?,
+            CorporaChange::Remove { corpus } => {
+                let noted = |removed: &Corpus| {
+                    let configured = !removed.is_added;
+                    Change::RemoveCorpus { corpus: removed.name.clone(), configured }
+                };
+                self.remove(&mut now, &corpus, &noted)?
+            }
         };
         Ok(self.has_made(made, &now))
     }
@@ -119,11 +123,11 @@ impl Live {
     }
 
     /// Takes note of a change that was made; returns the answer.
-    fn has_made(&self, made: MadeChange, now: &Now) -> Value {
+    fn has_made(&self, made: MadeChange, now: &Inputs) -> Value {
         tracing::info!(from_sequence = made.from_sequence, "{}", made.change.describe());
         let answer = json!(made);
         self.made().push(made);
-        self.tell_others(&now.inputs);
+        self.tell_others(now);
         answer
     }
 
@@ -131,11 +135,54 @@ impl Live {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, now: &mut Now, section: Value, folder: &Path) -> Result<MadeChange, CommandError> {
+    /// Reads one more corpus, which the configuration file has now.
+    pub fn add_from_file(&self, corpus: Corpus) -> Result<(), CommandError> {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_in_charge()?;
+        let noted = Change::AddCorpusOfFile { corpus: corpus.name.clone() };
+        let made = self.read(&mut now, corpus, noted)?;
+        self.has_made(made, &now);
+        Ok(())
+    }
+
+    /// Reads a corpus no more, which the configuration file has no more.
+    pub fn remove_from_file(&self, corpus: &str) -> Result<(), CommandError> {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_in_charge()?;
+        let made = self.remove(&mut now, corpus, &|_| Change::RemoveCorpusOfFile { corpus: corpus.to_owned() })?;
+        self.has_made(made, &now);
+        Ok(())
+    }
+
+    /// Gives each language a share ∝ n^alpha.
+    pub fn set_alpha(&self, alpha: f64) -> Result<(), CommandError> {
+        let now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_in_charge()?;
+        let made = match self.make(ingest::Change::Alpha(alpha), Change::SetAlpha { alpha }) {
+            // Nothing is drawn any more.
+            Err(CommandError { code: "ingest_ended", .. }) => return Ok(()),
+            made => made?,
+        };
+        self.has_made(made, &now);
+        Ok(())
+    }
+
+    /// From now on a group that is not full waits so long.
+    pub fn set_linger(&self, linger: Duration) {
+        self.changes.set_linger(linger);
+    }
+
+    fn add(&self, now: &mut Inputs, section: Value, folder: &Path) -> Result<MadeChange, CommandError> {
         let invalid = |message: String| refusal(400, "invalid_corpus", message);
         let table: toml::Table = serde_json::from_value(section).map_err(|error| invalid(error.to_string()))?;
         let corpus = Corpus::parse(table, folder).map_err(invalid)?;
-        if now.inputs.corpora.iter().any(|known| known.name == corpus.name) {
+        let noted = toml::Table::try_from(&corpus).map_err(|error| refusal(500, "failed", error.to_string()))?;
+        self.read(now, corpus, Change::AddCorpus { corpus: noted })
+    }
+
+    fn read(&self, now: &mut Inputs, corpus: Corpus, noted: Change) -> Result<MadeChange, CommandError> {
+        let invalid = |message: String| refusal(400, "invalid_corpus", message);
+        if now.corpora.iter().any(|known| known.name == corpus.name) {
             return Err(refuse(ChangeError::InUse(corpus.name)));
         }
         if matches!(corpus.origin(), CorpusOrigin::Stdin | CorpusOrigin::Pipe(_)) {
@@ -143,54 +190,60 @@ impl Live {
                            use source = \"http\" and `ctl push`";
             return Err(invalid(message.to_owned()));
         }
-        let sections = now.configuration.corpus.iter().cloned().chain([corpus.clone()]).collect();
-        let teachers = now.configuration.teacher.clone();
-        let configuration = now.configuration.with_inputs(sections, teachers).map_err(invalid)?;
+        let with_it = |now: &Configuration| {
+            let sections = now.corpus.iter().cloned().chain([corpus.clone()]).collect();
+            now.with_inputs(sections, now.teacher.clone()).map_err(invalid)
+        };
+        with_it(&self.configuration.get())?;
         let mut problems = Vec::new();
         let options = open_corpus(&corpus, &mut problems);
         if !problems.is_empty() {
             let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
             return Err(invalid(problems.join("; ")));
         }
-        let noted = toml::Table::try_from(&corpus).map_err(|error| refusal(500, "failed", error.to_string()))?;
         let has_inbox = matches!(corpus.origin(), CorpusOrigin::Http);
         let spool = has_inbox.then(|| self.inboxes.add(&options)).transpose().map_err(|error| refuse(error.into()))?;
         let opened = self.changes.open(&options, spool.as_ref()).map_err(refuse);
-        let made =
-            opened.and_then(|opened| self.make(ingest::Change::Add(opened), Change::AddCorpus { corpus: noted }));
+        let made = opened.and_then(|opened| self.make(ingest::Change::Add(opened), noted));
         if made.is_err() && has_inbox {
             self.inboxes.remove(&corpus.name);
         }
         let made = made?;
-        now.configuration = configuration;
-        now.inputs.corpora.push(options);
+        self.configuration.change(with_it)?;
+        crate::kept_configuration::keep(&self.configuration.get());
+        now.corpora.push(options);
         Ok(made)
     }
 
-    fn remove(&self, now: &mut Now, corpus: String) -> Result<MadeChange, CommandError> {
-        let mut sections = now.configuration.corpus.clone();
+    fn remove(
+        &self,
+        now: &mut Inputs,
+        corpus: &str,
+        note: &dyn Fn(&Corpus) -> Change,
+    ) -> Result<MadeChange, CommandError> {
+        let mut sections = self.configuration.get().corpus.clone();
         let removed = sections.extract_if(.., |section| section.name == corpus).next();
         let Some(removed) = removed else {
             let known = sections.iter().map(|section| section.name.as_str()).collect::<Vec<_>>().join(", ");
-            return Err(refuse(ChangeError::Unknown { what: "corpus", name: corpus, known }));
+            return Err(refuse(ChangeError::Unknown { what: "corpus", name: corpus.to_owned(), known }));
         };
         if sections.is_empty() {
             let message =
                 "it is the last corpus, and without any the input would end; pause it instead, or add another first";
             return Err(refusal(409, "last_corpus", message.to_owned()));
         }
-        if self.inboxes.is_pumped(&corpus) {
+        if self.inboxes.is_pumped(corpus) {
             let message =
                 "what comes through standard input or a pipe is taken until the daemon stops; pause it instead";
             return Err(refusal(409, "corpus_is_piped", message.to_owned()));
         }
-        let noted = Change::RemoveCorpus { corpus: corpus.clone(), configured: !removed.is_added };
         let (gone_in, gone) = bounded(1);
-        let made = self.make(ingest::Change::Remove { corpus: corpus.clone(), gone: gone_in }, noted)?;
+        let made = self.make(ingest::Change::Remove { corpus: corpus.to_owned(), gone: gone_in }, note(&removed))?;
         drop(gone.recv()); // Here, because it may take as long as to read a file.
-        self.inboxes.remove(&corpus);
-        now.configuration.corpus = sections;
-        now.inputs.corpora.retain(|options| options.name != corpus);
+        self.inboxes.remove(corpus);
+        self.configuration.set(|now| now.corpus.retain(|section| section.name != corpus));
+        crate::kept_configuration::keep(&self.configuration.get());
+        now.corpora.retain(|options| options.name != corpus);
         Ok(made)
     }
 
@@ -206,7 +259,7 @@ impl Live {
     }
 
     /// Tells the trainer and the quarantine what is read now.
-    fn tell_others(&self, inputs: &crate::inputs::Inputs) {
+    fn tell_others(&self, inputs: &Inputs) {
         self.inboxes.set_corpora(&inputs.corpora);
         let Some(training) = &self.training else { return };
         let standing = Standing::of(self.made().iter().map(|made| &made.change));

@@ -6,7 +6,7 @@
 //! the weights of the others, the inboxes and the pipes into them, the sockets and the lock stay. So an addition has no state of
 //! its own: up to the note in `run.json` there is none, and from there on a crash changes nothing.
 
-use super::{Change, Live, Now, refusal};
+use super::{Change, Live, refusal};
 use crate::configuration::{Configuration, CorpusOrigin, Teacher};
 use crate::inputs::Inputs;
 use crate::pipeline::load_runner;
@@ -22,8 +22,8 @@ use trainer::{TeacherTokens, Vocabulary};
 
 /// A teacher that is ready to be added, and what the run is with it.
 pub struct Addition {
-    /// The configuration with it, as it takes effect.
-    pub configuration: Configuration,
+    /// Its section of the configuration.
+    pub teacher: Teacher,
     /// The inputs with it.
     pub inputs: Inputs,
     /// Its weights; `None`: it does not label.
@@ -57,7 +57,7 @@ impl Live {
             }
             TeachersChange::Add { section, folder } => {
                 let (answer, answered) = bounded(1);
-                let addition = prepare(&now, section, &folder, answer)?;
+                let addition = prepare(&self.configuration.get(), &now, section, &folder, answer)?;
                 let stopping = || refusal(503, "stopping", "the daemon is stopping".to_owned());
                 additions.send(addition).map_err(|_| stopping())?;
                 return answered.recv().map_err(|_| stopping())?;
@@ -69,7 +69,8 @@ impl Live {
 
 /// Does all for the addition of a teacher that can be done, or go wrong, while everything goes on.
 fn prepare(
-    now: &Now,
+    configuration: &Configuration,
+    now: &Inputs,
     section: Value,
     folder: &Path,
     answer: Sender<Result<Value, CommandError>>,
@@ -78,22 +79,22 @@ fn prepare(
     let table: toml::Table = serde_json::from_value(section).map_err(|error| invalid(error.to_string()))?;
     let teacher = Teacher::parse(table, folder).map_err(invalid)?;
     let name = &teacher.name;
-    if now.inputs.teachers.iter().any(|known| known.section.name == *name) {
+    if now.teachers.iter().any(|known| known.section.name == *name) {
         let message = format!("a teacher `{name}` is there already; names must differ");
         return Err(refusal(409, "teacher_exists", message));
     }
-    let teachers = now.configuration.teacher.iter().cloned().chain([teacher.clone()]).collect();
-    let configuration = now.configuration.with_inputs(now.configuration.corpus.clone(), teachers).map_err(invalid)?;
-    let inputs = now.inputs.with_teacher(&teacher, &configuration).map_err(|problem| invalid(problem.message))?;
+    let before = configuration;
+    let configuration = before.with_teacher(&teacher).map_err(invalid)?;
+    let inputs = now.with_teacher(&teacher, &configuration).map_err(|problem| invalid(problem.message))?;
     check_vocabulary(&inputs).map_err(invalid)?;
-    check_pipes(now, &inputs)?;
+    check_pipes(before, now, &inputs)?;
     let noted = toml::Table::try_from(&teacher).map_err(|error| refusal(500, "failed", error.to_string()))?;
     let added = inputs.teachers.len() - 1;
     let index = u16::try_from(added).map_err(|_| invalid(format!("there are {added} teachers, as many as can be")))?;
     let load = |teacher| load_runner(&configuration, index, teacher);
     let labels = inputs.teachers.last().filter(|teacher| teacher.section.labels);
     let runner = labels.map(load).transpose().map_err(|problem| invalid(problem.message))?;
-    Ok(Addition { runner, change: Change::AddTeacher { teacher: noted }, configuration, inputs, answer })
+    Ok(Addition { runner, change: Change::AddTeacher { teacher: noted }, teacher, inputs, answer })
 }
 
 /// The union of the teachers' vocabularies, which the student's is made of.
@@ -106,11 +107,11 @@ fn check_vocabulary(inputs: &Inputs) -> Result<(), String> {
 }
 
 /// An inbox that a pipe fills cannot be told of another language while it is filled.
-fn check_pipes(now: &Now, inputs: &Inputs) -> Result<(), CommandError> {
-    let known: BTreeSet<&str> = now.inputs.languages().collect();
+fn check_pipes(before: &Configuration, now: &Inputs, inputs: &Inputs) -> Result<(), CommandError> {
+    let known: BTreeSet<&str> = now.languages().collect();
     let Some(language) = inputs.languages().find(|language| !known.contains(language)) else { return Ok(()) };
     let is_piped = |corpus: &&CorpusOptions| {
-        let section = now.configuration.corpus.iter().find(|section| section.name == corpus.name);
+        let section = before.corpus.iter().find(|section| section.name == corpus.name);
         let origin = section.map(|section| section.origin());
         corpus.language == Language::Field && matches!(origin, Some(CorpusOrigin::Stdin | CorpusOrigin::Pipe(_)))
     };

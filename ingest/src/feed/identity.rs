@@ -72,7 +72,10 @@ pub(crate) fn fingerprint(path: &Path, bytes: u64) -> io::Result<String> {
     loop {
         match file.read(&mut chunk) {
             Ok(0) => break,
-            Ok(count) => hash.update(&chunk[..count]),
+            Ok(count) => {
+                hash.update(&chunk[..count]);
+                store::pulse::beat();
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

@@ -148,6 +148,7 @@ impl ByteStream {
             }
             let left = usize::try_from(position_bytes - self.position_bytes).unwrap_or(usize::MAX);
             self.consume(left.min(self.buffer().len()));
+            store::pulse::beat(); // A large compressed file takes its time.
         }
         Ok(true)
     }

@@ -122,6 +122,7 @@ pub(crate) fn count(path: &Path, options: &FormatOptions, from: u64, growing: bo
         if let Ok(text) = document.text {
             *count.characters.entry(document.language).or_default() += bytecount::num_chars(text.as_bytes()) as u64;
         }
+        store::pulse::beat();
     }
     count.end = reader.position_bytes();
     Ok(count)
@@ -135,6 +136,7 @@ fn count_stream(path: &Path, compression: Compression, from: u64, growing: bool)
         while stream.fill(1)? == Fill::Bytes {
             characters += bytecount::num_chars(stream.buffer()) as u64;
             stream.consume(stream.buffer().len());
+            store::pulse::beat();
         }
     }
     Ok(Count { characters: [(None, characters)].into(), end: stream.position_bytes().max(from) })

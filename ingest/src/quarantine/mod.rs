@@ -23,11 +23,13 @@ pub use retry::{Refused, Retried, Retry, Which, retry_corpus};
 use crate::IngestError;
 use crate::error::is_no_space;
 use model::random::Philox;
+use prometheus::core::Collector;
 use prometheus::{IntCounter, IntGauge};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 use store::SequenceNumber;
@@ -45,11 +47,12 @@ pub struct Quarantine {
 #[derive(Debug)]
 struct Shared {
     folder: PathBuf,
-    limit_bytes: u64,
+    limit_bytes: AtomicU64,
     /// `None` until it was looked at.
     kept: Mutex<Option<Kept>>,
     dropped: IntCounter,
     bytes: IntGauge,
+    notes: IntGauge,
 }
 
 /// Writes a note as a whole.
@@ -78,14 +81,21 @@ impl Quarantine {
     /// # Errors
     /// When its metrics cannot be made.
     pub fn new(folder: PathBuf, limit_bytes: u64) -> Result<Self, IngestError> {
-        let (dropped, bytes) = (
+        let (dropped, bytes, notes) = (
             IntCounter::new(
                 "mergedistill_ingest_quarantine_dropped_total",
                 "Notes that made room for newer ones in the quarantine.",
             )?,
             IntGauge::new("mergedistill_ingest_quarantine_bytes", "Room that the notes in the quarantine take.")?,
+            IntGauge::new("mergedistill_ingest_quarantine_notes", "Notes in the quarantine.")?,
         );
-        Ok(Self { shared: Arc::new(Shared { folder, limit_bytes, kept: Mutex::default(), dropped, bytes }) })
+        let limit_bytes = AtomicU64::new(limit_bytes);
+        Ok(Self { shared: Arc::new(Shared { folder, limit_bytes, kept: Mutex::default(), dropped, bytes, notes }) })
+    }
+
+    /// From now on they take at most so many bytes: notes are dropped when the next one comes.
+    pub fn set_limit(&self, limit_bytes: u64) {
+        self.shared.limit_bytes.store(limit_bytes, Ordering::Relaxed);
     }
 
     /// Where the notes are.
@@ -94,9 +104,10 @@ impl Quarantine {
         &self.shared.folder
     }
 
-    /// Notes that made room for newer ones, and the room that all take.
-    pub(crate) fn metrics(&self) -> (&IntCounter, &IntGauge) {
-        (&self.shared.dropped, &self.shared.bytes)
+    /// Notes that made room for newer ones; the room that all take, and how many there are.
+    pub(crate) fn metrics(&self) -> [Box<dyn Collector>; 3] {
+        let Shared { dropped, bytes, notes, .. } = &*self.shared;
+        [Box::new(dropped.clone()), Box::new(bytes.clone()), Box::new(notes.clone())]
     }
 
     /// Keeps `note`, and drops the oldest if there are too many now.
@@ -119,18 +130,18 @@ impl Quarantine {
         }
         kept.remove(&path);
         kept.add(path, SystemTime::now(), text.len() as u64);
-        while kept.bytes > self.shared.limit_bytes && kept.by_age.len() > 1 {
+        let limit_bytes = self.shared.limit_bytes.load(Ordering::Relaxed);
+        while kept.bytes > limit_bytes && kept.by_age.len() > 1 {
             let Some(((_, oldest), _)) = kept.by_age.first_key_value() else { break };
             let oldest = oldest.clone();
             remove_file(&oldest)?;
             kept.remove(&oldest);
             if self.shared.dropped.get() == 0 {
-                let limit_bytes = self.shared.limit_bytes;
                 tracing::warn!(limit_bytes, "the quarantine is full; its oldest notes are dropped from now on");
             }
             self.shared.dropped.inc();
         }
-        self.shared.bytes.set(kept.bytes as i64);
+        self.shared.show(kept);
         Ok(())
     }
 
@@ -158,7 +169,7 @@ impl Quarantine {
         remove_file(&path)?;
         if let Some(kept) = kept.as_mut() {
             kept.remove(&path);
-            self.shared.bytes.set(kept.bytes as i64);
+            self.shared.show(kept);
         }
         Ok(())
     }
@@ -177,6 +188,7 @@ impl Quarantine {
                 let age = metadata.modified().map_err(failed("read", &path))?;
                 found.add(path, age, metadata.len());
             }
+            self.shared.show(&found);
             *kept = Some(found);
         }
         Ok(kept)
@@ -184,6 +196,13 @@ impl Quarantine {
 
     fn path_of(&self, note: &Note) -> PathBuf {
         self.shared.folder.join(file_name(&note.source)).join(format!("{}.json", note.id))
+    }
+}
+
+impl Shared {
+    fn show(&self, kept: &Kept) {
+        self.bytes.set(kept.bytes as i64);
+        self.notes.set(kept.ages.len() as i64);
     }
 }
 

@@ -1,7 +1,8 @@
 //! What inboxes count for the metrics server.
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 
 /// From a solid-state disk's sync to that of a disk that is busy.
@@ -11,6 +12,8 @@ const COMMIT_BUCKETS_SECONDS: [f64; 9] = [0.000_5, 0.001, 0.002, 0.005, 0.01, 0.
 #[derive(Clone, Debug)]
 pub struct InboxMetrics {
     documents: IntCounterVec,
+    bytes: IntCounterVec,
+    last_progress: GaugeVec,
     rejected: IntCounterVec,
     duplicates: IntCounterVec,
     waiting_batches: IntGaugeVec,
@@ -21,7 +24,9 @@ pub struct InboxMetrics {
 /// The metrics of one inbox.
 #[derive(Clone, Debug)]
 pub(crate) struct InboxCounters {
-    pub(super) documents: IntCounter,
+    documents: IntCounter,
+    bytes: IntCounter,
+    last_progress: Gauge,
     /// By reason.
     rejected: IntCounterVec,
     corpus: String,
@@ -53,8 +58,18 @@ impl InboxMetrics {
             &["corpus"],
         )?;
         registry.register(Box::new(commit_seconds.clone()))?;
+        let last_progress = GaugeVec::new(
+            Opts::new(
+                "mergedistill_inbox_last_progress_timestamp_seconds",
+                "Unix time at which documents of an inbox were last made durable, there or in the log; 0: not yet.",
+            ),
+            &["corpus"],
+        )?;
+        registry.register(Box::new(last_progress.clone()))?;
         Ok(Self {
             documents: counter("mergedistill_inbox_documents_total", "Documents made durable.", &["corpus"])?,
+            bytes: counter("mergedistill_inbox_bytes_total", "Bytes of documents made durable.", &["corpus"])?,
+            last_progress,
             rejected: counter(
                 "mergedistill_inbox_rejected_total",
                 "Documents that came and were not taken, because they cannot be used.",
@@ -77,6 +92,8 @@ impl InboxMetrics {
     pub(super) fn of(&self, corpus: &str) -> InboxCounters {
         InboxCounters {
             documents: self.documents.with_label_values(&[corpus]),
+            bytes: self.bytes.with_label_values(&[corpus]),
+            last_progress: self.last_progress.with_label_values(&[corpus]),
             rejected: self.rejected.clone(),
             corpus: corpus.to_owned(),
             duplicates: self.duplicates.with_label_values(&[corpus]),
@@ -88,6 +105,18 @@ impl InboxMetrics {
 }
 
 impl InboxCounters {
+    /// So many documents became durable in the inbox.
+    pub(super) fn arrived(&self, documents: u64, bytes: u64) {
+        self.documents.inc_by(documents);
+        self.bytes.inc_by(bytes);
+        self.progressed();
+    }
+
+    /// Documents of the inbox became durable, there or in the log.
+    pub(super) fn progressed(&self) {
+        self.last_progress.set(store::stage::unix_seconds());
+    }
+
     pub(super) fn rejected(&self, reason: &str) {
         self.rejected.with_label_values(&[&self.corpus, reason]).inc();
     }

@@ -240,6 +240,11 @@ impl Inbox {
         self.shared.durable(cursor);
     }
 
+    /// From now on so many bytes may be there that the log does not hold; what there is beyond stays.
+    pub fn set_limit(&self, limit_bytes: u64) {
+        self.shared.set_limit(limit_bytes);
+    }
+
     /// How documents come, as it is configured.
     #[must_use]
     pub fn format(&self) -> &FormatOptions {

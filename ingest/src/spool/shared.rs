@@ -64,6 +64,8 @@ pub(super) struct Shared {
 }
 
 struct State {
+    /// Bytes that the log may not hold yet.
+    limit_bytes: u64,
     waiting: VecDeque<Waiting>,
     /// Bytes of `waiting` and of what the writer is at.
     waiting_bytes: u64,
@@ -106,6 +108,7 @@ impl Shared {
     ) -> Self {
         let sources = options.sources.iter().map(|source| (source.clone(), Place::default())).collect();
         let state = State {
+            limit_bytes: options.spooled_bytes,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             held_bytes: 0,
@@ -159,6 +162,15 @@ impl Shared {
         state.waiting_bytes = state.waiting_bytes.saturating_sub(bytes);
     }
 
+    /// From now on so many bytes may be there that the log does not hold.
+    pub(super) fn set_limit(&self, limit_bytes: u64) {
+        self.lock().limit_bytes = limit_bytes;
+    }
+
+    pub(super) fn limit_bytes(&self) -> u64 {
+        self.lock().limit_bytes
+    }
+
     /// Takes `bytes` more of the memory for batches.
     pub(super) fn hold(&self, bytes: u64) -> Result<(), PushError> {
         let mut state = self.lock();
@@ -195,7 +207,7 @@ impl Shared {
         if state.waiting.len() >= self.options.waiting_batches {
             return Err(PushError::Busy { waiting: state.waiting.len() });
         }
-        let (spooled_bytes, limit_bytes) = (state.unread_bytes(), self.options.spooled_bytes);
+        let (spooled_bytes, limit_bytes) = (state.unread_bytes(), state.limit_bytes);
         match spooled_bytes + state.waiting_bytes + bytes > limit_bytes {
             true => Err(PushError::Full { spooled_bytes, limit_bytes }),
             false => Ok(()),
@@ -236,12 +248,10 @@ impl Shared {
     /// `file` is durable up to its `bytes`, with so many more documents.
     pub(super) fn arrived(&self, file: SpoolFile, documents: u64, characters: &BTreeMap<String, u64>) {
         let mut state = self.lock();
-        if let Some(last) = state.files.last_mut() {
-            *last = file;
-        }
+        let before = state.files.last_mut().map_or(file, |last| std::mem::replace(last, file));
         state.arrived.documents += documents;
         state.arrived.characters.clone_from(characters);
-        self.metrics.documents.inc_by(documents);
+        self.metrics.arrived(documents, file.bytes.saturating_sub(before.bytes));
         self.metrics.unread_bytes.set(state.unread_bytes() as i64);
         drop(state);
         self.changes.announce();
@@ -263,6 +273,7 @@ impl Shared {
             return;
         };
         *place = (*place).max(Place { file, offset_bytes: cursor.document_offset_bytes });
+        self.metrics.progressed();
         self.advance(&mut state);
     }
 
@@ -301,7 +312,7 @@ impl Shared {
         InboxStatus {
             documents: state.arrived.documents,
             unread_bytes: state.unread_bytes(),
-            limit_bytes: self.options.spooled_bytes,
+            limit_bytes: state.limit_bytes,
             waiting_batches: state.waiting.len(),
             failed: state.failed.clone(),
         }

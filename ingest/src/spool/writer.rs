@@ -80,7 +80,7 @@ impl Writer {
     /// Makes batches durable, in order, and answers.
     fn commit(&mut self, batches: Vec<Waiting>) {
         // Several files at least, so that those that were read make room.
-        let file_bytes = self.shared.options.file_bytes.min(self.shared.options.spooled_bytes / 4);
+        let file_bytes = self.shared.options.file_bytes.min(self.shared.limit_bytes() / 4);
         let mut group = Unsettled::default();
         for Waiting { batch, answer } in batches {
             let is_full = self.tail.written > 0 && self.tail.written + batch.bytes() > file_bytes;

@@ -81,6 +81,11 @@ fn an_inbox_that_nobody_empties_is_full() {
     };
     assert!(matches!(refused, PushError::Full { spooled_bytes: 600..=1000, limit_bytes: 1000 }), "{refused}");
     assert!(accepted > 3);
+    // More room, and then less than is there.
+    inbox.set_limit(2000);
+    assert_eq!((push(&inbox, &["one more"], None).unwrap().accepted, inbox.status().limit_bytes), (1, 2000));
+    inbox.set_limit(1000);
+    assert!(matches!(push(&inbox, &["one more"], None).unwrap_err(), PushError::Full { limit_bytes: 1000, .. }));
     let last = crate::harness::names(&disk).pop().unwrap();
     inbox.durable(&cursor("en", &last, 0));
     assert_eq!(push(&inbox, &["another"], None).unwrap().accepted, 1);

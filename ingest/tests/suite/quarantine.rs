@@ -184,6 +184,11 @@ fn the_oldest_notes_make_room_for_newer_ones() {
     fs::write(scene.workshop.path("quarantine/c/README.json"), "no note").unwrap();
     let quarantine = Quarantine::new(scene.workshop.path("quarantine"), 5 * 4096).unwrap();
     let note = scene.notes().remove(0);
-    quarantine.keep(&Note { id: "f".repeat(16), ..note }).unwrap();
+    quarantine.keep(&Note { id: "f".repeat(16), ..note.clone() }).unwrap();
     assert!(scene.notes().len() < 6);
+
+    // Another limit holds from the next note on.
+    quarantine.clone().set_limit(2 * 4096);
+    quarantine.keep(&Note { id: "e".repeat(16), ..note }).unwrap();
+    assert_eq!(scene.notes().len(), 2);
 }

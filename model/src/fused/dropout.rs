@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! word 0   part << 16 | block       part: attention head, or 0
-//! word 1   row                      of the batch's packed tokens
+//! word 1   row                      of the batch's packed tokens, from `first_row` on
 //! word 2   step, low 32 bits
 //! word 3   site << 16 | step, bits 32 to 47
 //! ```
@@ -134,7 +134,7 @@ impl Mask {
 
     #[inline(always)]
     fn apply_to_group(&self, group: &mut [f32; COLUMNS], row: u32, first_block: u32) {
-        let step = self.dropout.step;
+        let (step, row) = (self.dropout.step, self.dropout.first_row.wrapping_add(row));
         let last = self.site << 16 | (step >> 32) as u32 & 0xffff;
         let words = self.dropout.stream.blocks::<BLOCKS>(first_block, [row, step as u32, last]);
         let words = words.as_flattened();
@@ -171,7 +171,7 @@ mod tests {
     use crate::simd::archs;
 
     fn mask(step: u64, site: Site, rate: f64) -> Option<Mask> {
-        Mask::new(Some(Dropout { stream: Philox::new(5, "dropout", &[]), step }), site, rate)
+        Mask::new(Some(Dropout { stream: Philox::new(5, "dropout", &[]), step, first_row: 0 }), site, rate)
     }
 
     /// `[100, 1000]`: the masks of some rows, one behind the other.

@@ -158,7 +158,11 @@ mod tests {
     const EPS: f32 = 1e-3;
 
     fn mask(rate: f64) -> Option<Mask> {
-        Mask::new(Some(Dropout { stream: Philox::new(1, "dropout", &[]), step: 9 }), Site::Embeddings, rate)
+        Mask::new(
+            Some(Dropout { stream: Philox::new(1, "dropout", &[]), step: 9, first_row: 0 }),
+            Site::Embeddings,
+            rate,
+        )
     }
 
     /// Word, position and type embedding, weight and bias.

@@ -298,7 +298,11 @@ mod tests {
     const EPS: f32 = 1e-3;
 
     fn mask(rate: f64) -> Option<Mask> {
-        Mask::new(Some(Dropout { stream: Philox::new(1, "dropout", &[]), step: 9 }), Site::Output(3), rate)
+        Mask::new(
+            Some(Dropout { stream: Philox::new(1, "dropout", &[]), step: 9, first_row: 0 }),
+            Site::Output(3),
+            rate,
+        )
     }
 
     /// All that the two passes make.

@@ -45,6 +45,14 @@ fn what_is_no_change_is_refused() {
     check("POST", "/v1/corpora", r#"{"corpus": []}"#, 400, "invalid_body");
     check("PUT", "/v1/languages/de/share", "", 400, "invalid_body");
     check("PUT", "/v1/languages/de/share", r#"{"share": "half"}"#, 400, "invalid_body");
+    for share in ["0", "-0.1", "1.01", "1e300"] {
+        check("PUT", "/v1/languages/de/share", &format!("{{\"share\": {share}}}"), 400, "invalid_share");
+    }
+    for retention in
+        [r#"{"retain_hours": -1}"#, r#"{"retain_hours": 1000001}"#, r#"{"retain_bytes": 9223372036854775808}"#]
+    {
+        check("PUT", "/v1/retention", retention, 400, "invalid_retention");
+    }
     check("DELETE", "/v1/corpora/more", r#"{"really": true}"#, 400, "invalid_body");
     check("PUT", "/v1/corpora", "", 405, "method_not_allowed");
     check("GET", "/v1/corpora/more", "", 405, "method_not_allowed");

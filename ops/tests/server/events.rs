@@ -5,7 +5,7 @@ use ops::Limits;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::num::NonZeroUsize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Reads events until the one with `last` as its id; returns how many came and how many were reported missed.
 fn count(stream: &mut impl Read, last: u64) -> (u64, u64) {
@@ -44,6 +44,23 @@ fn events_come_in_order() {
     assert_eq!(read_until(&mut over_tcp, "\n\n"), "id: 0\nevent: step\ndata: {\"number\":0}\n\n");
     assert_eq!(read_until(&mut over_tcp, "\n\n"), "id: 1\nevent: step\ndata: {\"number\":1}\n\n");
     assert_eq!(count(&mut over_unix, 19), (20, 0));
+}
+
+#[test]
+fn what_happens_within_a_rest_comes_at_its_end() {
+    let rest = Duration::from_millis(300);
+    let running = Running::with(Limits { event_rest: rest, ..Limits::default() });
+    let mut reader = running.subscribe();
+    running.events.publish("step", json!({ "number": 0 }));
+    assert_eq!(count(&mut reader, 0), (1, 0));
+    let begun = Instant::now();
+    for number in 1..100 {
+        running.events.publish("step", json!({ "number": number }));
+    }
+    read_until(&mut reader, "id: 1\n");
+    assert!(begun.elapsed() > rest / 2, "it was not written at once");
+    read_until(&mut reader, "id: 99\n");
+    assert!(begun.elapsed() < 10 * rest, "one rest is enough for all of them");
 }
 
 #[test]

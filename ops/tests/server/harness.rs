@@ -1,7 +1,11 @@
 //! A daemon with stages that can be paused, a server in front of it, and a client that writes bytes.
 
+use crate::document;
 use crate::inbox::{Inbox, Received};
-use ops::{Command, CommandError, Control, EventHub, Limits, OpsOptions, Push, PushTarget, Server, Stage, Token};
+use ops::{
+    Command, CommandError, Control, Controllers, EventHub, Limits, OpsOptions, Push, PushTarget, Question, Server,
+    Stage, Token,
+};
 use prometheus::Registry;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -34,6 +38,8 @@ struct State {
     stuck: bool,
     waiting: usize,
     panics: bool,
+    command_panics: bool,
+    pauses_pass: bool,
 }
 
 impl Daemon {
@@ -51,6 +57,15 @@ impl Daemon {
 
     pub(crate) fn set_panics(&self, panics: bool) {
         self.state.lock().unwrap().panics = panics;
+    }
+
+    pub(crate) fn set_command_panics(&self, panics: bool) {
+        self.state.lock().unwrap().command_panics = panics;
+    }
+
+    /// A pause is made though all else is stuck.
+    pub(crate) fn set_pauses_pass(&self, pass: bool) {
+        self.state.lock().unwrap().pauses_pass = pass;
     }
 
     /// While stuck, no question and no command returns.
@@ -82,8 +97,13 @@ impl Control for Daemon {
         let state = self.enter();
         let panics = state.panics;
         let paused: Vec<&str> = state.paused.iter().map(|stage| stage.name()).collect();
-        let status =
-            json!({ "paused": paused, "checkpoints": state.checkpoints, "stages": { "ingest": { "in_flight": -1 } } });
+        let status = json!({
+            "version": "0", "pid": 1, "state": "running", "failure": null, "uptime_seconds": 0.5,
+            "paused": paused, "checkpoints": state.checkpoints, "stages": { "ingest": { "in_flight": -1 } },
+            "log": { "appended": 9, "durable": 7 },
+            "teachers": {}, "corpora": { "corpora": [], "languages": [], "overrides_since": 3 },
+            "train": { "step": 0, "steps": null }, "evaluation": null,
+        });
         drop(state);
         assert!(!panics, "asked to panic");
         status
@@ -97,32 +117,62 @@ impl Control for Daemon {
         self.enter().dead.clone().map_or(Ok(()), Err)
     }
 
+    fn answer(&self, question: Question) -> Result<Value, CommandError> {
+        drop(self.enter());
+        match question {
+            Question::Configuration => Ok(json!({ "run": { "seed": 7 } })),
+            Question::LogLevel => Ok(json!({ "level": "info" })),
+            Question::Retention => Ok(json!({ "retain_bytes": 0, "retain_hours": 0.0 })),
+            Question::Segments => Ok(json!({ "segments": [] })),
+            Question::History(query) => Ok(json!({
+                "since_step": query.since_step, "points": query.points, "complete": true, "steps": { "step": [] },
+                "evaluations": { "step": [], "languages": {} }, "releases": [], "samples": [],
+            })),
+        }
+    }
+
     fn command(&self, command: Command) -> Result<Value, CommandError> {
-        let mut state = self.enter();
+        let passes = matches!(command, Command::Pause { .. }) && self.state.lock().unwrap().pauses_pass;
+        let mut state = if passes { self.state.lock().unwrap() } else { self.enter() };
+        let panics = state.command_panics;
+        if panics {
+            drop(state);
+            panic!("asked to panic");
+        }
         state.commands.push(command.clone());
         let stages = |stage: Option<Stage>| stage.map_or(Stage::ALL.to_vec(), |stage| vec![stage]);
-        match command {
+        match command.clone() {
             Command::Pause { stage } => state.paused.extend(stages(stage)),
             Command::Resume { stage } => state.paused.retain(|paused| !stages(stage).contains(paused)),
             Command::Checkpoint => state.checkpoints += 1,
             Command::Export { out } => {
                 let failed = |error: std::io::Error| CommandError {
-                    code: "cannot_export",
+                    code: "trainer_ended",
                     message: format!("cannot create {}: {error}", out.display()),
                     status: 409,
                 };
                 std::fs::create_dir(&out).map_err(failed)?;
             }
-            Command::Release { .. }
+            Command::Drain
+            | Command::Reload
+            | Command::SetLogLevel { .. }
+            | Command::SetRetention { .. }
+            | Command::Release { .. }
             | Command::CancelRelease
             | Command::RetryQuarantined { .. }
             | Command::ChangeCorpora(_)
             | Command::ChangeTeachers(_) => {}
             Command::Shutdown => {
-                return Err(CommandError { code: "odd", message: "status 99 is no status".to_owned(), status: 99 });
+                return Err(CommandError { code: "failed", message: "status 99 is no status".to_owned(), status: 99 });
             }
         }
-        Ok(json!({ "checkpoints": state.checkpoints }))
+        Ok(json!({
+            "checkpoints": state.checkpoints,
+            "state": if command == Command::Drain { "drained" } else { "paused" }, "durable": 7,
+            "path": "/x", "changed": [], "refused": [], "level": "info", "retain_bytes": 0, "retain_hours": 0.0,
+            "from_sequence": 7, "at_unix_seconds": 8, "change": { "kind": "pause_corpus" },
+            "name": "step-5", "from_step": 5, "step": 0, "steps": 9, "out": "/x", "error": null, "retried": 0, "duplicates": 0,
+        }))
     }
 
     fn push(&self, target: &PushTarget) -> Result<Box<dyn Push>, CommandError> {
@@ -154,6 +204,10 @@ impl Running {
     }
 
     pub(crate) fn with_token(limits: Limits, token: Option<&str>) -> Self {
+        Self::with_access(limits, token, None)
+    }
+
+    pub(crate) fn with_access(limits: Limits, token: Option<&str>, control: Option<Controllers>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("control.sock");
         let path = folder.path().join("token");
@@ -161,7 +215,8 @@ impl Running {
             std::fs::write(&path, token).unwrap();
             Token::read(&path).unwrap()
         });
-        let options = OpsOptions { http: Some("127.0.0.1:0".parse().unwrap()), socket: Some(socket.clone()), token };
+        let options =
+            OpsOptions { http: Some("127.0.0.1:0".parse().unwrap()), socket: Some(socket.clone()), token, control };
         let (daemon, events, registry) = (Arc::new(Daemon::default()), EventHub::new(), Registry::new());
         let control: Arc<dyn Control> = Arc::<Daemon>::clone(&daemon);
         let server = Server::start_with_limits(options, limits, registry.clone(), control, events.clone()).unwrap();
@@ -185,11 +240,19 @@ impl Running {
     }
 
     pub(crate) fn over_tcp(&self, method: &str, path: &str, body: &str) -> Answer {
-        exchange(self.tcp(), &request(method, path, &self.address().to_string(), body))
+        let answer = exchange(self.tcp(), &request(method, path, &self.address().to_string(), body));
+        self.documented(method, path, answer)
     }
 
     pub(crate) fn over_unix(&self, method: &str, path: &str, body: &str) -> Answer {
-        exchange(self.unix(), &request(method, path, "localhost", body))
+        let answer = exchange(self.unix(), &request(method, path, "localhost", body));
+        self.documented(method, path, answer)
+    }
+
+    /// An answer that is as the OpenAPI document says.
+    pub(crate) fn documented(&self, method: &str, path: &str, answer: Answer) -> Answer {
+        document::check(&document::document(self), method, path, &answer);
+        answer
     }
 
     /// Subscribes to the events and returns when that is done.

@@ -54,7 +54,7 @@ impl Push for Received {
     fn finish(mut self: Box<Self>, answer: PushAnswer) {
         let mut state = self.inbox.state.lock().unwrap();
         let bytes = std::mem::take(&mut self.bytes);
-        let value = json!({ "accepted": bytes.len() });
+        let value = json!({ "accepted": bytes.len(), "rejected": [], "rejected_total": 0, "duplicate": false });
         state.taken.push((self.target.clone(), bytes));
         if state.holds {
             state.held.push((answer, value));

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 fn start(socket: &Path) -> Result<Server, OpsError> {
-    let options = OpsOptions { http: None, socket: Some(socket.to_owned()), token: None };
+    let options = OpsOptions { http: None, socket: Some(socket.to_owned()), token: None, control: None };
     Server::start(options, Registry::new(), Arc::new(Daemon::default()), EventHub::new())
 }
 

@@ -293,7 +293,8 @@ pub(crate) fn summarise(entries: &[Entry]) -> (Totals, Vec<SummaryRow>) {
 #[derive(Debug)]
 pub(crate) struct EncodedBlock {
     header: BlockHeader,
-    payload: Vec<u8>,
+    /// Room for the header, and the payload.
+    bytes: Vec<u8>,
 }
 
 impl EncodedBlock {
@@ -321,7 +322,9 @@ impl EncodedBlock {
         if header_bytes > MAX_HEADER_BYTES {
             return Err(Damage::new(format!("its languages need a block header of {header_bytes} bytes")));
         }
-        Ok(Self { header: BlockHeader { header_bytes: header_bytes as u64, ..header }, payload })
+        let mut bytes = vec![0; header_bytes];
+        bytes.extend(payload);
+        Ok(Self { header: BlockHeader { header_bytes: header_bytes as u64, ..header }, bytes })
     }
 
     /// Bytes it will take.
@@ -336,10 +339,11 @@ impl EncodedBlock {
 
     /// The block's bytes as the one after `previous`.
     pub(crate) fn place(self, previous: Link, durable: SequenceNumber) -> (BlockHeader, Vec<u8>) {
-        let mut header = BlockHeader { previous, durable, ..self.header };
-        let (mut bytes, checksum) = header.encode();
+        let Self { header, mut bytes } = self;
+        let mut header = BlockHeader { previous, durable, ..header };
+        let (encoded, checksum) = header.encode();
         header.checksum = checksum;
-        bytes.extend(self.payload);
+        bytes[..encoded.len()].copy_from_slice(&encoded);
         (header, bytes)
     }
 }

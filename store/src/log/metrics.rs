@@ -2,8 +2,10 @@
 
 use crate::log::error::StoreError;
 use crate::log::index::Index;
+use crate::log::retention::RetentionPass;
 use prometheus::core::Collector;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry, exponential_buckets};
+use std::time::Duration;
 
 #[derive(Clone, Debug)]
 pub(crate) struct LogMetrics {
@@ -17,12 +19,26 @@ pub(crate) struct LogMetrics {
     pub(crate) size_bytes: IntGauge,
     pub(crate) segments: IntGauge,
     pub(crate) removed_segments: IntCounter,
+    pub(crate) removed_bytes: IntCounter,
+    pub(crate) held_back_segments: IntGauge,
+    pub(crate) retention_seconds: Histogram,
+    pub(crate) read_bytes: IntCounter,
     pub(crate) waiting_for_room: IntGauge,
 }
 
 impl LogMetrics {
     pub(crate) fn register(registry: &Registry) -> Result<Self, StoreError> {
         Self::try_register(registry).map_err(|error| StoreError::Metrics { what: error.to_string() })
+    }
+
+    /// Takes note of a pass of retention that took so long.
+    pub(crate) fn observe_retention(&self, pass: &RetentionPass, took: Duration) {
+        self.held_back_segments.set(pass.held_back.as_ref().map_or(0, |held| held.segments as i64));
+        if pass.removed_segments > 0 {
+            self.removed_segments.inc_by(pass.removed_segments as u64);
+            self.removed_bytes.inc_by(pass.removed_bytes);
+            self.retention_seconds.observe(took.as_secs_f64());
+        }
     }
 
     /// Takes note of what the log holds.
@@ -34,8 +50,11 @@ impl LogMetrics {
 
     fn try_register(registry: &Registry) -> prometheus::Result<Self> {
         let buckets = exponential_buckets(0.000_25, 2.0, 16)?; // 0.25 ms to 8 s
-        let fsync =
-            HistogramOpts::new("mergedistill_log_fsync_seconds", "Time to make the log durable.").buckets(buckets);
+        let fsync = HistogramOpts::new("mergedistill_log_fsync_seconds", "Time to make the log durable.");
+        let retention = HistogramOpts::new(
+            "mergedistill_log_retention_seconds",
+            "Time of a pass of retention that removed segments, to keep their held-out records and to remove their files.",
+        );
         let metrics = Self {
             appended_entries: IntCounter::new(
                 "mergedistill_log_appended_entries_total",
@@ -46,7 +65,7 @@ impl LogMetrics {
                 "mergedistill_log_torn_bytes_total",
                 "Bytes of a torn tail that were cut when the log was opened.",
             )?,
-            fsync_seconds: Histogram::with_opts(fsync)?,
+            fsync_seconds: Histogram::with_opts(fsync.buckets(buckets.clone()))?,
             appended_sequence: IntGauge::new(
                 "mergedistill_log_appended_sequence",
                 "Sequence number of the next entry to be appended.",
@@ -65,12 +84,25 @@ impl LogMetrics {
                 "mergedistill_log_removed_segments_total",
                 "Segments that retention removed.",
             )?,
+            removed_bytes: IntCounter::new(
+                "mergedistill_log_removed_bytes_total",
+                "Bytes of the segments that retention removed.",
+            )?,
+            held_back_segments: IntGauge::new(
+                "mergedistill_log_held_back_segments",
+                "Segments that are too much or too old, and stay because somebody needs them.",
+            )?,
+            retention_seconds: Histogram::with_opts(retention.buckets(buckets))?,
+            read_bytes: IntCounter::new(
+                "mergedistill_log_read_bytes_total",
+                "Bytes of blocks read back from the log by this process, to train or to evaluate.",
+            )?,
             waiting_for_room: IntGauge::new(
                 "mergedistill_log_waiting_for_room",
                 "1 while nothing can be appended because the disk is full.",
             )?,
         };
-        let collectors: [Box<dyn Collector>; 11] = [
+        let collectors: [Box<dyn Collector>; 15] = [
             Box::new(metrics.appended_entries.clone()),
             Box::new(metrics.bytes.clone()),
             Box::new(metrics.torn_bytes.clone()),
@@ -81,6 +113,10 @@ impl LogMetrics {
             Box::new(metrics.size_bytes.clone()),
             Box::new(metrics.segments.clone()),
             Box::new(metrics.removed_segments.clone()),
+            Box::new(metrics.removed_bytes.clone()),
+            Box::new(metrics.held_back_segments.clone()),
+            Box::new(metrics.retention_seconds.clone()),
+            Box::new(metrics.read_bytes.clone()),
             Box::new(metrics.waiting_for_room.clone()),
         ];
         collectors.into_iter().try_for_each(|collector| registry.register(collector))?;

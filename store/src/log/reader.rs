@@ -11,6 +11,7 @@ use crate::log::recovery::require;
 use crate::log::shared::{Shared, State};
 use crate::log::survey::{Tail, extend};
 use crate::{DurablePosition, Entry, Identity, Payload, Precision, SequenceNumber, SourceCursor};
+use prometheus::IntCounter;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,6 +38,8 @@ struct Inner {
     /// `None`: the writer is in this process and keeps `shared` up to date.
     follower: Option<Mutex<Follower>>,
     cache: Mutex<BlockCache>,
+    /// Of the writer's metrics; `None`: there is no writer in this process.
+    read_bytes: Option<IntCounter>,
 }
 
 /// What a reader without a writer in its process saw last.
@@ -68,13 +71,20 @@ impl LogReader {
             shared: Arc::new(shared),
             follower: Some(Mutex::new(follower)),
             cache: Mutex::default(),
+            read_bytes: None,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    pub(crate) fn of_writer(disk: Arc<dyn Disk>, dir: &Path, identity: Identity, shared: Arc<Shared>) -> Self {
-        let dir = dir.to_owned();
-        Self { inner: Arc::new(Inner { disk, dir, identity, shared, follower: None, cache: Mutex::default() }) }
+    pub(crate) fn of_writer(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: Identity,
+        shared: Arc<Shared>,
+        read_bytes: IntCounter,
+    ) -> Self {
+        let (dir, cache, read_bytes) = (dir.to_owned(), Mutex::default(), Some(read_bytes));
+        Self { inner: Arc::new(Inner { disk, dir, identity, shared, follower: None, cache, read_bytes }) }
     }
 
     /// What the log is made of, as it was when the reader was opened.
@@ -193,6 +203,7 @@ impl LogReader {
                 return Ok(Some(Arc::clone(entry)));
             }
             from = place.end;
+            crate::pulse::beat();
         }
     }
 
@@ -271,6 +282,9 @@ impl LogReader {
         let read = read_block(self.disk(), place);
         let (header, entries) = read.map_err(|error| self.explain(place.first, error))?;
         let entries: Entries = Arc::new(entries.into_iter().map(Arc::new).collect());
+        if let Some(read_bytes) = &self.inner.read_bytes {
+            read_bytes.inc_by(header.bytes());
+        }
         let totals = header.totals;
         let bytes = (400 * u64::from(header.entries))
             .saturating_add(200 * u64::from(totals.copies))
@@ -362,6 +376,7 @@ fn apply_cursors(
         let below = up_to.0.saturating_sub(place.first.0) as usize;
         let (_, last) = with_block_of(file.as_ref(), &place, |block| block.last_cursors(below))?;
         cursors.extend(last.into_iter().map(|cursor| (Arc::clone(&cursor.source), cursor)));
+        crate::pulse::beat();
     }
     Ok(cursors)
 }

@@ -248,6 +248,7 @@ impl Pass<'_> {
                     copy.append(&std::mem::take(&mut block))?;
                 }
             }
+            crate::pulse::beat();
         }
         copy.append(&block)?;
         copy.leave()

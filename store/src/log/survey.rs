@@ -154,6 +154,7 @@ fn advance(file: &dyn DiskFile, index: &mut Index, next: Option<SequenceNumber>)
         take_footer(file, index)?;
     }
     loop {
+        crate::pulse::beat();
         let Some(segment) = index.segments().last() else { return Ok(Tail::Clean) };
         let offset = segment.end_offset;
         if segment.seal != Seal::Open {
@@ -289,6 +290,7 @@ pub(crate) fn evidence(
     let length = file.length()?;
     let mut start = offset;
     while start < length {
+        crate::pulse::beat();
         let chunk_bytes = usize::try_from(length - start).unwrap_or(SEARCH_BYTES).min(SEARCH_BYTES);
         let chunk = match read_exact_at(file, start, chunk_bytes).map_err(Fault::from) {
             Err(Fault::Damage(_)) => return Ok(None), // A writer cut the file meanwhile.

@@ -1,34 +1,37 @@
 //! The one that appends.
 
-use crate::log::block::{BlockHeader, EncodedBlock, Link};
-use crate::log::codec::{Compaction, LastTables, Tables};
+mod open_segment;
+mod prepared;
+
+pub(crate) use open_segment::{create_folder, create_segment, next_header};
+pub use prepared::PreparedBlock;
+
+use self::open_segment::{OpenSegment, first_segment, seal_segment, unfinished_path};
+use self::prepared::last_cursors;
+use crate::log::block::EncodedBlock;
+use crate::log::codec::Compaction;
 use crate::log::column::Compressor;
-use crate::log::disk::{Access, Disk, DiskFile, StdDisk, write_all_at};
+use crate::log::disk::{Disk, StdDisk, write_all_at};
 use crate::log::error::{Damage, StoreError};
 use crate::log::hint::{HintFile, Positions};
-use crate::log::index::{Index, Seal};
 use crate::log::metrics::LogMetrics;
 use crate::log::options::LogOptions;
 use crate::log::reader::{LogReader, read_cursors};
-use crate::log::recovery::{Recovery, recover, sync_dir, sync_file};
+use crate::log::recovery::{Recovery, recover, sync_file};
 use crate::log::retention::{Need, Pass, Retention, RetentionPass};
 use crate::log::room::{Room, give_back};
-use crate::log::segment::{Footer, Predecessor, SegmentHeader, UNFINISHED_EXTENSION, file_name};
+use crate::log::segment::file_name;
 use crate::log::shared::Shared;
 use crate::log::validate::validate;
-use crate::{DurablePosition, Entry, Identity, Precision, SequenceNumber, SourceCursor};
+use crate::{DurablePosition, Entry, Identity, SequenceNumber, SourceCursor};
 use prometheus::Registry;
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A sync is due, whatever the interval, once so much would be lost without it.
+/// A sync is due, whatever the interval, once so much would be lost.
 const UNSYNCED_BYTES: u64 = 64 << 20;
-
-/// With compact precision the first segment is sealed before it grows beyond this.
-const FIRST_BYTES: u64 = 128 << 10;
 
 /// Appends blocks to a log. There is one per log, in one process.
 ///
@@ -50,23 +53,6 @@ pub struct LogWriter {
     /// When the oldest block was appended that is not durable, and the bytes of all of them.
     unsynced: Option<(Instant, u64)>,
     poison: Option<StoreError>,
-}
-
-/// The segment that grows.
-#[derive(Debug)]
-pub(crate) struct OpenSegment {
-    file: Arc<dyn DiskFile>,
-    path: PathBuf,
-    /// Where the next block goes.
-    offset: u64,
-    link: Link,
-    /// Whether there is no block in it.
-    empty: bool,
-    room: Room,
-    /// With compact precision.
-    compaction: Option<Compaction>,
-    /// It is sealed before it grows beyond this.
-    bytes_max: u64,
 }
 
 impl LogWriter {
@@ -102,7 +88,8 @@ impl LogWriter {
         let segment = first_segment(disk.as_ref(), dir, &mut index, header, &mut compressor)?;
         metrics.torn_bytes.inc_by(recovery.torn_bytes);
         let shared = Arc::new(Shared::new(index, recovery.durable));
-        let reader = LogReader::of_writer(Arc::clone(&disk), dir, identity.clone(), Arc::clone(&shared));
+        let read_bytes = metrics.read_bytes.clone();
+        let reader = LogReader::of_writer(Arc::clone(&disk), dir, identity.clone(), Arc::clone(&shared), read_bytes);
         let (dir, identity, options) = (dir.to_owned(), identity.clone(), options.clone());
         let (unsynced, poison) = (None, None);
         let writer = Self {
@@ -136,14 +123,9 @@ impl LogWriter {
         if block.is_empty() {
             return Ok(());
         }
-        let encoded = self.encode(block)?;
-        let written = self.write(encoded, block);
+        let written = self.encode(block).and_then(|encoded| self.write(encoded, Some(block)));
         self.remember(written)?;
-        for entry in block {
-            self.cursors.insert(Arc::clone(&entry.cursor.source), entry.cursor.clone());
-        }
-        self.metrics.appended_entries.inc_by(block.len() as u64);
-        self.metrics.appended_sequence.set(self.next().0.cast_signed());
+        self.has_appended(block.len(), last_cursors(block));
         Ok(())
     }
 
@@ -153,6 +135,11 @@ impl LogWriter {
         let synced = self.flush();
         self.remember(synced)?;
         Ok(self.reader.durable())
+    }
+
+    /// Changes the longest time for which appended records may not be durable.
+    pub fn set_sync_interval(&mut self, interval: Duration) {
+        self.options.sync_interval = interval;
     }
 
     /// How long until [`LogWriter::sync`] should be called; `None` if everything is durable.
@@ -180,11 +167,12 @@ impl LogWriter {
             keep_text: self.options.keep_text,
             shared: &self.shared,
         };
+        let started = Instant::now();
         let outcome = match pass.run(retention, need) {
             Err(error) if error.is_no_space() => return Err(error),
             outcome => self.remember(outcome)?,
         };
-        self.metrics.removed_segments.inc_by(outcome.removed_segments as u64);
+        self.metrics.observe_retention(&outcome, started.elapsed());
         self.publish();
         Ok(outcome)
     }
@@ -246,14 +234,21 @@ impl LogWriter {
         EncodedBlock::new(block, self.segment.compaction.as_mut(), &mut self.compressor).map_err(invalid)
     }
 
-    /// Makes sure of room, and only then writes: a disk that is full is no failed write.
-    fn write(&mut self, mut encoded: EncodedBlock, block: &[Entry]) -> Result<(), StoreError> {
+    fn has_appended(&mut self, entries: usize, last: Vec<SourceCursor>) {
+        self.cursors.extend(last.into_iter().map(|cursor| (Arc::clone(&cursor.source), cursor)));
+        self.metrics.appended_entries.inc_by(entries as u64);
+        self.metrics.appended_sequence.set(self.next().0.cast_signed());
+    }
+
+    /// Makes sure of room, and only then writes: a disk that is full is no failed write. `block` is what was encoded.
+    fn write(&mut self, mut encoded: EncodedBlock, block: Option<&[Entry]>) -> Result<(), StoreError> {
         let sizes = (encoded.bytes(), encoded.header_bytes());
         let bytes_max = self.segment.bytes_max.min(self.options.segment_bytes);
         let rolls = !self.segment.empty && self.segment.offset + encoded.bytes() > bytes_max;
         let mut made = if rolls { self.roll(sizes) } else { self.make_room(sizes) };
         if rolls && made.is_ok() && self.segment.compaction.is_some() {
             // The new segment has other tables.
+            let Some(block) = block else { return Err(self.prepared_for_another_segment()) };
             encoded = self.encode(block)?;
             made = self.make_room((encoded.bytes(), encoded.header_bytes()));
         }
@@ -334,161 +329,4 @@ impl LogWriter {
         self.metrics.bytes.inc_by(bytes);
         Ok(())
     }
-}
-
-/// Creates the log's folder; its name, and those of the folders above it, are durable afterwards.
-pub(crate) fn create_folder(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
-    disk.create_dir_all(dir).map_err(|error| StoreError::io("creating", dir, error))?;
-    for above in dir.ancestors().skip(1) {
-        match disk.sync_dir(above) {
-            // Not ours, so not created by us either.
-            Err(error)
-                if [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem].contains(&error.kind()) =>
-            {
-                break;
-            }
-            synced => synced.map_err(|error| StoreError::io("making durable the names in", above, error))?,
-        }
-    }
-    Ok(())
-}
-
-/// The header of a segment that follows everything in `index`.
-pub(crate) fn next_header(
-    index: &Index,
-    cursors: &BTreeMap<Arc<str>, SourceCursor>,
-    identity: &Identity,
-    options: &LogOptions,
-) -> SegmentHeader {
-    let link = index.link();
-    let last_sequence = link.next.0.checked_sub(1).map(SequenceNumber);
-    SegmentHeader {
-        first_sequence: link.next,
-        previous: last_sequence.map(|last_sequence| Predecessor { last_sequence, checksum: link.checksum }),
-        tables: 0..0,
-        checksum: 0,
-        precision: options.precision,
-        top_k: options.top_k,
-        keep_text: options.keep_text,
-        identity: identity.clone(),
-        cursors: cursors.values().cloned().collect(),
-    }
-}
-
-/// The segment in which a writer goes on: the last one, if it is unsealed and its header says what a new one's would;
-/// else a new one.
-fn first_segment(
-    disk: &dyn Disk,
-    dir: &Path,
-    index: &mut Index,
-    header: SegmentHeader,
-    compressor: &mut Compressor,
-) -> Result<OpenSegment, StoreError> {
-    let empty = index.last_segment_is_empty();
-    let tables = last_tables(disk, index)?;
-    if let Some(last) = index.segments().last().filter(|last| last.seal == Seal::Open) {
-        let path = last.path.to_path_buf();
-        let file = disk.open(&path, Access::Write).map_err(|error| StoreError::io("opening", &path, error))?;
-        let same = |old: &SegmentHeader| {
-            let layout = |header: &SegmentHeader| (header.top_k, header.precision, header.keep_text);
-            old.identity == header.identity && layout(old) == layout(&header)
-        };
-        if same(&last.header) {
-            let compaction = compaction(&header, tables);
-            let bytes_max = if compaction.is_some() { bytes_max(index, 2) } else { u64::MAX };
-            let room = Room::of_last_segment(file.as_ref(), index)?;
-            return Ok(OpenSegment {
-                file,
-                path,
-                offset: last.end_offset,
-                link: last.link,
-                empty,
-                room,
-                compaction,
-                bytes_max,
-            });
-        }
-        if empty {
-            index.pop_empty_segment();
-        } else {
-            seal_segment(file.as_ref(), index, compressor)?;
-        }
-    }
-    create_segment(disk, dir, index, header, tables)
-}
-
-/// What compact precision needs.
-fn compaction(header: &SegmentHeader, tables: Tables) -> Option<Compaction> {
-    (header.precision == Precision::Compact).then(|| Compaction::new(tables))
-}
-
-/// The tables of the last segment.
-fn last_tables(disk: &dyn Disk, index: &Index) -> Result<Tables, StoreError> {
-    let Some(last) = index.segments().last() else { return Ok(Tables::default()) };
-    let file = disk.open(&last.path, Access::Read).map_err(|error| StoreError::io("opening", &last.path, error))?;
-    let tables = LastTables::default().of_segment(last.header.checksum, last.header.tables.clone());
-    let tables = tables.load(file.as_ref()).map_err(|fault| fault.at(&last.path, 0))?;
-    Ok(Arc::unwrap_or_clone(tables))
-}
-
-/// The tables of a segment are made of what the one before it holds. So the first ones are short: a segment may be sixteen times as long as
-/// the one before, which is the `back`-th from the end.
-fn bytes_max(index: &Index, back: usize) -> u64 {
-    let segments = index.segments();
-    let before = segments.len().checked_sub(back).and_then(|at| segments.get(at)).map_or(0, |before| before.end_offset);
-    before.saturating_mul(16).max(FIRST_BYTES)
-}
-
-/// Creates a segment under a temporary name, so that one with its own name always has a whole header; its name is durable
-/// before anything is appended to it.
-pub(crate) fn create_segment(
-    disk: &dyn Disk,
-    dir: &Path,
-    index: &mut Index,
-    mut header: SegmentHeader,
-    tables: Tables,
-) -> Result<OpenSegment, StoreError> {
-    let path = dir.join(file_name(header.first_sequence));
-    let unfinished = unfinished_path(&path);
-    let bytes = header.encode(&tables).map_err(|error| StoreError::io("describing", &path, error))?;
-    let compaction = compaction(&header, tables);
-    let creating = |error| StoreError::io("creating", &path, error);
-    // It may be there already, empty, with room reserved.
-    let file = disk.open(&unfinished, Access::Keep).map_err(creating)?;
-    write_all_at(file.as_ref(), &bytes, 0).map_err(creating)?;
-    sync_file(file.as_ref(), &unfinished)?;
-    disk.rename(&unfinished, &path).map_err(creating)?;
-    sync_dir(disk, dir)?;
-    let link = header.link();
-    let offset = bytes.len() as u64;
-    let bytes_max = if compaction.is_some() { bytes_max(index, 1) } else { u64::MAX };
-    index.push_segment(&path, header, offset);
-    Ok(OpenSegment { file, path, offset, link, empty: true, room: Room::default(), compaction, bytes_max })
-}
-
-fn unfinished_path(path: &Path) -> PathBuf {
-    path.with_extension(UNFINISHED_EXTENSION.trim_start_matches('.'))
-}
-
-/// Writes the footer of the last segment, whose blocks are durable; gives its length.
-fn seal_segment(file: &dyn DiskFile, index: &mut Index, compressor: &mut Compressor) -> Result<u64, StoreError> {
-    let Some(last) = index.segments().len().checked_sub(1) else { return Ok(0) };
-    let blocks = index.blocks_of(last, index.end());
-    let segment = index.segments()[last].clone();
-    let mut headers = Vec::new();
-    for block in &blocks {
-        let bytes =
-            BlockHeader::read_bytes(file, block.offset).map_err(|fault| fault.at(&segment.path, block.offset))?;
-        headers.extend(bytes);
-    }
-    let sealing = |error| StoreError::io("sealing", &segment.path, error);
-    let footer = Footer::encode(&headers, blocks.len() as u32, segment.link, compressor).map_err(sealing)?;
-    write_all_at(file, &footer, segment.end_offset).map_err(sealing)?;
-    sync_file(file, &segment.path)?;
-    give_back(file, &segment.path);
-    let bytes = footer.len() as u64;
-    if let Some(segment) = index.last_segment_mut() {
-        segment.seal = Seal::Footer { bytes };
-    }
-    Ok(bytes)
 }

@@ -11,6 +11,7 @@ mod identity;
 #[path = "../../fuzz/src/inputs.rs"]
 #[allow(unreachable_pub)]
 mod inputs;
+mod measured;
 mod memory_disk;
 mod model;
 mod promises;

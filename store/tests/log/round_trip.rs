@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use store::{
-    Entry, Label, LogOptions, MaskedCopy, Payload, Record, SequenceNumber, Skip, SourceCursor, Span, StoreError,
+    Entry, Label, LogOptions, MaskedCopy, Payload, Precision, Record, SequenceNumber, Skip, SourceCursor, Span,
+    StoreError,
 };
 
 fn name() -> impl Strategy<Value = Arc<str>> {
@@ -216,6 +217,51 @@ fn segments_roll_and_a_sealed_log_goes_on() {
     assert!(verification.segments > 3, "{verification}");
     assert_eq!((verification.entries, verification.footers_lost.len()), (60, 0));
     assert_eq!(check_content(&read(&disk).unwrap()), 60);
+}
+
+/// Blocks that are encoded ahead give the very log that is made without; one that does not fit any more is refused.
+#[test]
+fn prepared_blocks_make_the_same_log() {
+    for precision in [Precision::Exact, Precision::Compact] {
+        let options = LogOptions { precision, ..options(1 << 30) };
+        let [ahead, plain] = [true, false].map(|ahead| {
+            let disk = MemoryDisk::default();
+            let (mut log, _) = open(&disk, &options).unwrap();
+            let first = log.prepare(&block(0..4), log.next()).unwrap();
+            let second = log.prepare(&block(4..6), first.end()).unwrap();
+            let stale = log.prepare(&block(0..4), SequenceNumber(0)).unwrap();
+            if ahead {
+                log.append_prepared(first).unwrap();
+                log.append_prepared(second).unwrap();
+                let error = log.append_prepared(stale).unwrap_err();
+                assert!(error.to_string().contains("the log goes on with 6"), "{error}");
+            } else {
+                log.append(&block(0..4)).unwrap();
+                log.append(&block(4..6)).unwrap();
+            }
+            log.append(&block(6..9)).unwrap();
+            log.seal().unwrap();
+            assert_eq!(read(&disk).unwrap().durable(), durable(9));
+            disk.files(Path::new(DIR))
+        });
+        assert!(ahead == plain, "{precision}");
+    }
+}
+
+/// What was encoded with the tables of a segment cannot go to the next.
+#[test]
+fn a_block_prepared_for_a_sealed_segment_is_refused() {
+    let disk = MemoryDisk::default();
+    let (mut log, _) = open(&disk, &LogOptions { precision: Precision::Compact, ..options(1) }).unwrap();
+    let [first, second] = [(0..4), (4..6)]
+        .map(|range| (range.clone(), log.prepare(&block(range.clone()), SequenceNumber(range.start)).unwrap()));
+    log.append_prepared(first.1).unwrap();
+    let error = log.append_prepared(second.1).unwrap_err();
+    assert!(error.to_string().contains("prepare it again"), "{error}");
+    let again = log.prepare(&block(second.0), log.next()).unwrap();
+    log.append_prepared(again).unwrap();
+    log.seal().unwrap();
+    assert_eq!(verify(&disk).unwrap().entries, 6);
 }
 
 /// Entries that would break the log are refused, and the log goes on.

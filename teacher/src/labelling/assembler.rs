@@ -4,17 +4,15 @@ use super::giving_up::can_go_without;
 use super::{Message, copy_count};
 use crate::watch::OnStall;
 use crate::{TeacherError, TeacherWatch};
-use crossbeam::channel::{Receiver, Sender, select, tick};
+use crossbeam::channel::{Receiver, SendTimeoutError, Sender, select, tick};
 use prometheus::{IntCounter, IntGauge, Opts, Registry};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use store::pulse::{self, LOOK_INTERVAL, Wait};
 use store::stage::{StageControl, StageMetrics};
 use store::{Entry, Group, Label, Payload};
-
-/// Runners are looked at this often, or several times within the shortest time after which one stalls.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) struct Assembler {
     pub(super) permit_return: Sender<()>,
@@ -48,12 +46,17 @@ pub(super) struct Pending {
 impl Assembler {
     pub(super) fn run(mut self, messages: &Receiver<Message>) -> Result<(), TeacherError> {
         let shortest = self.runners.iter().map(|runner| runner.watch.options().after).min().unwrap_or(LOOK_INTERVAL);
+        // Runners are looked at this often, or several times within the shortest time after which one stalls.
         let looks = tick((shortest / 4).clamp(Duration::from_millis(1), LOOK_INTERVAL));
         while !(self.ended && self.pending.is_empty()) {
+            self.give_sign();
             select! {
                 recv(messages) -> message => match message {
                     Ok(Message::Registered { number, group, given_up }) => self.register(number, group, given_up),
-                    Ok(Message::Labelled { number, batch, labels }) => self.take(number, batch, labels),
+                    Ok(Message::Labelled { number, batch, labels }) => {
+                        self.take(number, batch, labels);
+                        pulse::beat();
+                    }
                     Ok(Message::Failed(error)) => return Err(error),
                     Ok(Message::Ended) => self.ended = true,
                     Ok(Message::Stopped) | Err(_) => return Ok(()),
@@ -68,6 +71,16 @@ impl Assembler {
             }
         }
         Ok(())
+    }
+
+    /// The stage waits if no group is inside, or while it is paused. Otherwise it gets on with each batch that is labelled: who looks at
+    /// clocks alone does not.
+    fn give_sign(&self) {
+        if self.pending.is_empty() {
+            pulse::waits_for(Wait::Input);
+        } else if self.control.paused() {
+            pulse::waits_for(Wait::Pause);
+        }
     }
 
     fn register(&mut self, number: u64, group: Arc<Group>, given_up: Arc<[AtomicBool]>) {
@@ -114,13 +127,25 @@ impl Assembler {
             let entries = self.pending.remove(&self.next)?.into_entries();
             let count = entries.len();
             self.next += 1;
-            self.complete.send(entries).ok()?;
+            send(&self.complete, entries)?;
             self.metrics.items_out.inc_by(count as u64);
             self.metrics.in_flight.sub(count as i64);
             self.metrics.progressed();
             let _ = self.permit_return.send(()); // The dispatcher may be gone: its input has ended.
         }
         Some(())
+    }
+}
+
+/// Waits until the log takes what is complete. `None`: it has ended.
+fn send(complete: &Sender<Vec<Entry>>, mut entries: Vec<Entry>) -> Option<()> {
+    loop {
+        pulse::waits_for(Wait::Output);
+        entries = match complete.send_timeout(entries, LOOK_INTERVAL) {
+            Ok(()) => return Some(()),
+            Err(SendTimeoutError::Timeout(entries)) => entries,
+            Err(SendTimeoutError::Disconnected(_)) => return None,
+        };
     }
 }
 

@@ -1,7 +1,8 @@
 //! Takes groups in and hands their batches out to the runners.
 
 use super::giving_up::can_go_without;
-use super::{Job, Message};
+use super::runner_thread::RunnerMetrics;
+use super::{Job, Message, copy_count};
 use crate::TeacherWatch;
 use crossbeam::channel::{Receiver, Sender};
 use std::collections::{HashMap, HashSet};
@@ -14,9 +15,16 @@ pub(super) struct Dispatcher {
     pub(super) permits: Receiver<()>,
     /// By index of the teacher. The permits bound them: of a group that does not wait for a runner it is given nothing, and what it
     /// was given before is only a number.
-    pub(super) queues: HashMap<u16, (Sender<Job>, TeacherWatch)>,
+    pub(super) queues: HashMap<u16, RunnerQueue>,
     pub(super) to_assembler: Sender<Message>,
     pub(super) metrics: StageMetrics,
+}
+
+/// The way to one runner.
+pub(super) struct RunnerQueue {
+    pub(super) jobs: Sender<Job>,
+    pub(super) watch: TeacherWatch,
+    pub(super) metrics: RunnerMetrics,
 }
 
 impl Dispatcher {
@@ -38,11 +46,12 @@ impl Dispatcher {
         let registered = Message::Registered { number, group: Arc::clone(&group), given_up: Arc::clone(&given_up) };
         self.to_assembler.send(registered).ok()?;
         for batch in jobs {
-            let teacher = group.batches[batch].teacher;
+            let (teacher, copies) = (group.batches[batch].teacher, copy_count(&group.batches[batch]));
             let queue = self.queues.get(&teacher);
             assert!(queue.is_some(), "a batch for teacher {teacher}, which has no runner");
             let (group, given_up) = (Arc::downgrade(&group), Arc::clone(&given_up));
-            queue?.0.send(Job { number, batch, group, given_up }).ok()?;
+            queue?.metrics.queued(copies);
+            queue?.jobs.send(Job { number, batch, copies, group, given_up }).ok()?;
         }
         Some(())
     }
@@ -50,7 +59,7 @@ impl Dispatcher {
     /// By batch, whether nobody waits for its labels.
     fn given_up(&self, group: &Group) -> Vec<bool> {
         let stalled: HashSet<u16> =
-            self.queues.iter().filter(|(_, (_, watch))| watch.is_given_up()).map(|(teacher, _)| *teacher).collect();
+            self.queues.iter().filter(|(_, queue)| queue.watch.is_given_up()).map(|(teacher, _)| *teacher).collect();
         let is_labelled = |batch: usize| !stalled.contains(&group.batches[batch].teacher);
         let left_out: HashSet<u16> =
             stalled.iter().copied().filter(|teacher| can_go_without(group, *teacher, |_| true, is_labelled)).collect();

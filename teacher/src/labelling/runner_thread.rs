@@ -4,7 +4,7 @@ use super::{Job, Message, copy_count};
 use crate::{Labeller, TeacherError, TeacherWatch};
 use crossbeam::channel::{Receiver, Sender};
 use model::{RolePool, Working};
-use prometheus::{Histogram, HistogramOpts, IntCounter, Opts, Registry};
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,16 +31,19 @@ impl<L: Labeller> RunnerThread<L> {
                 let _ = self.results.send(Message::Stopped); // The assembler may have ended already.
                 return;
             }
-            if job.given_up[job.batch].load(Ordering::Relaxed) {
+            let Job { number, batch, copies, group, given_up } = job;
+            // Without the group it was complete, or the assembler has ended.
+            let group = group.upgrade().filter(|_| !given_up[batch].load(Ordering::Relaxed));
+            let Some(group) = group else {
+                self.metrics.done_with(copies);
                 continue;
-            }
-            let Job { number, batch, group, .. } = job;
-            let Some(group) = group.upgrade() else { continue }; // It was complete, or the assembler has ended.
+            };
             working.get_or_insert_with(|| self.pool.work());
             let message = match self.label_watched(&group, batch) {
                 Ok(labels) => Message::Labelled { number, batch, labels },
                 Err(error) => Message::Failed(error),
             };
+            self.metrics.done_with(copies);
             drop(group); // before the message, so that the assembler is the group's only owner at its end
             if self.results.send(message).is_err() {
                 return;
@@ -80,6 +83,7 @@ impl<L: Labeller> RunnerThread<L> {
         })?;
         timer.observe_duration();
         self.metrics.copies.inc_by(copy_count(plan));
+        self.metrics.last_progress.set(store::stage::unix_seconds());
         self.metrics.tokens.inc_by(copies.iter().map(|copy| copy.token_ids.len() as u64).sum());
         self.metrics.masked_positions.inc_by(copies.iter().map(|copy| copy.masked_positions.len() as u64).sum());
         Ok(labels)
@@ -93,7 +97,11 @@ fn copy_of(group: &Group, entry: u32, copy: u32) -> &MaskedCopy {
     }
 }
 
+#[derive(Clone)]
 pub(super) struct RunnerMetrics {
+    queued_copies: IntCounter,
+    in_flight: IntGauge,
+    last_progress: Gauge,
     copies: IntCounter,
     tokens: IntCounter,
     masked_positions: IntCounter,
@@ -102,20 +110,46 @@ pub(super) struct RunnerMetrics {
 
 impl RunnerMetrics {
     pub(super) fn register(registry: &Registry, teacher: &str) -> prometheus::Result<Self> {
-        let counter =
-            |name: &str, help: &str| IntCounter::with_opts(Opts::new(name, help).const_label("teacher", teacher));
+        let of_teacher = |name: &str, help: &str| Opts::new(name, help).const_label("teacher", teacher);
+        let counter = |name: &str, help: &str| IntCounter::with_opts(of_teacher(name, help));
         let buckets = prometheus::exponential_buckets(0.004, 2.0, 14)?;
         let seconds = HistogramOpts::new("mergedistill_teacher_batch_seconds", "Time to label one batch.");
         let metrics = Self {
+            queued_copies: counter(
+                "mergedistill_teacher_queued_copies_total",
+                "Masked copies given to a teacher; it labels them, or they are dropped.",
+            )?,
+            in_flight: IntGauge::with_opts(of_teacher(
+                "mergedistill_teacher_copies_in_flight",
+                "Masked copies that wait for a teacher, or are at work there.",
+            ))?,
+            last_progress: Gauge::with_opts(of_teacher(
+                "mergedistill_teacher_last_progress_timestamp_seconds",
+                "Unix time at which a teacher labelled a batch last; 0: none yet.",
+            ))?,
             copies: counter("mergedistill_teacher_copies_total", "Masked copies labelled.")?,
             tokens: counter("mergedistill_teacher_tokens_total", "Tokens of labelled copies.")?,
             masked_positions: counter("mergedistill_teacher_masked_positions_total", "Masked positions labelled.")?,
             batch_seconds: Histogram::with_opts(seconds.const_label("teacher", teacher).buckets(buckets))?,
         };
+        registry.register(Box::new(metrics.queued_copies.clone()))?;
+        registry.register(Box::new(metrics.in_flight.clone()))?;
+        registry.register(Box::new(metrics.last_progress.clone()))?;
         registry.register(Box::new(metrics.copies.clone()))?;
         registry.register(Box::new(metrics.tokens.clone()))?;
         registry.register(Box::new(metrics.masked_positions.clone()))?;
         registry.register(Box::new(metrics.batch_seconds.clone()))?;
         Ok(metrics)
+    }
+
+    /// The teacher is given so many copies.
+    pub(super) fn queued(&self, copies: u64) {
+        self.queued_copies.inc_by(copies);
+        self.in_flight.add(copies.cast_signed());
+    }
+
+    /// They are labelled, or nobody waits for them any more.
+    fn done_with(&self, copies: u64) {
+        self.in_flight.sub(copies.cast_signed());
     }
 }

@@ -161,6 +161,18 @@ impl<'a> Chunk<'a> {
         }
     }
 
+    /// The token with the largest logit at `position`, of those that are not the teacher's, and that logit.
+    pub(super) fn largest(&self, position: usize) -> (u32, f32) {
+        let tiles = self.tiles();
+        let maxima = tiles.maxima.chunks_exact(tiles.stride).map(|maxima| maxima[position]).enumerate();
+        let highest = |best: (usize, f32), other: (usize, f32)| if other.1 > best.1 { other } else { best };
+        let (tile, max) = maxima.reduce(highest).unwrap_or_default();
+        let first = tile * tiles.tile_rows;
+        let rows = first..(first + tiles.tile_rows).min(tiles.vocabulary);
+        let rows = rows.map(|row| (row, self.scratch.logits[row * tiles.stride + position]));
+        (rows.reduce(highest).map_or(0, |(row, _)| row as u32), max)
+    }
+
     /// From exponentials to gradients: adds dL/dW to `of_weight` `[V, E]` and dL/db to `of_bias` `[V]`, and overwrites
     /// `of_hidden` `[positions, E]`.
     pub(super) fn differentiate(

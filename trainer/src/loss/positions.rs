@@ -1,7 +1,8 @@
 //! Positions of a chunk one by one: from the tiles' sums and the picked logits to losses and coefficients of gradients.
 
+use super::chunk::Chunk;
 use super::picks::{Pick, Picks};
-use super::{LossSums, Score, Targets, sweep};
+use super::{LossSums, PositionLoss, Score, Targets, sweep};
 
 /// What the tiles have found per position.
 pub(super) struct TileSums<'a> {
@@ -55,6 +56,26 @@ impl Positions {
         self.0.iter().map(|position| Score { loss: position.gold_loss(), correct: position.correct })
     }
 
+    /// Losses and best guesses, one by one. The positions are those of `targets` from `first` on, and of `chunk`.
+    pub(super) fn explain(
+        &self,
+        picks: &Picks,
+        targets: &Targets<'_>,
+        first: usize,
+        chunk: &Chunk<'_>,
+    ) -> Vec<PositionLoss> {
+        let each = self.0.iter().zip(picks.by_position()).enumerate();
+        let explain = |(at, (position, (labels, _))): (usize, (&Position, (&[Pick], &Pick)))| {
+            let (_, kd) = position.distillation(labels, position.tail_mass(targets, first + at));
+            let others = labels.iter().map(|pick| (pick.id, pick.logit));
+            let higher = |best: (u32, f32), other: (u32, f32)| if other.1 > best.1 { other } else { best };
+            let (best_id, logit) = others.fold(chunk.largest(at), higher);
+            let best_probability = libm::exp(f64::from(logit) - position.log_sum_exp);
+            PositionLoss { kd, mlm: position.gold_loss(), best_id, best_probability }
+        };
+        each.map(explain).collect()
+    }
+
     /// Adds the losses to `sums`, sets the gradients in `picks`, and returns those of everything else. The positions are
     /// those of `targets` from `first` on.
     pub(super) fn differentiate(
@@ -76,8 +97,7 @@ impl Positions {
             let labelled = targets.has_teacher[first + at];
             let lambda = if labelled { lambda } else { 0.0 };
             let weight = f64::from(targets.weights[first + at]);
-            // The mass in the ghost bucket has no place where the teacher's tokens are the whole vocabulary.
-            let tail_mass = if labelled && position.tail.is_some() { targets.tail_mass(first + at) } else { 0.0 };
+            let tail_mass = position.tail_mass(targets, first + at);
             let picks = picks.position_mut(at);
             let (mass, kd) = position.distillation(picks, tail_mass);
             let mlm = position.gold_loss();
@@ -121,6 +141,11 @@ impl Position {
 
     fn gold_loss(&self) -> f64 {
         self.log_sum_exp - self.gold_logit
+    }
+
+    /// The teacher's mass in its ghost bucket. It has no place where the teacher's tokens are the whole vocabulary.
+    fn tail_mass(&self, targets: &Targets<'_>, at: usize) -> f64 {
+        if targets.has_teacher[at] && self.tail.is_some() { targets.tail_mass(at) } else { 0.0 }
     }
 
     /// The teacher's mass, and the cross entropy to its distribution; 0 where `picks` hold no tokens of a teacher and the

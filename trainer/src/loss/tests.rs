@@ -398,3 +398,31 @@ fn shapes_and_ids_are_checked() {
     assert!(score(case.decoder(), &case.hidden, &[0, 1, 2, 3, 40], &mut small()).is_err());
     assert_eq!(score(case.decoder(), &[], &[], &mut small()).unwrap(), []);
 }
+
+#[test]
+fn positions_are_explained_one_by_one() {
+    for (rows, vocabulary, top_k, tail) in [(9, 40, 3, false), (70, 300, 4, true), (5, 3, 8, true)] {
+        let case = Case::new(rows, vocabulary, 6, top_k, tail);
+        let targets = case.targets();
+        let explained = explain(case.decoder(), &case.hidden, &targets, &mut small()).unwrap();
+        let sums = case.run(0.5, &mut small()).sums;
+        let sum = |of: &dyn Fn(&PositionLoss) -> f64| explained.iter().map(of).sum::<f64>();
+        assert!((sum(&|position| position.kd) - sums.kd).abs() < 1e-9 * sums.kd, "{sums:?}");
+        assert!((sum(&|position| position.mlm) - sums.mlm).abs() < 1e-9 * sums.mlm, "{sums:?}");
+        for (row, found) in explained.iter().enumerate() {
+            let hidden = &case.hidden[row * 6..(row + 1) * 6];
+            let logits = case.weight.chunks(6).zip(&case.bias).map(|(weight, bias)| {
+                weight.iter().zip(hidden).map(|(w, h)| f64::from(*w) * f64::from(*h)).sum::<f64>() + f64::from(*bias)
+            });
+            let powers: Vec<f64> = logits.map(f64::exp).collect();
+            let best = (0..vocabulary).max_by(|one, other| powers[*one].total_cmp(&powers[*other])).unwrap();
+            assert_eq!(found.best_id as usize, best, "row {row}");
+            let probability = powers[best] / powers.iter().sum::<f64>();
+            assert!((found.best_probability - probability).abs() < 1e-5, "row {row}: {found:?}, not {probability}");
+            assert_eq!(found.kd != 0.0, case.has_teacher[row], "row {row}");
+        }
+    }
+    let case = Case::new(5, 40, 4, 3, true);
+    let targets = Targets { gold_ids: &[0, 1, 2, 3, 40], ..case.targets() };
+    assert!(explain(case.decoder(), &case.hidden, &targets, &mut small()).is_err());
+}

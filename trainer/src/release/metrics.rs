@@ -1,7 +1,7 @@
 //! What releases show to Prometheus.
 
 use super::{ReleaseState, ReleaseStatus};
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// The metrics of releases.
 pub(super) struct Metrics {
@@ -9,6 +9,7 @@ pub(super) struct Metrics {
     step: IntGauge,
     steps: IntGauge,
     tokens: IntCounter,
+    last_progress: Gauge,
     ended: IntCounterVec,
 }
 
@@ -22,6 +23,10 @@ impl Metrics {
                 "mergedistill_release_tokens_total",
                 "Tokens that releases were trained on by this process.",
             )?,
+            last_progress: Gauge::new(
+                "mergedistill_release_last_progress_timestamp_seconds",
+                "Unix time of the last step of a release; 0: none yet.",
+            )?,
             ended: IntCounterVec::new(
                 Opts::new("mergedistill_releases_total", "Releases that ended in this process, by result."),
                 &["result"],
@@ -31,6 +36,7 @@ impl Metrics {
         registry.register(Box::new(metrics.step.clone()))?;
         registry.register(Box::new(metrics.steps.clone()))?;
         registry.register(Box::new(metrics.tokens.clone()))?;
+        registry.register(Box::new(metrics.last_progress.clone()))?;
         registry.register(Box::new(metrics.ended.clone()))?;
         // An increase from 0 is seen; a series that begins with 1 shows none.
         for result in ["done", "failed", "cancelled"] {
@@ -49,6 +55,7 @@ impl Metrics {
 
     pub(super) fn add_tokens(&self, tokens: u64) {
         self.tokens.inc_by(tokens);
+        self.last_progress.set(store::stage::unix_seconds());
     }
 
     /// A release does not run any more: it ended as `state`, or goes on another time.

@@ -26,8 +26,9 @@ use crate::TrainerError;
 use crate::evaluate::EvaluationReport;
 use crate::event::{BranchPoint, Event, Outcome, Request, TrainerProgress};
 use crate::export;
-use crate::options::TrainerOptions;
+use crate::options::{EvaluationOptions, TrainOptions, TrainerOptions};
 use crate::schedule::Rates;
+use crate::settings::Settings;
 use crate::trainer::Trainer;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use folder::Wanted;
@@ -36,10 +37,11 @@ use prometheus::Registry;
 use serde::Serialize;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use store::LogReader;
 use store::log::Need;
+use store::pulse::{LOOK_INTERVAL, Wait, waits_for};
 use store::stage::StageControl;
 use work::Running;
 
@@ -54,8 +56,10 @@ pub struct Releases(Arc<Shared>);
 
 /// What the one that commands and the one that trains share.
 struct Shared {
+    /// The trunk's, for the releases that begin.
+    options: RwLock<TrainerOptions>,
     /// The trunk's.
-    options: TrainerOptions,
+    state_dir: PathBuf,
     reader: LogReader,
     /// The trunk's, and what it needs of the log.
     progress: Arc<TrainerProgress>,
@@ -178,6 +182,20 @@ pub enum ReleaseError {
     Trainer(#[from] TrainerError),
 }
 
+/// The options of the trainer of release `name` of the run with the options `trunk`.
+///
+/// # Errors
+/// When there is no such release; when the folder of one cannot be read.
+pub(crate) fn options_of(trunk: &TrainerOptions, name: &str) -> Result<TrainerOptions, TrainerError> {
+    let folders = folder::all(&trunk.state_dir)?;
+    if let Some(folder) = folders.iter().find(|folder| folder.name == name) {
+        return Ok(work::options(trunk, folder));
+    }
+    let names: Vec<&str> = folders.iter().map(|folder| folder.name.as_str()).collect();
+    let known = if names.is_empty() { "there is none".to_owned() } else { format!("there are {}", names.join(", ")) };
+    Err(TrainerError::Configuration(format!("there is no release `{name}`: {known}")))
+}
+
 /// The releases of a state folder that are to go on.
 pub(crate) fn unfinished(state_dir: &Path) -> Result<Vec<Folder>, TrainerError> {
     let mut folders = folder::all(state_dir)?;
@@ -216,7 +234,10 @@ impl Releases {
             Condvar::new(),
         );
         let metrics = Metrics::register(registry)?;
-        Ok(Self(Arc::new(Shared { options, reader, progress, control, requests, report, metrics, state, changed })))
+        let (state_dir, options) = (options.state_dir.clone(), RwLock::new(options));
+        let shared =
+            Shared { options, state_dir, reader, progress, control, requests, report, metrics, state, changed };
+        Ok(Self(Arc::new(shared)))
     }
 
     /// Runs the trunk, and beside it a release that was not finished and those that are asked for. If the trunk ends by itself, a
@@ -260,7 +281,7 @@ impl Releases {
         }
         let number = self.take_place()?;
         let need = joined(&self.0.progress.need);
-        let wanted = Wanted { steps, lambda_end: self.0.options.train.lambda_end, out };
+        let wanted = Wanted { steps, lambda_end: self.0.options().train.lambda_end, out };
         let begun = self.branch(number, wanted).and_then(|folder| {
             let path = folder.path.clone();
             self.start(folder, need).map_err(|error| {
@@ -307,6 +328,14 @@ impl Releases {
         self.0.lock().latest.clone()
     }
 
+    /// Releases that begin from now on have these settings of the trunk. One that has begun keeps those that it began with.
+    pub fn change(&self, settings: &Settings, evaluation: &EvaluationOptions) {
+        let mut options = self.0.options.write().unwrap_or_else(PoisonError::into_inner);
+        options.alpha = settings.alpha;
+        options.train = TrainOptions { until_step: options.train.until_step, ..settings.train.clone() };
+        options.evaluation = evaluation.clone();
+    }
+
     /// Takes the place, which must be free; returns the number of the release that is to run there.
     fn take_place(&self) -> Result<u64, ReleaseError> {
         let mut state = self.0.lock();
@@ -327,7 +356,7 @@ impl Releases {
 
     /// Asks the trunk for its newest checkpoint, and makes a folder of it.
     fn branch(&self, number: u64, wanted: Wanted) -> Result<Folder, ReleaseError> {
-        let state_dir = &self.0.options.state_dir;
+        let state_dir = &self.0.state_dir;
         let partial = folder::partial(state_dir, number);
         let deadline = Instant::now() + ANSWER_LIMIT;
         // Without capacity: the trunk knows whether its answer was taken.
@@ -402,7 +431,11 @@ impl Releases {
     /// Waits until no release runs or begins, and all was told of those that ran.
     fn wait(&self) {
         let busy = |state: &mut State| state.threads > 0 || matches!(state.place, Place::Taken);
-        drop(self.0.changed.wait_while(self.0.lock(), busy).unwrap_or_else(PoisonError::into_inner));
+        let mut state = self.0.lock();
+        while busy(&mut state) {
+            waits_for(Wait::Release);
+            state = self.0.changed.wait_timeout(state, LOOK_INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 }
 
@@ -418,6 +451,10 @@ impl State {
 }
 
 impl Shared {
+    fn options(&self) -> TrainerOptions {
+        self.options.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -50,6 +50,7 @@ pub(super) fn start(shared: &Arc<Shared>, folder: Folder, need: Need) -> Result<
     let running = Running { control: shared.control.child(), cancelled: Arc::default() };
     let (shared, path, own) = (Arc::clone(shared), folder.path.clone(), running.clone());
     let body = move || {
+        let _pulse = store::pulse::enter("release");
         let worked = catch_unwind(AssertUnwindSafe(|| work(&shared, &folder, need.clone(), &own)));
         let ended = match worked {
             Ok(Ok(ended)) => ended,
@@ -67,7 +68,7 @@ pub(super) fn start(shared: &Arc<Shared>, folder: Folder, need: Need) -> Result<
 
 /// Trains and exports.
 fn work(shared: &Shared, folder: &Folder, need: Need, running: &Running) -> Result<Ended, TrainerError> {
-    let options = options(&shared.options, folder);
+    let options = options(&shared.options(), folder);
     let (name, out) = (&folder.name, folder.out());
     tracing::info!(name, from_step = options.first_step(), steps = folder.file.cool_down.steps, "a release runs");
     report(shared);
@@ -97,7 +98,7 @@ fn work(shared: &Shared, folder: &Folder, need: Need, running: &Running) -> Resu
 }
 
 /// The options of the trainer of a release.
-fn options(trunk: &TrainerOptions, folder: &Folder) -> TrainerOptions {
+pub(super) fn options(trunk: &TrainerOptions, folder: &Folder) -> TrainerOptions {
     let cool_down = folder.file.cool_down;
     let train = TrainOptions {
         steps: Some(cool_down.from_step.saturating_add(cool_down.steps)),

@@ -40,13 +40,13 @@ impl Trainer {
         let skips = self.skips_since_rollback().filter(|skip| in_a_row.contains(&(skip.step - 1)));
         let left_out: BTreeSet<SequenceNumber> = skips.flat_map(|skip| skip.sequences.iter().copied()).collect();
 
-        let options = &self.options;
+        let (options, journal) = (&self.options, &self.journal);
         let rollbacks = resume::rollbacks(&self.journal);
         // Weights from before these steps: those of a later checkpoint are the ones that do not work. Nor do those that
         // training went back to in vain.
         let is_target = |step| {
             step <= in_a_row.start
-                && is_target(options, step)
+                && is_target(options, journal, step)
                 && (step == options.first_step() || resume::returns_to(&rollbacks, step) == 0)
         };
         // Of what is found only the state: the weights are read again below, and are too large to be there twice.

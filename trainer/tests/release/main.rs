@@ -4,6 +4,7 @@
 #[path = "../scene/mod.rs"]
 mod scene;
 
+mod replay;
 mod retention;
 mod troubles;
 mod trunk;

@@ -54,6 +54,9 @@ struct StoreFigures {
     /// Mean length of a write, which is a block.
     write_bytes: u64,
     writes_per_sync: f64,
+    /// Durable at the end, of blocks that were encoded before.
+    prepared_bytes_per_second: f64,
+    prepared_writes_per_sync: f64,
     sync_interval_ms: usize,
     recovery_seconds_per_gb: f64,
     open_sealed_seconds: f64,
@@ -88,6 +91,11 @@ pub(super) fn store(args: &BenchStoreArgs) -> Result<(), Failure> {
         figures.writes_per_sync,
         args.sync_interval_ms,
         figures.disk_bytes_per_second / MIB
+    ))?;
+    print_line(&format!(
+        "append {:.1} MiB/s of blocks that were encoded before, {:.1} a sync",
+        figures.prepared_bytes_per_second / MIB,
+        figures.prepared_writes_per_sync
     ))?;
     print_line(&format!(
         "recovery {:.3} s per GB of unsealed log; {:.4} s to open the same log sealed",
@@ -131,6 +139,7 @@ fn figures(
     [encode, decode]: [f64; 2],
     appended: &durable::Appended,
 ) -> StoreFigures {
+    let prepared = &appended.prepared;
     StoreFigures {
         precision: args.precision,
         top_k: records.top_k,
@@ -148,6 +157,8 @@ fn figures(
         append_bytes: appended.bytes,
         write_bytes: appended.bytes / appended.writes.max(1),
         writes_per_sync: appended.writes as f64 / appended.syncs.max(1) as f64,
+        prepared_bytes_per_second: prepared.bytes as f64 / prepared.seconds,
+        prepared_writes_per_sync: prepared.writes as f64 / prepared.syncs.max(1) as f64,
         sync_interval_ms: args.sync_interval_ms,
         recovery_seconds_per_gb: appended.recovery_seconds / (appended.unsealed_bytes as f64 / 1e9),
         open_sealed_seconds: appended.open_sealed_seconds,

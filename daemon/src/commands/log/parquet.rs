@@ -26,13 +26,14 @@
 
 mod rows;
 
-use super::super::print_line;
+use super::super::{print_json, print_line};
 use super::Bar;
 use crate::cli::LogExportArgs;
 use crate::failure::{ExitCode, Failure};
 use parquet::errors::ParquetError;
 use parquet::file::writer::SerializedFileWriter;
 use rows::{Row, Rows};
+use serde_json::json;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -66,6 +67,9 @@ pub(super) fn export(args: &LogExportArgs) -> Result<(), Failure> {
     let unfinished = Unfinished::create(target)?;
     let written = write(&log, &selection, &unfinished, target)?;
     unfinished.rename_to(target)?;
+    if args.json {
+        return print_json(&json!({ "rows": written.rows, "records": written.records, "path": target }));
+    }
     print_line(&format!("{} rows of {} records in {}", written.rows, written.records, target.display()))
 }
 

@@ -7,6 +7,7 @@ use crate::commands::temporary_folder::TemporaryFolder;
 use crate::configuration::{Configuration, Corpus, CorpusOrigin};
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::Inputs;
+use crate::live::Effective;
 use crate::pipeline::{Pipeline, Setup};
 use crate::state_folder::StateFolder;
 use crate::threads::Pools;
@@ -44,6 +45,7 @@ pub(super) fn measure(configuration: &Configuration, seconds: f64) -> Result<Fig
     let pools = Pools::open(sampled.threads)?;
     let setup = Setup {
         configuration: &sampled,
+        effective: &Effective::new(sampled.clone()),
         inputs: &inputs,
         state: &state,
         runners,

@@ -13,7 +13,7 @@ fn values(count: usize, seed: u64) -> Vec<f32> {
 }
 
 fn mask(rate: f64) -> Option<Mask> {
-    let dropout = Dropout { stream: Philox::new(1, "dropout", &[]), step: 9 };
+    let dropout = Dropout { stream: Philox::new(1, "dropout", &[]), step: 9, first_row: 0 };
     Mask::new(Some(dropout), Site::Probabilities(1), rate)
 }
 

@@ -45,13 +45,26 @@ pub(crate) struct Coded {
 pub(crate) struct Compaction {
     pub(crate) tables: Tables,
     pub(crate) census: Census,
-    /// Of the block that was coded last, by teacher: ids that were in no list, and tokens.
-    last: Vec<(u16, Vec<u32>, Vec<u32>)>,
+    /// Of the block that was coded last.
+    last: Counted,
 }
+
+/// What a block's labels count for the next segment's tables, by teacher: ids that were in no list, and tokens.
+pub(crate) type Counted = Vec<(u16, Vec<u32>, Vec<u32>)>;
 
 impl Compaction {
     pub(crate) fn new(tables: Tables) -> Self {
         Self { tables, ..Self::default() }
+    }
+
+    /// What the block that was coded last counts, if it is to be in the log later.
+    pub(crate) fn take_counted(&mut self) -> Counted {
+        std::mem::take(&mut self.last)
+    }
+
+    /// The block that counts so much is the one that was coded last.
+    pub(crate) fn put_counted(&mut self, counted: Counted) {
+        self.last = counted;
     }
 
     /// The block that was coded last is in the log: only then it counts, however often it was coded.

@@ -1,9 +1,9 @@
 //! `mergedistill ctl teacher`: who labels in a running daemon.
 
+use super::call;
 use super::corpus::section;
-use super::ctl::call;
-use super::{print_json, print_line};
 use crate::cli::TeacherAction;
+use crate::commands::{print_json, print_line};
 use crate::failure::Failure;
 use ops::client::encoded;
 use serde_json::{Value, json};

@@ -1,8 +1,9 @@
 //! `mergedistill ctl quarantine`: documents that could not be used.
 
-use super::ctl::call;
-use super::{print_json, print_line};
+use super::call;
+use super::socket::{SERVICE, SERVICE_STATE};
 use crate::cli::QuarantineAction;
+use crate::commands::{print_json, print_line};
 use crate::failure::{ExitCode, Failure};
 use ingest::quarantine::{Note, notes};
 use serde_json::{Value, json};
@@ -35,10 +36,16 @@ pub fn quarantine(action: &QuarantineAction, socket: &Path, as_json: bool) -> Re
 }
 
 fn folder(state_dir: Option<&Path>, socket: &Path) -> Result<PathBuf, Failure> {
-    let state_dir = state_dir.or(socket.parent()).unwrap_or(Path::new(""));
+    state_folder(state_dir, socket).map(|folder| folder.join("quarantine"))
+}
+
+/// The state folder that was named, or else that of the daemon behind the socket.
+pub(super) fn state_folder(state_dir: Option<&Path>, socket: &Path) -> Result<PathBuf, Failure> {
+    let of_socket = if socket == Path::new(SERVICE) { Some(Path::new(SERVICE_STATE)) } else { socket.parent() };
+    let state_dir = state_dir.or(of_socket).unwrap_or(Path::new(""));
     let here = if state_dir.as_os_str().is_empty() { Path::new(".") } else { state_dir };
     match here.join("run.json").is_file() {
-        true => Ok(here.join("quarantine")),
+        true => Ok(here.to_owned()),
         false => Err(Failure::new(
             ExitCode::NoInput,
             format!("{} is no state folder: there is no run.json; give it with --state-dir", here.display()),

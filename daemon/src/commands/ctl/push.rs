@@ -1,7 +1,7 @@
 //! `mergedistill ctl push`: a file's documents to a corpus of a running daemon.
 
-use super::{print_json, print_line};
 use crate::cli::PushArgs;
+use crate::commands::{print_json, print_line};
 use crate::failure::{ExitCode, Failure};
 use ops::PushForm;
 use ops::client::{Documents, PushReply};

@@ -1,8 +1,8 @@
 //! `mergedistill ctl corpus`: what a running daemon reads.
 
-use super::ctl::{absolute, call};
-use super::{print_json, print_line};
+use super::{absolute, call};
 use crate::cli::CorpusAction;
+use crate::commands::{print_json, print_line};
 use crate::failure::{ExitCode, Failure};
 use ops::client::encoded;
 use serde_json::{Value, json};
