@@ -208,7 +208,7 @@ fn what_cannot_be_done_is_refused_with_the_reason() {
     refused(&scene, &["remove", "english"], "there is no corpus `english`; there is: in");
     refused(&scene, &["remove", "in"], "last corpus");
     refused(&scene, &["share", "fi", "0.5"], "there is no language `fi`; there is: de, en");
-    refused(&scene, &["share", "en", "1.5"], "not within (0, 1]");
+    refused(&scene, &["share", "en", "1.5"], "a share is above 0, and at most 1");
     let add = |name: &str, section: &str, expected: &str| {
         refused(&scene, &["add", &write_corpus(&scene, name, section)], expected);
     };

@@ -61,6 +61,8 @@ fn status_and_events_in_pipes() {
     let coloured = text(&ctl(&scene, &["status", "--color", "always"]).output().unwrap().stdout);
     assert!(coloured.starts_with("\x1b["), "{coloured}");
 
+    // Without its text training would come to a standstill.
+    assert!(ctl(&scene, &["corpus", "resume", "de"]).output().unwrap().status.success());
     let mut watch = ctl(&scene, &["watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
     let first: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
@@ -74,6 +76,44 @@ fn status_and_events_in_pipes() {
     assert_eq!(plain_lines.filter(|line| line.is_err()).count(), 0);
     assert!(watch.wait().unwrap().success() && plain.wait().unwrap().success(), "they end with the daemon");
     assert_eq!(daemon.finish().0, Some(0));
+}
+
+/// A daemon that a terminal's end has to end.
+struct OnTerminal {
+    script: Child,
+    pid: Option<String>,
+}
+
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        let _ = self.script.kill();
+        let _ = self.script.wait();
+        if let Some(pid) = &self.pid {
+            let _ = Command::new("kill").args(["-KILL", pid]).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+#[test]
+fn a_run_reloads_while_its_terminal_is_there_and_stops_when_it_is_gone() {
+    let scene = endless();
+    let log = scene.path("stderr");
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--command", "exec \"$BINARY\" run --config \"$CONFIG\" 2>\"$LOG\"", "/dev/null"]);
+    command.env("BINARY", env!("CARGO_BIN_EXE_mergedistill")).env("CONFIG", &scene.config).env("LOG", &log);
+    command.env("SHELL", "/bin/sh").stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut run = OnTerminal { script: command.spawn().unwrap(), pid: None };
+    let said = |what: &str| until(what, || std::fs::read_to_string(&log).ok()?.contains(what).then_some(()));
+    let status =
+        until("the daemon", || serde_json::from_slice::<Value>(&scene.ctl(&["status"]).stdout).ok()?["pid"].as_u64());
+    let pid = run.pid.insert(status.to_string()).clone();
+    assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+    said("SIGHUP: reading the configuration again");
+    run.script.kill().unwrap();
+    said("why=\"the terminal is gone\"");
+    said("training ended outcome=Stopped");
+    until("the end", || (!std::path::Path::new("/proc").join(&pid).exists()).then_some(()));
+    run.pid = None;
 }
 
 /// A terminal, which `script` makes, and a `ctl watch` that has it.
