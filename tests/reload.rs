@@ -365,6 +365,8 @@ fn corpora_come_and_go_with_the_file() {
     let without = fs::read_to_string(&scene.config).unwrap();
     fs::write(&scene.config, format!("{more}{without}")).unwrap();
     assert_eq!(reload(&scene), ["corpus[more]"]);
+    // It stands before the other one in the file, and came after it.
+    assert_eq!(reload(&scene), [""; 0]);
     bring(&scene, "more/1.txt", 0..10);
     wait_for("more", 10);
     daemon.signal("KILL");
@@ -383,6 +385,7 @@ fn corpora_come_and_go_with_the_file() {
     assert_eq!(documents("more").len(), 20);
     fs::write(&scene.config, format!("{more}{without}")).unwrap();
     assert_eq!(reload(&scene), ["corpus[more]"]);
+    assert_eq!(reload(&scene), [""; 0]);
     wait_for("more", 30);
     // Without any there would be nothing to do: the file may not say so.
     let teachers = &without[..without.find("[[corpus]]").unwrap()];

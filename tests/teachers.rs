@@ -399,6 +399,26 @@ fn documents_are_taken_while_a_teacher_is_added() {
     assert_eq!(labelled(), [pushed, 1, 1, 1]);
 }
 
+/// A reload that is asked for meanwhile waits for the new stages.
+#[test]
+fn a_sighup_while_a_teacher_is_added_is_not_lost() {
+    let scene = Scene::new(&trunk());
+    let (late, socket) = (late_teacher(&scene), scene.path("state/control.sock"));
+    let mut daemon = start(&scene);
+    wait_for_step(&scene, 3);
+    let file = fs::read_to_string(&scene.config).unwrap();
+    assert!(file.contains("warmup_steps = 2\n"));
+    fs::write(&scene.config, file.replace("warmup_steps = 2\n", "warmup_steps = 2\nlearning_rate = 2e-3\n")).unwrap();
+    let ask = ["ctl", "--socket", socket.to_str().unwrap(), "teacher", "add", &late];
+    let mut adding = mergedistill(&ask).stdout(Stdio::null()).spawn().unwrap();
+    daemon.wait_for("opening the stages anew").unwrap();
+    daemon.signal("HUP");
+    daemon.wait_for("changed by a reload").unwrap();
+    assert!(adding.wait().unwrap().success());
+    assert_eq!(journal(&scene, "settings").last().unwrap()["learning_rate"], json!(2e-3));
+    stop(&scene, daemon);
+}
+
 #[test]
 fn what_cannot_be_added_is_refused_with_the_reason() {
     let scene = Scene::new(&trunk());

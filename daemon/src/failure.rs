@@ -4,6 +4,7 @@ use ingest::IngestError;
 use model::ModelError;
 use ops::{ClientError, OpsError};
 use std::fmt;
+use std::io::ErrorKind;
 use store::StoreError;
 use teacher::TeacherError;
 use trainer::TrainerError;
@@ -81,7 +82,6 @@ impl std::error::Error for Failure {}
 impl ExitCode {
     /// The code for a failure of the operating system.
     pub fn of_io(error: &std::io::Error) -> Self {
-        use std::io::ErrorKind;
         match error.kind() {
             ErrorKind::NotFound => Self::NoInput,
             ErrorKind::PermissionDenied | ErrorKind::AlreadyExists | ErrorKind::ReadOnlyFilesystem => {
@@ -158,6 +158,7 @@ impl From<TrainerError> for Failure {
             }
             TrainerError::Identity { .. } | TrainerError::Configuration(_) => ExitCode::Configuration,
             TrainerError::ExportTarget { .. } => ExitCode::CannotCreate,
+            TrainerError::Removed { .. } => ExitCode::TemporaryFailure,
             TrainerError::NoCheckpoint { .. } | TrainerError::Unreplayable { .. } => ExitCode::NoInput,
             TrainerError::Model(ref source) => ExitCode::of_model(source),
             TrainerError::Store(source) => return source.into(),
@@ -171,6 +172,9 @@ impl From<OpsError> for Failure {
     fn from(error: OpsError) -> Self {
         let code = match &error {
             error if error.in_use() => ExitCode::TemporaryFailure,
+            OpsError::TokenFile { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+                ExitCode::NotPermitted
+            }
             OpsError::Http { source, .. } | OpsError::Socket { source, .. } | OpsError::TokenFile { source, .. } => {
                 ExitCode::of_io(source)
             }
@@ -178,17 +182,27 @@ impl From<OpsError> for Failure {
             OpsError::NotLoopback { .. }
             | OpsError::SocketPathTooLong { .. }
             | OpsError::Token { .. }
+            | OpsError::Controller { .. }
             | OpsError::Activation { .. } => ExitCode::Configuration,
             _ => ExitCode::Software,
         };
-        Self::of_system(code, error)
+        let advice = match &error {
+            OpsError::TokenFile { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+                "\nThe file stays root's: the service reads it by LoadCredential= (a drop-in, see mergedistill.service), and token_file names the \
+                 copy in /run/credentials/mergedistill.service. Anyone else who starts the daemon needs to own the file."
+            }
+            _ => "",
+        };
+        Self::of_system(code, format!("{error}{advice}"))
     }
 }
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let code = match &error {
-            ClientError::NoSocket { .. } | ClientError::NobodyListens { .. } => ExitCode::TemporaryFailure,
+            ClientError::NoSocket { .. } | ClientError::NobodyListens { .. } | ClientError::Silent { .. } => {
+                ExitCode::TemporaryFailure
+            }
             ClientError::Connect { source, .. } => ExitCode::of_io(source),
             ClientError::Request { .. } => ExitCode::Software,
             ClientError::NotAllowed { .. } => ExitCode::NotPermitted,
@@ -209,5 +223,25 @@ impl From<ClientError> for Failure {
             _ => "",
         };
         Self::new(code, format!("{error}{advice}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_configuration_says_of_control_has_an_exit_code() {
+        let token = |kind: ErrorKind| OpsError::TokenFile { path: "token".into(), source: kind.into() };
+        let controller = OpsError::Controller { name: "alcie".to_owned(), reason: "there is no such user".to_owned() };
+        for (error, code) in [
+            (token(ErrorKind::PermissionDenied), ExitCode::NotPermitted),
+            (token(ErrorKind::NotFound), ExitCode::NoInput),
+            (controller, ExitCode::Configuration),
+        ] {
+            let failure = Failure::from(error);
+            assert_eq!(failure.code, code, "{failure}");
+            assert_eq!(failure.message.contains("LoadCredential="), code == ExitCode::NotPermitted, "{failure}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 
 use crate::configuration::Configuration;
 use crate::failure::{ExitCode, Failure};
+use crate::live::Effective;
 use crate::state_folder::write_durably;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -21,24 +22,14 @@ static WRITING: Mutex<()> = Mutex::new(());
 /// Writes the configuration into its state folder. The run does not depend on it, so what goes wrong is only reported. A file of
 /// that name that somebody else wrote stays.
 pub fn keep(configuration: &Configuration) {
-    let path = configuration.run.state_dir.join(FILE);
-    let text = toml::to_string(&with_absolute_paths(configuration.clone())).map_err(|error| error.to_string());
     let _one_at_a_time = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-    let written = text.and_then(|text| match is_ours(&path) {
-        true => write_durably(&path, (HEAD.to_owned() + &text).as_bytes()).map_err(|error| error.to_string()),
-        false => Err("there is another file of that name".to_owned()),
-    });
-    if let Err(error) = written {
-        tracing::warn!(file = %path.display(), error, "the configuration cannot be kept in the state folder");
-    }
+    write(configuration);
 }
 
-/// Whether the file at `path` was written here, or is yet to be.
-fn is_ours(path: &Path) -> bool {
-    match std::fs::read(path) {
-        Ok(text) => text.starts_with(MARK.as_bytes()),
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-    }
+/// The same for what takes effect since a change: of several at once the last one is kept.
+pub fn keep_latest(configuration: &Effective) {
+    let _one_at_a_time = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    write(&configuration.get());
 }
 
 /// Reads what was kept in `state_dir`, which may have been moved since, and its log with it.
@@ -57,6 +48,26 @@ pub fn load(state_dir: &Path) -> Result<Configuration, Failure> {
     }
     configuration.run.state_dir = state_dir.to_owned();
     Ok(configuration)
+}
+
+fn write(configuration: &Configuration) {
+    let path = configuration.run.state_dir.join(FILE);
+    let text = toml::to_string(&with_absolute_paths(configuration.clone())).map_err(|error| error.to_string());
+    let written = text.and_then(|text| match is_ours(&path) {
+        true => write_durably(&path, (HEAD.to_owned() + &text).as_bytes()).map_err(|error| error.to_string()),
+        false => Err("there is another file of that name".to_owned()),
+    });
+    if let Err(error) = written {
+        tracing::warn!(file = %path.display(), error, "the configuration cannot be kept in the state folder");
+    }
+}
+
+/// Whether the file at `path` was written here, or is yet to be.
+fn is_ours(path: &Path) -> bool {
+    match std::fs::read(path) {
+        Ok(text) => text.starts_with(MARK.as_bytes()),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
 }
 
 fn with_absolute_paths(mut configuration: Configuration) -> Configuration {

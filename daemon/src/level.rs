@@ -65,7 +65,8 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
                        e.g. \"info,store=debug\"";
         return Err(format!("\"{part}\" {message}"));
     }
-    EnvFilter::try_new(text).map_err(|error| format!("\"{text}\": {error}"))
+    // Patterns could take all memory, and values are as well named in full.
+    EnvFilter::builder().with_regex(false).parse(text).map_err(|error| format!("\"{text}\": {error}"))
 }
 
 #[cfg(test)]
@@ -78,6 +79,7 @@ mod tests {
         {
             assert!(filter(good).is_ok(), "{good}");
         }
+        assert!(filter("info,[window{name=(}]=debug").is_ok(), "no pattern, but a value like others");
         for (bad, expected) in [
             ("infoo", "\"infoo\" is no level"),
             ("", "\"\" is no level"),

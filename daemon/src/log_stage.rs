@@ -150,6 +150,10 @@ impl LogStage {
         let wanted = retention(&configuration, self.keeping.held_out.clone());
         if (wanted.bytes, wanted.age) != (self.retention.bytes, self.retention.age) {
             (self.retention, self.looked) = (wanted, None);
+            if !self.retention.is_limited() {
+                self.log.keeps_all();
+                self.told = None;
+            }
         }
     }
 

@@ -27,8 +27,10 @@ mod state_folder;
 mod status;
 mod supervisor;
 mod tables;
+mod terminal;
 mod threads;
 mod training;
+mod visible;
 mod waits;
 mod warnings;
 mod watchdog;
@@ -38,6 +40,7 @@ use cli::{Cli, Command, CorpusCommand};
 use configuration::Configuration;
 use console::Console;
 use failure::{ExitCode, Failure};
+use std::io::Write as _;
 
 fn main() -> std::process::ExitCode {
     threads::set_defaults();
@@ -52,7 +55,9 @@ fn main() -> std::process::ExitCode {
     match dispatch(&cli) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{}", journal::error_text(&format!("mergedistill: {failure}")));
+            let message = format!("mergedistill: {failure}");
+            // Nobody may be reading any more.
+            let _ = writeln!(std::io::stderr(), "{}", journal::error_text(&visible::visible_lines(&message)));
             (failure.code as u8).into()
         }
     }

@@ -95,7 +95,7 @@ impl Run {
         });
         if noted.is_ok() {
             self.inputs = inputs.clone();
-            kept_configuration::keep(&self.configuration.get());
+            kept_configuration::keep_latest(&self.configuration);
             self.runners.extend(runner.clone());
         }
         let pipeline = self.pipeline(metrics, Some(Arc::clone(inboxes)));

@@ -8,9 +8,10 @@ use crate::live::{Addition, Effective, Live, Reach, Reload};
 use crate::pipeline::{Controls, KnownTeacher, Pipeline};
 use crate::push::Inboxes;
 use crate::watchdog::Watch;
+use carrying_out::Drain;
 use crossbeam::channel::Sender;
 use ingest::quarantine::Which;
-use ops::{Command, CommandError, Push, PushTarget, Question, Revision};
+use ops::{Command, CommandError, Push, PushTarget, Question};
 use prometheus::Registry;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,8 +39,8 @@ pub struct Status {
     seen: Mutex<Seen>,
     /// Which stages are stuck.
     watch: OnceLock<Watch>,
-    /// Grows when something changes otherwise than by a command over HTTP.
-    revision: OnceLock<Revision>,
+    /// Whether a drain is under way.
+    drain: Drain,
 }
 
 /// What is asked and told of a pipeline.
@@ -94,13 +95,8 @@ impl Status {
                 failure: None,
             }),
             watch: OnceLock::new(),
-            revision: OnceLock::new(),
+            drain: Drain::default(),
         }
-    }
-
-    /// Settings that change otherwise than by a command over HTTP move `revision`, from the first call on.
-    pub fn moves(&self, revision: Revision) {
-        let _ = self.revision.set(revision); // Later ones change nothing.
     }
 
     /// Which stages are stuck is asked of `watch`, from the first call on.
@@ -139,9 +135,8 @@ impl Status {
     /// Reads the configuration file again; what came of it goes to the log.
     pub fn reload_on_signal(&self) {
         tracing::info!("SIGHUP: reading the configuration again");
-        match ops::Control::command(self, Command::Reload) {
-            Ok(_) => self.revision.get().into_iter().for_each(Revision::grow),
-            Err(error) => tracing::error!(code = error.code, "the configuration stays as it was: {error}"),
+        if let Err(error) = ops::Control::command(self, Command::Reload) {
+            tracing::error!(code = error.code, "the configuration stays as it was: {error}");
         }
     }
 
@@ -162,13 +157,16 @@ impl Status {
         if let Some(live) = &stages.live {
             live.replace();
         }
-        *stages = Arc::new(Stages::of(pipeline));
+        let opened = Arc::new(Stages::of(pipeline));
+        *stages = Arc::clone(&opened);
         // Whoever asks for the status holds what was seen, and looks at the stages.
         drop(stages);
         let mut seen = self.seen();
         seen.figures.forget();
         seen.waiting_for = None;
         self.renewing.store(false, Ordering::Relaxed);
+        // They were opened with what was set before; a reload may have been going on beside.
+        self.reload.tell_anew(&opened.reach());
     }
 
     /// The daemon is on its way out; `failure` says why if that was not asked for.
@@ -403,10 +401,17 @@ impl ops::Control for Status {
                     stages.live.as_ref().ok_or_else(|| no_corpus("this run has no corpus, so it labels nothing"));
                 live?.change_teachers(change, &self.additions)
             }
-            Command::Reload => self.reload.reload(&stages.reach()),
+            Command::Reload => {
+                let answer = self.reload.reload(&stages.reach());
+                let opened = self.stages();
+                if !Arc::ptr_eq(&stages, &opened) {
+                    self.reload.tell_anew(&opened.reach());
+                }
+                answer
+            }
             Command::SetLogLevel { level } => self.reload.set_level(&level),
             Command::SetRetention { retain_bytes, retain_hours } => {
-                self.reload.set_retention(retain_bytes, retain_hours)
+                self.reload.set_retention(retain_bytes, retain_hours, &stages.reach())
             }
             Command::Shutdown => {
                 let _ = self.shutdown.try_send(()); // Full: a shutdown is under way.

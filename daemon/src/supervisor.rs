@@ -10,6 +10,7 @@ use crate::pipeline::{Ended, Pipeline, StageEnd};
 use crate::pumps::Pumps;
 use crate::run::{Metrics, Run};
 use crate::status::Status;
+use crate::terminal::Terminal;
 use crate::watchdog::{Watch, Watchdog};
 use crossbeam::channel::{Receiver, bounded, select, tick};
 use ops::{Activated, CommandError, EventHub, Limits, OpsOptions, Server, Token};
@@ -39,6 +40,7 @@ pub struct Summary {
 /// Runs until the work is done, a signal or a command asks for a stop, or a stage fails.
 pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Console) -> Result<Summary, Failure> {
     let activated = Activated::take()?; // While there is no other thread.
+    let signals = Caught::hangups()?; // Whoever wants a reload does not end a start.
     let metrics = Metrics::new()?;
     let _pulse = pulse::enter("supervisor");
     let wrong = |message| Failure::new(ExitCode::Configuration, message);
@@ -68,12 +70,11 @@ pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Con
     let answers = Arc::clone(&status) as Arc<dyn ops::Control>;
     let server =
         Server::start_activated(activated, options, Limits::default(), metrics.all.clone(), answers, hub.clone())?;
-    status.moves(server.revision());
     if let Some(address) = server.http_address() {
         console.say(&format!("live page: http://{address}"));
     }
-    // Until here a signal ends the process at once, which loses nothing.
-    let asked = Asked { signals: watch_signals()?, shutdown, additions };
+    // Until here SIGTERM and SIGINT end the process at once, which loses nothing.
+    let asked = Asked { signals: signals.watch()?, shutdown, additions };
     let inboxes = Arc::clone(&pipeline.inboxes);
     let pumps = Pumps::start(&inboxes)?;
 
@@ -89,6 +90,7 @@ pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Con
         stop_by: None,
         signalled: None,
         renewal: None,
+        reload_is_due: false,
         summary: Summary::default(),
     };
     let result = supervisor.supervise(run, pipeline, pumps, asked, &metrics);
@@ -100,7 +102,7 @@ pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Con
 
 /// What is asked of the supervisor.
 struct Asked {
-    signals: Receiver<i32>,
+    signals: Receiver<Told>,
     shutdown: Receiver<()>,
     additions: Receiver<Addition>,
 }
@@ -123,6 +125,8 @@ struct Supervisor<'a> {
     signalled: Option<Instant>,
     /// The teacher that is added when the stages have ended.
     renewal: Option<Addition>,
+    /// A reload was asked for that has to wait for that.
+    reload_is_due: bool,
     summary: Summary,
 }
 
@@ -141,6 +145,8 @@ impl Supervisor<'_> {
             self.watch.teachers_may_take(run.configuration().get().longest_stall());
             let Some(addition) = self.watch(pipeline, &mut pumps, &asked)? else { break };
             self.watch.says("adding a teacher: opening the stages anew".to_owned());
+            // A signal that comes meanwhile is looked at when they run.
+            self.watch.is_renewing();
             pipeline = run.add(&addition, metrics, &inboxes, self.status)?;
         }
         self.live.clear();
@@ -154,6 +160,9 @@ impl Supervisor<'_> {
         let started = Instant::now();
         let mut stages = Running { count: pipeline.start()?, ingest: pipeline.ingest.is_some() };
         self.watch.is_ready();
+        if std::mem::take(&mut self.reload_is_due) {
+            self.reload();
+        }
         let ticks = tick(Duration::from_millis(250));
         while stages.count > 0 || (self.renewal.is_none() && pumps.running > 0) {
             pulse::waits_for(Wait::Input);
@@ -168,10 +177,11 @@ impl Supervisor<'_> {
                     pumps.running -= 1;
                     self.stage_ended(end, &pipeline, pumps);
                 },
-                recv(asked.signals) -> signal => if let Ok(SIGHUP) = signal {
-                    self.reload();
-                } else if let Ok(signal) = signal {
-                    self.signalled(signal, &pipeline, pumps)?;
+                recv(asked.signals) -> told => match told {
+                    Ok(Told::Reload) => self.reload(),
+                    Ok(Told::TerminalGone) => self.stop(&pipeline, pumps, "the terminal is gone"),
+                    Ok(Told::Stop(signal)) => self.signalled(signal, &pipeline, pumps)?,
+                    Err(_) => {}
                 },
                 recv(asked.shutdown) -> _ => self.stop(&pipeline, pumps, "asked for by a command"),
                 recv(asked.additions) -> addition => if let Ok(addition) = addition {
@@ -270,43 +280,46 @@ impl Supervisor<'_> {
     }
 
     /// Has the configuration read again, beside all else.
-    fn reload(&self) {
+    fn reload(&mut self) {
         if self.stop_by.is_some() {
             return;
         }
+        if self.renewal.is_some() {
+            tracing::info!("SIGHUP: the configuration is read again once the teacher is there");
+            self.reload_is_due = true;
+            return;
+        }
         ops::notify::reloading();
-        let (status, revision) = (Arc::clone(self.status), self.revision.clone());
+        let (status, watch, revision) = (Arc::clone(self.status), self.watch.clone(), self.revision.clone());
         let reload = move || {
+            revision.grow();
             status.reload_on_signal();
             revision.grow();
-            // A stop that has begun meanwhile is not to be taken back.
-            if status.state() != "stopping" {
-                ops::notify::ready();
-            }
+            watch.is_reloaded();
         };
         if let Err(error) = std::thread::Builder::new().name("reload".to_owned()).spawn(reload) {
             tracing::error!(%error, "the configuration cannot be read again: there is no thread for it");
-            ops::notify::ready();
+            self.watch.is_reloaded();
         }
     }
 
     /// The first signal asks for a stop, a later one ends the wait for it. Some senders (`timeout`, a terminal's process
     /// group) deliver the same signal twice at once.
-    fn signalled(&mut self, signal: i32, pipeline: &Pipeline, pumps: &Pumps) -> Result<(), Failure> {
+    fn signalled(&mut self, signal: &str, pipeline: &Pipeline, pumps: &Pumps) -> Result<(), Failure> {
         let first = *self.signalled.get_or_insert_with(Instant::now);
         if first.elapsed() > SAME_SIGNAL {
             let stopped = Failure::new(ExitCode::TemporaryFailure, "stopped at once by a second signal");
             return Err(self.failure.take().unwrap_or(stopped));
         }
-        self.stop(pipeline, pumps, if signal == SIGINT { "SIGINT" } else { "SIGTERM" });
+        self.stop(pipeline, pumps, signal);
         Ok(())
     }
 
     fn stop(&mut self, pipeline: &Pipeline, pumps: &Pumps, why: &str) {
         if self.stop_by.is_none() {
+            self.status.set_stopping(self.failure.as_ref().map(|failure| failure.message.clone()));
             self.watch.is_stopping();
             tracing::info!(why, "stopping: draining, making durable, writing a checkpoint");
-            self.status.set_stopping(self.failure.as_ref().map(|failure| failure.message.clone()));
             self.stop_by = Some(Instant::now() + self.stop_limit);
             pipeline.controls.stop();
             pumps.stop();
@@ -325,18 +338,50 @@ fn stopping() -> CommandError {
     CommandError { status: 503, code: "stopping", message: "the daemon is stopping".to_owned() }
 }
 
-/// Sends SIGTERM, SIGINT and SIGHUP to a channel instead of letting them end the process.
-fn watch_signals() -> Result<Receiver<i32>, Failure> {
-    let failed = |error: std::io::Error| Failure::new(ExitCode::Software, format!("cannot watch signals: {error}"));
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
-    let (send, receive) = bounded(4);
-    let watch = move || {
-        for signal in signals.forever() {
-            if send.send(signal).is_err() {
-                return;
+/// What a signal tells.
+enum Told {
+    /// Its name.
+    Stop(&'static str),
+    TerminalGone,
+    Reload,
+}
+
+/// Signals that do not end the process.
+struct Caught {
+    signals: Signals,
+    terminal: Terminal,
+}
+
+impl Caught {
+    /// SIGHUP alone, which waits until it is watched.
+    fn hangups() -> Result<Self, Failure> {
+        let terminal = Terminal::of_start();
+        Ok(Self { signals: Signals::new([SIGHUP]).map_err(unwatchable)?, terminal })
+    }
+
+    /// SIGTERM and SIGINT too, and what each tells to a channel.
+    fn watch(self) -> Result<Receiver<Told>, Failure> {
+        let Self { mut signals, terminal } = self;
+        [SIGTERM, SIGINT].into_iter().try_for_each(|signal| signals.add_signal(signal)).map_err(unwatchable)?;
+        let (send, receive) = bounded(4);
+        let watch = move || {
+            for signal in signals.forever() {
+                let told = match signal {
+                    SIGHUP if terminal.is_gone() => Told::TerminalGone,
+                    SIGHUP => Told::Reload,
+                    SIGINT => Told::Stop("SIGINT"),
+                    _ => Told::Stop("SIGTERM"),
+                };
+                if send.send(told).is_err() {
+                    return;
+                }
             }
-        }
-    };
-    std::thread::Builder::new().name("signals".to_owned()).spawn(watch).map_err(failed)?;
-    Ok(receive)
+        };
+        std::thread::Builder::new().name("signals".to_owned()).spawn(watch).map_err(unwatchable)?;
+        Ok(receive)
+    }
+}
+
+fn unwatchable(error: std::io::Error) -> Failure {
+    Failure::new(ExitCode::Software, format!("cannot watch signals: {error}"))
 }

@@ -1,5 +1,6 @@
 //! The last warnings and errors of this process's log, for whoever asks for the status and does not read the log.
 
+use crate::visible::visible;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -44,7 +45,8 @@ impl<S: Subscriber> Layer<S> for Warnings {
         };
         let mut text = Text::default();
         event.record(&mut text);
-        let message = format!("{}{}", text.message, text.fields).chars().take(MESSAGE_CHARACTERS).collect();
+        let message: String = format!("{}{}", text.message, text.fields).chars().take(MESSAGE_CHARACTERS).collect();
+        let message = visible(&message).into_owned();
         let at_unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
         let mut latest = LATEST.lock().unwrap_or_else(PoisonError::into_inner);
         if latest.len() >= KEPT {
@@ -90,7 +92,7 @@ mod tests {
             for number in 0..KEPT + 5 {
                 tracing::warn!(number, path = "a b", "broken");
             }
-            tracing::error!("worse: {}", 7);
+            tracing::error!(document = "d\x1b[2J", "worse: {}", 7);
         });
         let latest = latest();
         let latest = latest.as_array().map_or(&[][..], Vec::as_slice);
@@ -98,7 +100,7 @@ mod tests {
         assert_eq!(latest[0]["message"], "broken number=6 path=a b");
         assert_eq!(
             latest[KEPT - 1],
-            json!({"level": "error", "message": "worse: 7",
+            json!({"level": "error", "message": "worse: 7 document=d\\u{1b}[2J",
             "at_unix_seconds": latest[KEPT - 1]["at_unix_seconds"]})
         );
     }

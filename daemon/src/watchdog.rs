@@ -9,7 +9,7 @@
 //! Too long is `[run] stuck_seconds`, or 20 times what the stage's pieces of work take on average, if that is more; labelling is given
 //! `stuck_seconds` from when one of its teachers stalls (`stall_seconds`).
 //!
-//! During a start and a stop the service manager is told to wait on, as long as nothing is stuck.
+//! During a start, while a teacher is added, and during a stop the service manager is told to wait on, as long as nothing is stuck.
 
 use crate::failure::{ExitCode, Failure};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -17,7 +17,7 @@ use ops::notify;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -55,10 +55,11 @@ pub struct Stuck {
 
 /// How far the daemon is with its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 enum Phase {
     Starting,
     Running,
+    /// The stages are opened anew: a stop that the service manager asked for has to wait.
+    Renewing,
     Stopping,
 }
 
@@ -67,8 +68,8 @@ struct Shared {
     limit: Duration,
     /// For how long a teacher may be at work on one batch.
     teacher_limit_ms: AtomicU64,
-    /// A [`Phase`].
-    phase: AtomicU8,
+    /// Held while the service manager is told, so that it hears of no phase after a later one.
+    phase: Mutex<Phase>,
     /// What goes on, for the service manager.
     line: Mutex<String>,
     stuck: Mutex<Vec<Stuck>>,
@@ -89,7 +90,7 @@ impl Watchdog {
         let shared = Shared {
             limit,
             teacher_limit_ms: 0.into(),
-            phase: (Phase::Starting as u8).into(),
+            phase: Mutex::new(Phase::Starting),
             line: Mutex::new("starting".to_owned()),
             stuck: Mutex::default(),
             gauge,
@@ -119,15 +120,37 @@ impl Drop for Watchdog {
 impl Watch {
     /// Everything runs. Only the first call is told.
     pub fn is_ready(&self) {
-        let (starting, running) = (Phase::Starting as u8, Phase::Running as u8);
-        if self.0.phase.compare_exchange(starting, running, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        let mut phase = lock(&self.0.phase);
+        match *phase {
+            Phase::Starting => {
+                *phase = Phase::Running;
+                notify::ready();
+            }
+            Phase::Renewing => *phase = Phase::Running,
+            Phase::Running | Phase::Stopping => {}
+        }
+    }
+
+    /// The stages are being opened anew, until everything runs again.
+    pub fn is_renewing(&self) {
+        let mut phase = lock(&self.0.phase);
+        if *phase == Phase::Running {
+            *phase = Phase::Renewing;
+        }
+    }
+
+    /// The configuration was read again. A stop that has begun meanwhile is not taken back.
+    pub fn is_reloaded(&self) {
+        let phase = lock(&self.0.phase);
+        if *phase != Phase::Stopping {
             notify::ready();
         }
     }
 
     /// A stop has begun.
     pub fn is_stopping(&self) {
-        if self.0.phase.swap(Phase::Stopping as u8, Ordering::Relaxed) != Phase::Stopping as u8 {
+        let mut phase = lock(&self.0.phase);
+        if std::mem::replace(&mut *phase, Phase::Stopping) != Phase::Stopping {
             notify::stopping();
         }
     }
@@ -168,8 +191,8 @@ impl Watch {
         Duration::from_millis(self.0.teacher_limit_ms.load(Ordering::Relaxed))
     }
 
-    fn is_in(&self, phase: Phase) -> bool {
-        self.0.phase.load(Ordering::Relaxed) == phase as u8
+    fn phase(&self) -> Phase {
+        *lock(&self.0.phase)
     }
 }
 
@@ -232,12 +255,12 @@ impl Looking {
 
     /// Tells the service manager.
     fn tell(&mut self, now: Instant) {
-        let trouble = self.watch.trouble();
-        if trouble.is_none() && self.interval.is_some() && !self.watch.is_in(Phase::Starting) {
+        let (trouble, phase) = (self.watch.trouble(), self.watch.phase());
+        if trouble.is_none() && self.interval.is_some() && phase != Phase::Starting {
             notify::watchdog();
         }
         let is_due = self.extended.is_none_or(|extended| now - extended >= EXTEND_INTERVAL);
-        if trouble.is_none() && is_due && !self.watch.is_in(Phase::Running) {
+        if trouble.is_none() && is_due && phase != Phase::Running {
             notify::extend_timeout(EXTENSION);
             self.extended = Some(now);
         }
@@ -290,6 +313,27 @@ mod tests {
         looking.look(vec![reading("log", 0, 0)], awake);
         assert_eq!((watch.trouble(), watch.stuck()), (None, Vec::new()));
         assert_eq!(gauge(&registry), [("log".to_owned(), 0.0), ("trainer".to_owned(), 0.0)]);
+    }
+
+    #[test]
+    fn a_stop_is_the_last_phase() {
+        let (watch, _registry) = watch();
+        let mut phases = vec![watch.phase()];
+        let steps: [fn(&Watch); 7] = [
+            Watch::is_renewing,
+            Watch::is_ready,
+            Watch::is_renewing,
+            Watch::is_ready,
+            Watch::is_stopping,
+            Watch::is_renewing,
+            Watch::is_ready,
+        ];
+        for step in steps {
+            step(&watch);
+            phases.push(watch.phase());
+        }
+        use Phase::{Renewing, Running, Starting, Stopping};
+        assert_eq!(phases, [Starting, Starting, Running, Renewing, Running, Stopping, Stopping, Stopping]);
     }
 
     #[test]

@@ -55,11 +55,34 @@ impl Controllers {
         Ok(found)
     }
 
+    /// Whether the process at the other end may change something, if that can be said without the user database.
+    fn admit_at_once(&self, peer: Peer) -> Option<bool> {
+        let is_listed = self.users.contains(&peer.uid) || self.groups.contains(&peer.gid);
+        if is_listed || self.groups.is_empty() { Some(is_listed) } else { None }
+    }
+
     /// Whether the process at the other end may change something. May ask the user database.
     fn admit(&self, peer: Peer) -> bool {
-        let listed = self.users.contains(&peer.uid) || self.groups.contains(&peer.gid);
-        listed || (!self.groups.is_empty() && groups_of(peer).iter().any(|group| self.groups.contains(group)))
+        let at_once = self.admit_at_once(peer);
+        at_once.unwrap_or_else(|| groups_of(peer).iter().any(|group| self.groups.contains(group)))
     }
+
+    /// What is wrong if this process cannot tell the users who are named from others; `None`: nothing, or nobody is named.
+    pub(crate) fn unseen(&self) -> Option<String> {
+        let others = self.users.iter().any(|user| ![0, Uid::effective().as_raw()].contains(user));
+        let map = std::fs::read_to_string("/proc/self/uid_map").ok()?;
+        ((others || !self.groups.is_empty()) && !shows_all(&map)).then(|| {
+            "[ops] control names users or groups, and to this process others have no number, as it is in a user namespace \
+             (the unit's PrivateUsers=): they may read alone; take it out of the namespace to let them in"
+                .to_owned()
+        })
+    }
+}
+
+/// Whether a user namespace of this map has every user, by the same number as outside.
+fn shows_all(uid_map: &str) -> bool {
+    let every = u32::MAX.to_string();
+    uid_map.split_ascii_whitespace().eq(["0", "0", &every])
 }
 
 /// The groups of a user; none if the user database does not say.
@@ -119,11 +142,13 @@ impl Access {
     }
 
     /// How somebody who comes in here may change something, as the live page has to know: `open`, with a `token`, or `no`.
-    pub(crate) fn offer(&self, door: Door) -> &'static str {
-        match (door, &self.token) {
-            (Door::Unix, _) => "open",
-            (Door::Tcp(_), Some(_)) => "token",
-            (Door::Tcp(_), None) => "no",
+    /// May ask the user database.
+    pub(crate) fn offer(&self, caller: Caller) -> &'static str {
+        match (caller.door, &self.token, &self.controllers) {
+            (Door::Unix, _, None) => "open",
+            (Door::Unix, _, Some(controllers)) if caller.peer.is_some_and(|peer| controllers.admit(peer)) => "open",
+            (Door::Tcp(_), Some(_), _) => "token",
+            (Door::Tcp(_), None, _) | (Door::Unix, _, Some(_)) => "no",
         }
     }
 
@@ -157,9 +182,17 @@ pub(crate) async fn check(shared: &Arc<Shared>, caller: Caller, head: &request::
 }
 
 async fn check_peer(shared: &Arc<Shared>, controllers: &Arc<Controllers>, peer: Option<Peer>) -> Result<(), Refusal> {
-    let controllers = Arc::clone(controllers);
-    // On the pool: the user database may be on another machine.
-    let admitted = crate::questions::on_pool(shared, move || peer.is_some_and(|peer| controllers.admit(peer))).await?;
+    let admitted = match peer {
+        None => false,
+        Some(peer) => match controllers.admit_at_once(peer) {
+            Some(admitted) => admitted,
+            // On the pool: the user database may be on another machine.
+            None => {
+                let controllers = Arc::clone(controllers);
+                crate::questions::on_pool(shared, move || controllers.admit(peer)).await?
+            }
+        },
+    };
     if admitted {
         return Ok(());
     }
@@ -188,5 +221,18 @@ mod tests {
         // root is a member of its group whatever group it connects with; who is not in the user database is in none.
         check(&[], &[0], (0, 4321), true);
         check(&[], &[0], (NOBODY, 4321), false);
+    }
+
+    #[test]
+    fn a_user_namespace_that_hides_users_is_known() {
+        assert!(shows_all("         0          0 4294967295\n"));
+        for hiding in [
+            "0 0 1\n",
+            "0 1000 4294967295\n",
+            "         0          0          1\n       998        998          1\n",
+            "",
+        ] {
+            assert!(!shows_all(hiding), "{hiding:?}");
+        }
     }
 }

@@ -19,6 +19,9 @@ use tokio::net::UnixStream;
 /// A status is kilobytes, metrics are hundreds of them.
 const ANSWER_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 
+/// For the answer to a question: longer than the daemon takes to say that it cannot (`Limits::query_timeout`).
+const QUESTION_LIMIT: Duration = Duration::from_secs(15);
+
 /// Why a call got no answer. An answer with an error in it is an answer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -49,6 +52,16 @@ pub enum ClientError {
         /// The system's reason.
         source: io::Error,
     },
+    /// Somebody listens, and does not answer.
+    #[error(
+        "the daemon on {socket} has not answered for {seconds} s: it is starting, stopped (SIGSTOP), or has too much to do"
+    )]
+    Silent {
+        /// The socket.
+        socket: PathBuf,
+        /// For how long.
+        seconds: u64,
+    },
     /// Method or path are none.
     #[error("`{method} {path}` is not a request")]
     Request {
@@ -75,7 +88,8 @@ pub enum ClientError {
     },
 }
 
-/// Sends one request to the daemon that listens on `socket` and waits for its answer, as long as it takes.
+/// Sends one request to the daemon that listens on `socket` and waits for its answer: to a question (`GET`) 15 s, to a command as
+/// long as the connection lasts.
 ///
 /// Returns the HTTP status and the body: parsed if it is JSON, a string if it is text. Blocks; not to be called on a thread
 /// that drives an async runtime.
@@ -84,22 +98,39 @@ pub enum ClientError {
 ///
 /// If no complete answer came. An answer with status 400 and above is `Ok`.
 pub fn call(socket: &Path, method: &str, path: &str, body: Option<Value>) -> Result<(u16, Value), ClientError> {
-    exchange(socket, path, request(method, path, body)?).map(|(answer, _)| answer)
+    let limit = (method == "GET").then_some(QUESTION_LIMIT);
+    exchange(socket, path, request(method, path, body)?, limit).map(|(answer, _)| answer)
 }
 
 /// Status and body of an answer, and its head.
 type Answered = ((u16, Value), HeaderMap);
 
-fn exchange(socket: &Path, path: &str, request: Request<Full<Bytes>>) -> Result<Answered, ClientError> {
+fn exchange(
+    socket: &Path,
+    path: &str,
+    request: Request<Full<Bytes>>,
+    limit: Option<Duration>,
+) -> Result<Answered, ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| ClientError::Connect { socket: socket.to_owned(), source })?;
-    runtime.block_on(async {
+    runtime.block_on(within(limit, socket, async {
         let response = send(socket, request).await?;
         let headers = response.headers().clone();
         Ok((read(path, response).await?, headers))
-    })
+    }))
+}
+
+/// What comes of `work`, if that is known in time; without a limit it may take as long as it takes.
+pub(crate) async fn within<T>(
+    limit: Option<Duration>,
+    socket: &Path,
+    work: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    let Some(limit) = limit else { return work.await };
+    let late = |_| ClientError::Silent { socket: socket.to_owned(), seconds: limit.as_secs() };
+    tokio::time::timeout(limit, work).await.map_err(late)?
 }
 
 /// Documents for a corpus of the daemon.
@@ -145,7 +176,7 @@ pub fn push(socket: &Path, documents: &Documents) -> Result<PushReply, ClientErr
         .header("idempotency-key", &documents.key)
         .body(Full::new(Bytes::from(documents.body.clone())))
         .map_err(|_| ClientError::Request { method: "POST".to_owned(), path: path.clone() })?;
-    let ((status, body), headers) = exchange(socket, &path, request)?;
+    let ((status, body), headers) = exchange(socket, &path, request, None)?;
     let seconds = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     Ok(PushReply { status, retry_after: seconds.map(Duration::from_secs), body })
 }
@@ -227,4 +258,22 @@ fn unreachable(socket: &Path, source: io::Error) -> ClientError {
 /// hyper's errors say the cause in `source`.
 pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn who_listens_and_does_not_answer_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("control.sock");
+        // Connections wait in its queue, as those of a daemon that starts.
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let question = request("GET", "/v1/status", None).unwrap();
+        let answer = exchange(&socket, "/v1/status", question, Some(Duration::from_millis(20)));
+        assert!(matches!(&answer, Err(ClientError::Silent { socket: asked, .. }) if *asked == socket), "{answer:?}");
+    }
 }

@@ -48,6 +48,7 @@ pub const CODES: &[Code] = &[
     code(409, "cannot_branch", "A release cannot begin from the newest checkpoint."),
     code(409, "corpus_exists", "There is a corpus of this name."),
     code(409, "corpus_is_piped", "What comes through a pipe cannot be changed while the daemon runs."),
+    code(409, "draining", "A drain is under way."),
     code(409, "ingest_ended", "All input has ended."),
     code(409, "last_corpus", "The last corpus cannot be removed; pause it."),
     code(409, "no_corpus", "This run reads nothing."),

@@ -178,7 +178,7 @@ impl Command {
         }
     }
 
-    /// Whether it changes what later questions are answered with, so that the revision grows.
+    /// Whether it changes what later questions are answered with, so that the revision moves when it begins and when it is over.
     #[must_use]
     pub fn changes(&self) -> bool {
         !matches!(self, Self::Checkpoint | Self::Export { .. } | Self::Shutdown)

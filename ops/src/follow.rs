@@ -1,15 +1,18 @@
 //! The other end of `/v1/events`, for the command line.
 
-use crate::client::{ClientError, causes, request, send};
+use crate::client::{ClientError, causes, request, send, within};
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use serde_json::Value;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::Duration;
 
 /// An event is kilobytes; what is longer is none of this daemon's.
 const EVENT_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 const PATH: &str = "/v1/events";
+/// A daemon from which nothing came for so long is gone, or stopped: where nothing happens it sends a comment every 15 s (`Limits::heartbeat`).
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// An event of the daemon.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +27,7 @@ pub struct DaemonEvent {
 /// feed. Blocks; not to be called on a thread that drives an async runtime.
 ///
 /// # Errors
-/// If the feed cannot be opened, or breaks.
+/// If the feed cannot be opened, breaks, or falls silent.
 pub fn follow(socket: &Path, mut take: impl FnMut(DaemonEvent) -> ControlFlow<()>) -> Result<(), ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -32,14 +35,17 @@ pub fn follow(socket: &Path, mut take: impl FnMut(DaemonEvent) -> ControlFlow<()
         .map_err(|source| ClientError::Connect { socket: socket.to_owned(), source })?;
     runtime.block_on(async {
         let failed = |reason: String| ClientError::Answer { path: PATH.to_owned(), reason };
-        let mut response = send(socket, request("GET", PATH, None)?).await?;
+        let mut response = within(Some(SILENCE), socket, send(socket, request("GET", PATH, None)?)).await?;
         if response.status() != StatusCode::OK {
             return Err(failed(format!("HTTP status {}", response.status())));
         }
         let mut parser = Parser::default();
-        while let Some(frame) = response.body_mut().frame().await {
-            let no_answer = |reason| ClientError::NoAnswer { socket: socket.to_owned(), reason };
-            let frame = frame.map_err(|error| no_answer(causes(&error)))?;
+        loop {
+            let next = async {
+                let no_answer = |error| ClientError::NoAnswer { socket: socket.to_owned(), reason: causes(&error) };
+                response.body_mut().frame().await.transpose().map_err(no_answer)
+            };
+            let Some(frame) = within(Some(SILENCE), socket, next).await? else { return Ok(()) };
             let events = parser.feed(frame.data_ref().map_or(&[][..], |bytes| bytes)).map_err(failed)?;
             for event in events {
                 if take(event).is_break() {
@@ -47,7 +53,6 @@ pub fn follow(socket: &Path, mut take: impl FnMut(DaemonEvent) -> ControlFlow<()
                 }
             }
         }
-        Ok(())
     })
 }
 

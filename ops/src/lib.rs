@@ -8,7 +8,8 @@
 //! | unix socket, mode 0660 | all of that, and commands and documents | whoever the file's permissions let in; with [`Controllers`] all of them may read, and those may change something |
 //!
 //! With a token ([`Token`]) control is open on TCP too, for requests that carry it: `Authorization: Bearer <token>`. Each command
-//! is logged with who gave it: user and process on the socket, as the kernel says, or `tcp token`.
+//! is logged with who gave it: user and process on the socket, as the kernel says, or `tcp token`. Questions need no token: on TCP
+//! every user of the machine may ask them, and reads paths and document ids in warnings, and users and processes in operations.
 //!
 //! | path | method | answer |
 //! | --- | --- | --- |
@@ -19,13 +20,13 @@
 //! | `/v1/status` | GET | [`Control::status`] with the stages' counters added |
 //! | `/v1/events` | GET | server-sent events, see [`EventHub`] |
 //! | `/v1/history` | GET | how training went, see [`HistoryQuery`] |
-//! | `/v1/operations`, `/v1/operations/{id}` | GET | commands that are being carried out, and the latest 100 that were |
+//! | `/v1/operations`, `/v1/operations/{id}` | GET | commands that are being carried out, and the latest 100 that were; results only one by one, up to 64 KiB |
 //! | `/v1/configuration` | GET | the configuration as it takes effect |
 //! | `/v1/log/segments` | GET | the log's segments, oldest first |
 //! | `/v1/log-level`, `/v1/retention` | GET, PUT | settings that change while the daemon runs |
 //! | `/v1/reload` | POST | the configuration file is read again |
 //! | `/v1/pause`, `/v1/resume` | POST | optional body `{"stage": "ingest" \| "teacher" \| "trainer"}`; without one, all stages |
-//! | `/v1/drain` | POST | ingest is paused, and all that it has read is durable |
+//! | `/v1/drain` | POST | ingest is paused, and all that it has read is durable; 409 while another drain is under way |
 //! | `/v1/checkpoint`, `/v1/shutdown` | POST | no body |
 //! | `/v1/export` | POST | body `{"out": "/absolute/folder"}` |
 //! | `/v1/release` | POST | body `{"steps": 1000, "out": "/absolute/folder"}`, `out` is optional; 409 while a release runs |
@@ -45,8 +46,8 @@
 //! exception: bytes that are not an HTTP request at all are answered with a bare 400, 414 or 431.)
 //!
 //! A command is answered when it is done, and goes on if its client leaves. With `Prefer: respond-async` it is answered at once, with
-//! 202 and where it can be followed. What commands change has an ETag, the revision; a command with `If-Match` is carried out
-//! only if nothing was changed since.
+//! 202 and where it can be followed. What commands change has an ETag, the revision, which moves when a change begins and when it is
+//! over; a command with `If-Match` is carried out only if it is still the one named.
 //!
 //! Invariants: nothing here can hold the pipeline back. Publishing an event never waits; every queue,
 //! connection, request and answer is bounded in number, size and time ([`Limits`]); questions and commands go to

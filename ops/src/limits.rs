@@ -41,7 +41,7 @@ pub struct Limits {
     pub heartbeat: Duration,
     /// Status and health questions being answered at a time; more wait their turn within `query_timeout`.
     pub queries: usize,
-    /// Commands being carried out at a time; more are refused.
+    /// Commands being carried out at a time; more are refused. Pauses, resumptions and shutdowns have places of their own.
     pub commands: usize,
     /// How long a stop waits for answers under way.
     pub stop_timeout: Duration,

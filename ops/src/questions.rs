@@ -1,8 +1,9 @@
 //! Requests that ask, which anybody may who gets in.
 
+use crate::access::Caller;
 use crate::events::Refused;
 use crate::reply::{self, Refusal, ReplyBody};
-use crate::routes::{Door, internal, refusal};
+use crate::routes::{internal, refusal};
 use crate::server::Shared;
 use crate::stream::EventBody;
 use crate::{Control, Question, metrics, stages};
@@ -12,10 +13,13 @@ use hyper::body::Bytes;
 use hyper::http::{Method, StatusCode, header, request};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-pub(crate) fn scrape(shared: &Shared) -> Result<Response<ReplyBody>, Refusal> {
-    match metrics::encode(&shared.registry) {
+/// Not among the questions: metrics say what is wrong with a daemon that answers none.
+pub(crate) async fn scrape(shared: &Arc<Shared>) -> Result<Response<ReplyBody>, Refusal> {
+    let registry = shared.registry.clone();
+    match in_turn(shared, &shared.scrapes, move || metrics::encode(&registry)).await? {
         Ok(text) => Ok(reply::content(metrics::MEDIA_TYPE, Bytes::from(text))),
         Err(error) => Err(internal(format!("the metrics cannot be written: {error}"))),
     }
@@ -33,13 +37,13 @@ pub(crate) async fn health(
     }
 }
 
-pub(crate) async fn status(shared: &Arc<Shared>, door: Door) -> Result<Response<ReplyBody>, Refusal> {
-    let (registry, offer) = (shared.registry.clone(), shared.access.offer(door));
+pub(crate) async fn status(shared: &Arc<Shared>, caller: Caller) -> Result<Response<ReplyBody>, Refusal> {
+    let server = Arc::clone(shared);
     let status = move |control: &dyn Control| {
         let mut status = control.status();
-        stages::add(&mut status, &registry);
+        stages::add(&mut status, &server.registry);
         if let Value::Object(fields) = &mut status {
-            fields.insert("control".to_owned(), json!(offer));
+            fields.insert("control".to_owned(), json!(server.access.offer(caller)));
         }
         Ok(status)
     };
@@ -61,7 +65,7 @@ pub(crate) async fn answer(
     if changes {
         return tagged(shared, asked).await;
     }
-    Ok(reply::json(StatusCode::OK, &ask(shared, asked).await??))
+    encoded(shared, asked).await
 }
 
 /// With the revision of before the answer: what is changed meanwhile is noticed.
@@ -70,9 +74,18 @@ async fn tagged(
     question: impl FnOnce(&dyn Control) -> Result<Value, Refusal> + Send + 'static,
 ) -> Result<Response<ReplyBody>, Refusal> {
     let tag = shared.revision.tag();
-    let mut response = reply::json(StatusCode::OK, &ask(shared, question).await??);
+    let mut response = encoded(shared, question).await?;
     response.headers_mut().insert(header::ETAG, tag);
     Ok(response)
+}
+
+/// Asks the daemon, and has the thread that asked write the answer.
+async fn encoded(
+    shared: &Arc<Shared>,
+    question: impl FnOnce(&dyn Control) -> Result<Value, Refusal> + Send + 'static,
+) -> Result<Response<ReplyBody>, Refusal> {
+    let body = ask(shared, |control| question(control).map(|answer| reply::encoded(&answer))).await??;
+    Ok(reply::content(reply::JSON, body))
 }
 
 pub(crate) fn events(shared: &Shared, head: &request::Parts) -> Result<Response<ReplyBody>, Refusal> {
@@ -112,8 +125,17 @@ pub(crate) async fn on_pool<T: Send + 'static>(
     shared: &Arc<Shared>,
     question: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refusal> {
+    in_turn(shared, &shared.queries, question).await
+}
+
+/// The same with other places than those of questions.
+async fn in_turn<T: Send + 'static>(
+    shared: &Shared,
+    places: &Arc<Semaphore>,
+    question: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refusal> {
     let answer = async {
-        let permit = Arc::clone(&shared.queries).acquire_owned().await.map_err(|error| error.to_string())?;
+        let permit = Arc::clone(places).acquire_owned().await.map_err(|error| error.to_string())?;
         let asked = tokio::task::spawn_blocking(move || {
             let _until_answered = permit;
             question()

@@ -61,8 +61,13 @@ impl Refusal {
     }
 }
 
+/// A body.
+pub(crate) fn encoded(value: &Value) -> Bytes {
+    Bytes::from(format!("{value}\n"))
+}
+
 pub(crate) fn json(status: StatusCode, value: &Value) -> Response<ReplyBody> {
-    let mut response = content(JSON, Bytes::from(format!("{value}\n")));
+    let mut response = content(JSON, encoded(value));
     *response.status_mut() = status;
     response
 }

@@ -200,26 +200,26 @@ async fn respond(
             operations::carry_out(shared, caller, &head.headers, say(&asked)?).await
         }
         Answers::Documents => documents::take(shared, asked.name(), &head, body).await,
-        question => look_up(shared, caller.door, question, &asked, &head).await,
+        question => look_up(shared, caller, question, &asked, &head).await,
     }
 }
 
 /// Answers a question.
 async fn look_up(
     shared: &Arc<Shared>,
-    door: Door,
+    caller: Caller,
     question: &Answers,
     asked: &Asked,
     head: &request::Parts,
 ) -> Result<Response<ReplyBody>, Refusal> {
     match question {
         Answers::Page => Ok(shared.page.response()),
-        Answers::Metrics => questions::scrape(shared),
+        Answers::Metrics => questions::scrape(shared).await,
         Answers::Health => questions::health(shared, "alive", "not_alive", |control| control.alive()).await,
         Answers::Ready => questions::health(shared, "ready", "not_ready", |control| control.ready()).await,
         Answers::OpenApi => Ok(reply::content(reply::JSON, shared.document.clone())),
         Answers::Events => questions::events(shared, head),
-        Answers::Status => questions::status(shared, door).await,
+        Answers::Status => questions::status(shared, caller).await,
         Answers::Listing(part) => questions::listing(shared, part).await,
         Answers::Operations => Ok(reply::json(StatusCode::OK, &shared.operations.list())),
         Answers::Operation => Ok(reply::json(StatusCode::OK, &shared.operations.find(&asked.name())?)),

@@ -51,6 +51,10 @@ pub struct Server {
 
 /// Shutdowns that are asked for at a time, beside other commands.
 const SHUTDOWNS: usize = 1;
+/// Pauses and resumptions at a time, beside other commands. They take no time.
+const PAUSES: usize = 4;
+/// Scrapes at a time, beside questions; more wait their turn within `query_timeout`.
+const SCRAPES: usize = 2;
 
 /// What every connection needs.
 pub(crate) struct Shared {
@@ -66,6 +70,10 @@ pub(crate) struct Shared {
     pub(crate) commands: Arc<Semaphore>,
     /// A shutdown waits for no other command.
     pub(crate) shutdowns: Arc<Semaphore>,
+    /// A pause and what takes it back wait for none that takes long: they may be what it waits for.
+    pub(crate) pauses: Arc<Semaphore>,
+    /// Metrics are there though questions are not answered.
+    pub(crate) scrapes: Arc<Semaphore>,
     pub(crate) access: Access,
     pub(crate) operations: Operations,
     pub(crate) revision: Revision,
@@ -131,10 +139,13 @@ impl Server {
             Some(unix) => (Some(unix), None),
             None => options.socket.as_deref().map(listen::unix).transpose()?.unzip(),
         };
+        if let Some(problem) = options.control.as_ref().and_then(Controllers::unseen) {
+            tracing::warn!("{problem}");
+        }
         let metrics = HttpMetrics::register(&registry, &events)?;
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(limits.queries + limits.commands + SHUTDOWNS)
+            .max_blocking_threads(limits.queries + limits.commands + SHUTDOWNS + PAUSES + SCRAPES)
             .build()
             .map_err(OpsError::Thread)?;
         let listeners = {
@@ -158,6 +169,8 @@ impl Server {
             queries: Arc::new(Semaphore::new(limits.queries)),
             commands: Arc::new(Semaphore::new(limits.commands)),
             shutdowns: Arc::new(Semaphore::new(SHUTDOWNS)),
+            pauses: Arc::new(Semaphore::new(PAUSES)),
+            scrapes: Arc::new(Semaphore::new(SCRAPES)),
             limits,
             access: Access::new(options.token, options.control),
             operations: Operations::default(),
@@ -177,7 +190,7 @@ impl Server {
         self.http_address
     }
 
-    /// What has to grow when something changes otherwise than by a command.
+    /// What has to grow before and after something changes otherwise than by a command.
     #[must_use]
     pub fn revision(&self) -> Revision {
         self.revision.clone()

@@ -69,8 +69,8 @@ fn status_and_events_in_pipes() {
     assert!(first["event"].is_string() && first["at_unix_seconds"].is_number(), "{first}");
     let mut plain = ctl(&scene, &["watch"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut plain_lines = BufReader::new(plain.stdout.take().unwrap()).lines();
-    let step = plain_lines.find(|line| line.as_ref().unwrap().contains(" step ")).unwrap().unwrap();
-    assert!(step.contains(": loss ") && !step.contains('\x1b'), "{step}");
+    let step = plain_lines.find(|line| line.as_ref().unwrap().contains(": loss ")).unwrap().unwrap();
+    assert!(step.contains(" step ") && !step.contains('\x1b'), "{step}");
     daemon.signal("TERM");
     assert!(lines.all(|line| serde_json::from_str::<Value>(&line.unwrap()).is_ok()));
     assert_eq!(plain_lines.filter(|line| line.is_err()).count(), 0);

@@ -301,6 +301,8 @@ impl Checkpoints {
             {
                 Ok(Some(found)) => return Ok(Some(found)),
                 Ok(None) => {}
+                // Removed meanwhile, by the run that is looked at.
+                Err(_) if !path.exists() => {}
                 Err(error @ (TrainerError::Corrupt { .. } | TrainerError::Model(_))) => {
                     tracing::warn!(%error, "a checkpoint is damaged; trying the one before it");
                     damaged.get_or_insert(error);

@@ -71,6 +71,12 @@ pub enum TrainerError {
         /// What is missing, and which steps can.
         reason: String,
     },
+    /// A checkpoint was removed while it was wanted: the run beside goes on.
+    #[error("{path} was removed meanwhile; ask again, and another one is taken", path = path.display())]
+    Removed {
+        /// Its folder.
+        path: PathBuf,
+    },
     /// There is no checkpoint.
     #[error("{path} holds no checkpoint yet", path = path.display())]
     NoCheckpoint {

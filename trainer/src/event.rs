@@ -102,6 +102,8 @@ pub enum Request {
         settings: Box<Settings>,
         /// How the student is to be evaluated.
         evaluation: EvaluationOptions,
+        /// Withdrawn, it is not carried out.
+        ticket: Ticket,
         /// Where the answer goes.
         reply: Sender<Result<u64, String>>,
     },
@@ -113,6 +115,28 @@ pub enum Request {
         /// Where the answer goes.
         reply: Sender<Result<BranchPoint, String>>,
     },
+}
+
+/// With a request: it is either carried out or withdrawn, never both. Cloning shares it.
+#[derive(Clone, Debug, Default)]
+pub struct Ticket(Arc<AtomicBool>);
+
+impl Ticket {
+    /// Carries the request out from now on. `false`: it was withdrawn.
+    #[must_use]
+    pub fn take(&self) -> bool {
+        self.is_first()
+    }
+
+    /// Withdraws the request. `false`: it is being carried out, or was.
+    #[must_use]
+    pub fn withdraw(&self) -> bool {
+        self.is_first()
+    }
+
+    fn is_first(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
 }
 
 /// Where a release branches from the trunk.

@@ -53,7 +53,7 @@ mod turns;
 
 pub use error::TrainerError;
 pub use evaluate::{EvaluationReport, LanguageEvaluation, TeacherEvaluation};
-pub use event::{BranchPoint, Event, Outcome, Request, StepReport, TrainerProgress};
+pub use event::{BranchPoint, Event, Outcome, Request, StepReport, Ticket, TrainerProgress};
 pub use export::export_newest;
 pub use inputs::{Input, Inputs};
 pub use newest::{evaluate_newest, need_of_state, required_position};

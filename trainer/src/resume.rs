@@ -179,8 +179,12 @@ pub(crate) fn fit(
     vocabulary: &Vocabulary,
     loaded: Loaded,
 ) -> Result<(Bert, Vec<Moments>, TrainerState), TrainerError> {
-    let Loaded { path, state, parameters, moments, .. } = loaded;
+    let Loaded { path, mut state, parameters, moments, .. } = loaded;
     check_identity(&path, &state, options, vocabulary)?;
+    // From now on it is known.
+    for (key, value) in identity(options) {
+        state.identity.entry(key).or_insert(value);
+    }
     let configuration = configuration(options, state.vocabulary_size)?;
     Ok((Bert { configuration, parameters }, moments, state))
 }
@@ -206,13 +210,26 @@ pub(crate) fn grow(
 /// Keys that a checkpoint depended on before the journal said which settings held when.
 const SETTINGS: [&str; 4] = ["sampling.alpha", "train.copies", "train.best_by", "train.shuffle_examples"];
 
-/// What a checkpoint depends on besides the vocabulary: the seed, and what decides the weights' shapes. Settings are in the journal;
-/// everything else may change from one start to the next.
+/// What a run keeps besides the vocabulary: the seed, the student's shape and dropout, and which teachers label. Settings are in the
+/// journal; everything else may change from one start to the next.
 fn identity(options: &TrainerOptions) -> BTreeMap<String, String> {
     let student = serde_json::to_value(&options.student).unwrap_or_default();
-    let keys = ["layers", "hidden_size", "heads", "intermediate_size", "embedding_size", "max_sequence_length"];
-    let shape = keys.into_iter().map(|key| (format!("student.{key}"), shown(&student[key])));
-    shape.chain([("run.seed".to_owned(), options.seed.to_string())]).collect()
+    let keys =
+        ["layers", "hidden_size", "heads", "intermediate_size", "embedding_size", "max_sequence_length", "dropout"];
+    let student = keys.into_iter().map(|key| (format!("student.{key}"), shown(&student[key])));
+    let labels = options
+        .teachers
+        .iter()
+        .map(|teacher| (format!("{TEACHER}{}].labels", teacher.name), teacher.labels.to_string()));
+    student.chain(labels).chain([("run.seed".to_owned(), options.seed.to_string())]).collect()
+}
+
+const TEACHER: &str = "teacher[";
+
+/// Whether a key is compared only where both sides have it: checkpoints of earlier versions do not, teachers are added, and who only looks
+/// at a run need not know them.
+fn may_lack(key: &str) -> bool {
+    key == "student.dropout" || key.starts_with(TEACHER)
 }
 
 fn shown(value: &Value) -> String {
@@ -251,6 +268,9 @@ fn check_identity(
     for key in stored.chain(wanted.keys().filter(|key| !state.identity.contains_key(*key))) {
         let show = |value: Option<&String>| value.cloned().unwrap_or_else(|| "unset".to_owned());
         let (stored, new) = (state.identity.get(key), wanted.get(key));
+        if (stored.is_none() || new.is_none()) && may_lack(key) {
+            continue;
+        }
         if stored != new {
             differences.push(format!("{key} was {}, is {}", show(stored), show(new)));
         }

@@ -19,7 +19,7 @@ use crate::options::{TrainOptions, TrainerOptions};
 use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 
-/// All that decides a step besides log, seed, the shape of the student, and what the log says of its teachers.
+/// All that decides a step besides log and seed, and what a run keeps: the student's shape and dropout, and which teachers label.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// A language's share is ∝ n_k^alpha.

@@ -10,10 +10,12 @@
 //! Steps whose loss or gradient is not finite leave the weights alone. After three in a row training goes back to the last
 //! checkpoint of the schedule, without the examples of their batches. If that did not help before, what does not work may be
 //! inside that checkpoint: training then goes back to the one before it, and from the last of them to the start. How far it
-//! goes back does not depend on checkpoints that somebody happened to ask for.
+//! goes back does not depend on checkpoints that somebody happened to ask for; only where it would have to give up, it goes back to the
+//! checkpoint that it was taken up from, whatever that is.
 
 mod changing;
 mod going_back;
+mod targets;
 
 use crate::TrainerError;
 use crate::batch::Batch;
@@ -48,6 +50,7 @@ use std::time::{Duration, Instant};
 use store::LogReader;
 use store::pulse::{self, Wait};
 use store::stage::StageControl;
+use targets::{is_branch, is_due, is_target};
 
 /// How long a wait lasts before stops and requests are looked at.
 const ATTENTION: Duration = Duration::from_millis(100);
@@ -67,7 +70,8 @@ pub struct Trainer {
     learner: Learner,
     /// After the last step that was done.
     state: TrainerState,
-    from_checkpoint: bool,
+    /// The checkpoint that it was opened with; `None`: there was none.
+    resumed_from: Option<u64>,
     held_out: HeldOut,
     run_log: RunLog,
     metrics: Metrics,
@@ -138,9 +142,9 @@ impl Trainer {
             vocabulary,
             checkpoints,
             journal,
+            resumed_from: from_checkpoint.then_some(state.step),
             learner,
             state,
-            from_checkpoint,
             metrics,
             progress,
             progress_window: None,
@@ -162,7 +166,7 @@ impl Trainer {
         requests: &Receiver<Request>,
         events: &mut dyn FnMut(Event),
     ) -> Result<Outcome, TrainerError> {
-        if self.from_checkpoint {
+        if self.resumed_from.is_some() {
             events(self.resumed());
         }
         let mut desk = Desk { control, requests, events };
@@ -180,7 +184,7 @@ impl Trainer {
     fn train(&mut self, desk: &mut Desk<'_>) -> Result<Outcome, TrainerError> {
         loop {
             self.grow(desk)?;
-            if !self.attend(desk) {
+            if !self.attend(desk)? {
                 return self.end(desk, Outcome::Stopped { step: self.state.step });
             }
             self.take_up_settings();
@@ -293,12 +297,16 @@ impl Trainer {
                 reported = Some(short.language.clone());
             }
             self.working = None;
-            while self.reader.wait_beyond(seen, ATTENTION) <= seen && self.options.inputs.get() == inputs {
-                if !self.attend(desk) || self.changed {
+            // Before each wait: while other languages stream in none of them lasts.
+            loop {
+                if !self.attend(desk)? || self.changed {
                     return Ok(Drawn::Interrupted);
                 }
                 self.progress.set_waiting_for(Some(&short.language)); // A pause is over, if there was one.
                 pulse::waits_for(Wait::Input);
+                if self.reader.wait_beyond(seen, ATTENTION) > seen || self.options.inputs.get() != inputs {
+                    break;
+                }
             }
         }
     }
@@ -354,7 +362,7 @@ impl Trainer {
             !control.stopping()
         };
         let report = evaluator.evaluate(step, &self.held_out, up_to, &mut proceed)?;
-        later.into_iter().for_each(|request| self.answer(request, desk));
+        later.into_iter().try_for_each(|request| self.answer(request, desk))?;
         let Some(report) = report else { return Ok(false) };
         self.state.evaluated = Some(step);
         self.run_log.append(&EvaluationLine { step, evaluation: &report })?;
@@ -377,23 +385,28 @@ impl Trainer {
         let mut targets = self.checkpoints.steps()?;
         targets.retain(|step| *step <= last_good && is_target(&self.options, &self.journal, *step));
         let targets = &targets[targets.len().saturating_sub(keep)..];
-        self.checkpoints.prune(keep, |step| targets.contains(&step) || is_branch(&self.options, step))?;
+        let resumed_from = self.resumed_from.filter(|step| targets.last().is_none_or(|target| target < step));
+        let is_needed = |step| targets.contains(&step) || is_branch(&self.options, step) || resumed_from == Some(step);
+        self.checkpoints.prune(keep, is_needed)?;
         self.needs.has_checkpoints(&self.checkpoints, &self.journal)?;
         desk.report(Event::Checkpoint { step, path: path.clone() });
         Ok(path)
     }
 
     /// Answers requests, waits while training is paused. Returns `false` if it is to stop.
-    fn attend(&mut self, desk: &mut Desk<'_>) -> bool {
+    ///
+    /// # Errors
+    /// Those of a request after which training cannot go on.
+    fn attend(&mut self, desk: &mut Desk<'_>) -> Result<bool, TrainerError> {
         loop {
             while let Ok(request) = desk.requests.try_recv() {
-                self.answer(request, desk);
+                self.answer(request, desk)?;
             }
             if desk.control.stopping() {
-                return false;
+                return Ok(false);
             }
             if !desk.control.paused() {
-                return true;
+                return Ok(true);
             }
             self.working = None;
             // However little there was to read: who is paused reads nothing, and what comes meanwhile is a backlog.
@@ -403,7 +416,7 @@ impl Trainer {
         }
     }
 
-    fn answer(&mut self, request: Request, desk: &mut Desk<'_>) {
+    fn answer(&mut self, request: Request, desk: &mut Desk<'_>) -> Result<(), TrainerError> {
         match request {
             Request::Checkpoint { reply } => drop(send(&reply, self.checkpoint(desk))),
             Request::Export { out, reply } => {
@@ -412,11 +425,14 @@ impl Trainer {
                 let exported = bert.and_then(|bert| export::export(&out, &bert, &tokenizers, self.state.step));
                 drop(send(&reply, exported.map(|()| out)));
             }
-            Request::Change { settings, evaluation, reply } => drop(send(&reply, self.change(&settings, evaluation))),
+            Request::Change { settings, evaluation, ticket, reply } => {
+                return self.answer_change(&settings, evaluation, &ticket, &reply);
+            }
             Request::Branch { folder, reply } => {
                 begin_release(&folder, &reply, &self.options, &self.checkpoints, &self.journal);
             }
         }
+        Ok(())
     }
 
     /// The last evaluation, then the last checkpoint.
@@ -470,26 +486,4 @@ fn send<T>(reply: &Sender<Result<T, String>>, answer: Result<T, TrainerError>) -
         tracing::error!(%error, "a request failed");
     }
     reply.send(answer.map_err(|error| error.to_string())).map_err(|_| NobodyWaits)
-}
-
-/// Whether a checkpoint is due after `step`.
-fn is_due(options: &TrainerOptions, journal: &Journal, step: u64) -> bool {
-    let every = checkpoint_every_steps(options, journal, step);
-    step > 0 && every > 0 && step.is_multiple_of(every)
-}
-
-/// Whether training may go back to a checkpoint after `step`: one of the schedule, if there is a schedule, or the one that a
-/// release branches from.
-fn is_target(options: &TrainerOptions, journal: &Journal, step: u64) -> bool {
-    checkpoint_every_steps(options, journal, step) == 0 || is_due(options, journal, step) || is_branch(options, step)
-}
-
-/// As it was set after `step`.
-fn checkpoint_every_steps(options: &TrainerOptions, journal: &Journal, step: u64) -> u64 {
-    journal.settings_at(step).map_or(&options.train, |settings| &settings.train).checkpoint_every_steps
-}
-
-/// Whether a release branches from the checkpoint after `step`, which is its beginning.
-fn is_branch(options: &TrainerOptions, step: u64) -> bool {
-    options.trunk.is_some() && step == options.first_step()
 }

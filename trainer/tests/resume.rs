@@ -5,6 +5,7 @@ mod scene;
 
 use crossbeam::channel::{bounded, unbounded};
 use scene::{Example, Scene, append, append_ends, checkpoint, copy_folder, example, inputs, metrics, mixture};
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -203,6 +204,38 @@ fn stops_and_requests_are_attended_to_while_waiting() {
 }
 
 #[test]
+fn requests_are_attended_to_while_another_language_streams_in() {
+    let scene = Scene::new();
+    let mut writer = scene.writer();
+    append(&mut writer, &mixture(8), 8);
+    let mut options = scene.options("state");
+    options.inputs = inputs().into();
+    let mut trainer =
+        Trainer::open(options.clone(), writer.reader(), Arc::default(), &prometheus::Registry::new()).unwrap();
+    let (control, (requests, received)) = (StageControl::default(), unbounded());
+    let (reply, answer) = unbounded();
+    thread::scope(|scope| {
+        let running = scope.spawn(|| {
+            let outcome = trainer.run(&control, &received, &mut |event| {
+                if matches!(&event, Event::Waiting { language } if language == "de") {
+                    requests.send(Request::Checkpoint { reply: reply.clone() }).unwrap();
+                }
+            });
+            outcome.unwrap()
+        });
+        // Without a pause, so that no wait for more lasts.
+        let limit = Instant::now() + Duration::from_secs(60);
+        let mut answered = None;
+        while answered.is_none() && Instant::now() < limit && !running.is_finished() {
+            append(&mut writer, &[example("en")], 1);
+            answered = answer.try_recv().ok();
+        }
+        control.stop();
+        assert!(answered.expect("nobody attends to requests").is_ok());
+    });
+}
+
+#[test]
 fn a_damaged_checkpoint_is_passed_over() {
     let scene = Scene::with_log(&mixture(40));
     let whole = scene.options("whole");
@@ -252,8 +285,38 @@ fn a_checkpoint_of_another_run_is_refused() {
     assert!(message.contains("run.seed was 7, is 8") && message.contains("checkpoints/step-3"), "{message}");
     let message = refused(&|options| options.student.embedding_size = 4);
     assert!(message.contains("student.embedding_size was 8, is 4"), "{message}");
+    let message = refused(&|options| options.student.dropout = 0.2);
+    assert!(message.contains("student.dropout was 0.1, is 0.2"), "{message}");
+    let message = refused(&|options| options.teachers[1].labels = false);
+    assert!(message.contains("teacher[second].labels was true, is false"), "{message}");
     let message = refused(&|options| options.teachers.reverse());
     assert!(message.contains("teacher 1 is `first` in the log, `second` here"), "{message}");
+}
+
+/// Earlier versions did not say that in checkpoints; what holds at the next start is kept from then on.
+#[test]
+fn a_checkpoint_may_not_know_dropout_yet() {
+    let scene = Scene::with_log(&mixture(40));
+    let mut options = scene.options("state");
+    options.train.until_step = Some(3);
+    scene.run(&options, |_| ()).unwrap();
+    let folder = options.state_dir.join("checkpoints/step-3");
+    let read =
+        |name: &str| -> serde_json::Value { serde_json::from_slice(&fs::read(folder.join(name)).unwrap()).unwrap() };
+    let (mut state, mut manifest) = (read("trainer.json"), read("manifest.json"));
+    let identity = state["identity"].as_object_mut().unwrap();
+    identity.retain(|key, _| key != "student.dropout" && !key.starts_with("teacher["));
+    assert!(identity.contains_key("student.layers"));
+    let text = serde_json::to_vec(&state).unwrap();
+    let hash: String = Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect();
+    manifest["files"]["trainer.json"] = serde_json::json!({"bytes": text.len(), "sha256": hash});
+    fs::write(folder.join("trainer.json"), text).unwrap();
+    fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
+    options.train.until_step = Some(4);
+    scene.run(&options, |_| ()).unwrap();
+    options.student.dropout = 0.2;
+    let message = scene.open(&options).err().unwrap().to_string();
+    assert!(message.contains("student.dropout was 0.1, is 0.2") && message.contains("checkpoints/step-4"), "{message}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod scene;
 
 use prometheus::Registry;
-use scene::{Scene, append, append_ends, checkpoint, copy_folder, metrics, mixture, no_requests};
+use scene::{Example, Scene, append, append_ends, checkpoint, copy_folder, example, metrics, mixture, no_requests};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -158,4 +158,32 @@ fn training_does_not_go_back_to_a_start_that_is_gone() {
     let mut trainer = Trainer::open(options, writer.reader(), Arc::default(), &Registry::new()).unwrap();
     let error = scene::run(&mut trainer, |_| ()).unwrap_err();
     assert!(matches!(error, TrainerError::Diverged { step: 0, .. }), "{error}");
+}
+
+/// There is no checkpoint of the schedule yet, but one where training was stopped.
+#[test]
+fn training_goes_back_to_where_it_was_taken_up_if_the_start_is_gone() {
+    // Windows of one batch; those of steps 6 to 8 are poisoned.
+    let poisoned = |batch| matches!(batch, 6..=8);
+    let examples: Vec<Example> =
+        (0..80).map(|at| Example { poisoned: poisoned(at / 4 + 1), ..example("de") }).collect();
+    let scene = Scene::new();
+    let mut writer = scene.writer_of(1);
+    append(&mut writer, &examples, 4);
+    append_ends(&mut writer);
+    let mut options = scene.options("state");
+    (options.train.shuffle_examples, options.train.batch_examples) = (4, 4);
+    (options.train.checkpoint_every_steps, options.train.keep_checkpoints) = (100, 1);
+    (options.train.until_step, options.evaluation.every_steps) = (Some(5), 0);
+    let progress = Arc::new(TrainerProgress::default());
+    let need = progress.need.clone();
+    let mut trainer = Trainer::open(options.clone(), writer.reader(), progress, &Registry::new()).unwrap();
+    scene::run(&mut trainer, |_| ()).unwrap();
+    drop(trainer);
+    assert!(retain(&mut writer, &options.state_dir, &need) > 0);
+    options.train.until_step = None;
+    let mut trainer = Trainer::open(options.clone(), writer.reader(), Arc::default(), &Registry::new()).unwrap();
+    assert_eq!(scene::run(&mut trainer, |_| ()).unwrap(), Outcome::Finished);
+    let text = fs::read_to_string(options.state_dir.join("journal")).unwrap();
+    assert!(text.contains("\"from_step\":8,\"to_step\":5"), "{text}");
 }

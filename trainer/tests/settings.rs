@@ -4,12 +4,15 @@
 mod scene;
 
 use crossbeam::channel::{bounded, unbounded};
-use scene::{Scene, checkpoint, copy_folder, metrics, mixture};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use scene::{Example, Scene, checkpoint, copy_folder, example, metrics, mixture};
 use serde_json::Value;
 use std::fs;
+use std::os::fd::AsRawFd;
 use store::stage::StageControl;
 use trainer::{
-    Copies, EvaluationOptions, Event, LossNorm, Outcome, Request, Schedule, Settings, TrainerError, TrainerOptions,
+    Copies, EvaluationOptions, Event, LossNorm, Outcome, Request, Schedule, Settings, Ticket, TrainerError,
+    TrainerOptions,
 };
 
 /// Entries of the journal that hold settings.
@@ -78,7 +81,8 @@ fn run_and_change(
         {
             let settings = Box::new(Settings::of(wanted));
             let evaluation = wanted.evaluation.clone();
-            requests_in.send(Request::Change { settings, evaluation, reply }).unwrap();
+            let ticket = Ticket::default();
+            requests_in.send(Request::Change { settings, evaluation, ticket, reply }).unwrap();
         }
         events(&event);
     });
@@ -152,6 +156,54 @@ fn what_needs_a_restart_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn a_change_that_was_withdrawn_is_not_made() {
+    let scene = Scene::with_log(&mixture(60));
+    let options = scene.options("state");
+    let mut wanted = options.clone();
+    wanted.train.learning_rate = 5e-2;
+    let (requests_in, requests) = unbounded();
+    let ((reply, answer), ticket) = (bounded(1), Ticket::default());
+    let (settings, evaluation) = (Box::new(Settings::of(&wanted)), wanted.evaluation);
+    requests_in.send(Request::Change { settings, evaluation, ticket: ticket.clone(), reply }).unwrap();
+    assert!(ticket.clone().withdraw());
+    scene.open(&options).unwrap().run(&StageControl::default(), &requests, &mut |_| ()).unwrap();
+    assert!(answer.recv().is_err(), "it was answered");
+    assert_eq!(entries(&options).len(), 1);
+    assert!(!ticket.take() && !ticket.withdraw());
+}
+
+#[test]
+fn settings_that_cannot_be_noted_end_training_before_the_next_step() {
+    let scene = Scene::with_log(&mixture(60));
+    let options = scene.options("state");
+    let mut wanted = options.clone();
+    wanted.train.learning_rate = 5e-2;
+    // A journal to which, from some moment on, nothing can be written.
+    let journal = memfd_create("journal", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    fs::create_dir(&options.state_dir).unwrap();
+    let path = format!("/proc/self/fd/{}", journal.as_raw_fd());
+    std::os::unix::fs::symlink(path, options.state_dir.join("journal")).unwrap();
+    let (requests_in, requests) = unbounded();
+    let (reply, answer) = bounded(1);
+    let mut last = 0;
+    let mut events = |event: Event| {
+        let Event::Step(report) = event else { return };
+        last = report.step;
+        if report.step == 5 {
+            fcntl_add_seals(&journal, SealFlags::GROW | SealFlags::WRITE).unwrap();
+            let (settings, evaluation) = (Box::new(Settings::of(&wanted)), wanted.evaluation.clone());
+            let request = Request::Change { settings, evaluation, ticket: Ticket::default(), reply: reply.clone() };
+            requests_in.send(request).unwrap();
+        }
+    };
+    let outcome = scene.open(&options).unwrap().run(&StageControl::default(), &requests, &mut events);
+    assert!(matches!(outcome, Err(TrainerError::Io { .. })), "{outcome:?}");
+    assert!(answer.recv().unwrap().unwrap_err().contains("cannot append to"));
+    assert_eq!(last, 5, "a step was made that the journal may say something else of");
+    assert!(!options.state_dir.join("checkpoints/step-5").exists());
+}
+
+#[test]
 fn a_start_from_an_earlier_checkpoint_under_other_settings_takes_the_place_of_later_ones() {
     let scene = Scene::with_log(&mixture(60));
     let mut options = scene.options("state");
@@ -193,8 +245,8 @@ fn a_journal_of_an_earlier_version_has_no_settings() {
 fn training_goes_back_under_the_latest_settings() {
     // Windows of one batch; those of steps 7 to 9 are poisoned, and so it goes back to step 6, which was under others.
     let poisoned = |batch| matches!(batch, 7..=9);
-    let examples: Vec<scene::Example> =
-        (0..60).map(|at| scene::Example { poisoned: poisoned(at / 4 + 1), ..scene::example("de") }).collect();
+    let examples: Vec<Example> =
+        (0..60).map(|at| Example { poisoned: poisoned(at / 4 + 1), ..example("de") }).collect();
     let scene = Scene::with_log(&examples);
     let mut options = scene.options("state");
     (options.train.shuffle_examples, options.train.batch_examples) = (4, 4);
@@ -207,6 +259,26 @@ fn training_goes_back_under_the_latest_settings() {
     let lines = metrics(&options.state_dir);
     let fifth = lines.iter().rfind(|line| line["step"] == 5 && line["learning_rate"].is_number()).unwrap();
     assert_eq!(fifth["learning_rate"].as_f64(), Some(trainer::schedule::learning_rate(4, 5e-2, 2, 9)));
+}
+
+#[test]
+fn a_checkpoint_that_another_schedule_has_written_is_gone_back_to() {
+    // Windows of one batch; those of steps 5 to 7 are poisoned.
+    let poisoned = |batch| matches!(batch, 5..=7);
+    let examples: Vec<Example> =
+        (0..60).map(|at| Example { poisoned: poisoned(at / 4 + 1), ..example("de") }).collect();
+    let scene = Scene::with_log(&examples);
+    let mut options = scene.options("state");
+    (options.train.shuffle_examples, options.train.batch_examples) = (4, 4);
+    (options.train.checkpoint_every_steps, options.train.keep_checkpoints) = (2, 1);
+    options.train.until_step = Some(4);
+    scene.run(&options, |_| ()).unwrap();
+    // 4 is none of its steps.
+    options.train.checkpoint_every_steps = 6;
+    options.train.until_step = None;
+    assert_eq!(scene.run(&options, |_| ()).unwrap(), Outcome::Finished);
+    let text = fs::read_to_string(options.state_dir.join("journal")).unwrap();
+    assert!(text.contains("\"from_step\":7,\"to_step\":4"), "{text}");
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub use remove_corpus::remove_corpus;
 pub use vocab::vocab;
 
 use crate::failure::{ExitCode, Failure};
+use crate::visible::{visible_json, visible_lines};
 use serde::Serialize;
 use std::io::Write;
 
@@ -30,11 +31,21 @@ use std::io::Write;
 pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::new(ExitCode::Software, format!("cannot print JSON: {error}")))?;
-    print_line(&text)
+    write_line(&visible_json(&text))
 }
 
-/// Prints a line on standard output. A reader that has seen enough (`| head`) is no error.
+/// Prints one JSON document on standard output, in a line.
+fn print_json_line(value: &serde_json::Value) -> Result<(), Failure> {
+    write_line(&visible_json(&value.to_string()))
+}
+
+/// Prints a line on standard output. What is in it of others' text commands no terminal.
 fn print_line(line: &str) -> Result<(), Failure> {
+    write_line(&visible_lines(line))
+}
+
+/// A reader that has seen enough (`| head`) is no error.
+fn write_line(line: &str) -> Result<(), Failure> {
     match writeln!(std::io::stdout().lock(), "{line}") {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),

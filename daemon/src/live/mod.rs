@@ -210,7 +210,7 @@ impl Live {
         }
         let made = made?;
         self.configuration.change(with_it)?;
-        crate::kept_configuration::keep(&self.configuration.get());
+        crate::kept_configuration::keep_latest(&self.configuration);
         now.corpora.push(options);
         Ok(made)
     }
@@ -242,7 +242,7 @@ impl Live {
         drop(gone.recv()); // Here, because it may take as long as to read a file.
         self.inboxes.remove(corpus);
         self.configuration.set(|now| now.corpus.retain(|section| section.name != corpus));
-        crate::kept_configuration::keep(&self.configuration.get());
+        crate::kept_configuration::keep_latest(&self.configuration);
         now.corpora.retain(|options| options.name != corpus);
         Ok(made)
     }

@@ -6,7 +6,7 @@ use ops::{CommandError, Stage};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 use trainer::{ReleaseError, ReleaseStatus, Releases, Request, TrainerError};
 
@@ -14,6 +14,31 @@ use trainer::{ReleaseError, ReleaseStatus, Releases, Request, TrainerError};
 const REQUEST_LIMIT: Duration = Duration::from_secs(120);
 /// How often a drain looks whether somebody ended it.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Whether a drain is under way: a second one would use up a place among the commands, and end the first one's hold on ingest.
+#[derive(Debug, Default)]
+pub(super) struct Drain(AtomicBool);
+
+/// A drain that is under way, until this goes.
+struct Draining<'a, F: FnMut()> {
+    drain: &'a Drain,
+    over: F,
+}
+
+impl Drain {
+    /// Begins one, unless one is under way. `over` is called when it is over.
+    fn begin<F: FnMut()>(&self, over: F) -> Option<Draining<'_, F>> {
+        let is_free = self.0.compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        is_free.then(|| Draining { drain: self, over })
+    }
+}
+
+impl<F: FnMut()> Drop for Draining<'_, F> {
+    fn drop(&mut self) {
+        (self.over)();
+        self.drain.0.store(false, Ordering::Release);
+    }
+}
 
 impl Status {
     /// Pauses or resumes a stage, or all.
@@ -29,21 +54,22 @@ impl Status {
             for (_, control) in controls.iter().filter(|(name, _)| stage.is_none_or(|stage| stage == *name)) {
                 control.set_paused(paused);
             }
-            if let Some(ingest) =
-                stages.ingest.as_ref().filter(|_| !paused && stage.is_none_or(|stage| stage == Stage::Ingest))
-            {
-                ingest.set_draining(false);
-            }
         }
         json!({"state": self.state()})
     }
 
     /// Pauses ingest, and waits until all that it has read is labelled and durable. A stop, a resumption, or a pause of what has to
-    /// be done first end the wait.
+    /// be done first end the wait. There is one drain at a time.
     pub(super) fn drain(&self) -> Result<Value, CommandError> {
         let error = |status, code, message: &str| CommandError { status, code, message: message.to_owned() };
         let no_corpus = || error(409, "no_corpus", "this run has no corpus, so it reads nothing");
         self.stages().ingest.as_ref().ok_or_else(no_corpus)?;
+        // When this is over, however that comes, a pause is a pause again.
+        let over = || self.stages().ingest.iter().for_each(|ingest| ingest.set_draining(false));
+        let _draining = self.drain.begin(over).ok_or_else(|| {
+            let message = "a drain is under way; `mergedistill ctl operations` shows it, and resuming ingest ends it";
+            error(409, "draining", message)
+        })?;
         self.set_paused(Some(Stage::Ingest), true);
         loop {
             // Other ones once a teacher was added; what is paused stays so.
@@ -55,7 +81,6 @@ impl Status {
                 return Err(error(503, "stopping", "the daemon is stopping, which drains as well"));
             }
             if !stages.controls.ingest.paused() {
-                ingest.set_draining(false);
                 return Err(error(409, "resumed", "ingest was resumed before all that it had read was durable"));
             }
             if ingest.is_drained(durable.end()) && !self.renewing.load(Ordering::Relaxed) {
@@ -141,6 +166,26 @@ impl Status {
             Ok(Ok(path)) => Ok(json!({"path": path})),
             Ok(Err(message)) => Err(error(500, "failed", &message)),
             Err(_) => Err(error(504, "timeout", "no answer from the trainer yet; the request is still queued")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn there_is_one_drain_at_a_time_and_its_end_takes_back_what_it_did() {
+        let (drain, ended) = (Drain::default(), Cell::new(0));
+        let over = || ended.set(ended.get() + 1);
+        for round in 1..4 {
+            let draining = drain.begin(over).unwrap();
+            assert!(drain.begin(|| panic!("it has not begun")).is_none());
+            assert_eq!(ended.get(), round - 1);
+            drop(draining);
+            assert_eq!(ended.get(), round, "however it ended");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Who may change something, and what nobody gets to see.
 
-use crate::harness::{Answer, Running, exchange};
+use crate::harness::{Answer, Running, exchange, request};
 use ops::{Controllers, Limits, OpsError, OpsOptions, Token};
 use serde_json::json;
 use std::fs;
@@ -28,6 +28,20 @@ fn names_of_users_and_groups_are_looked_up() {
 fn the_daemon_s_own_user_is_in_control_whoever_is_listed() {
     let running = Running::with_access(Limits::default(), None, Some(Controllers::find([]).unwrap()));
     assert_eq!(running.over_unix("POST", "/v1/pause", "").status, 200);
+}
+
+#[test]
+fn who_is_named_is_in_control_though_no_question_is_answered() {
+    let limits = Limits { queries: 1, ..Limits::default() };
+    let running = Running::with_access(limits, None, Some(Controllers::find(["@root"]).unwrap()));
+    running.daemon.set_stuck(true);
+    running.daemon.set_pauses_pass(true);
+    let mut asks = running.unix();
+    asks.write_all(request("GET", "/v1/status", "x", "").as_bytes()).unwrap();
+    running.daemon.wait_for_stuck(1);
+    assert_eq!(running.over_unix("POST", "/v1/pause", "").status, 200);
+    running.daemon.set_stuck(false);
+    assert_eq!(exchange(asks, "").json()["control"], "open");
 }
 
 /// Clients with the rights of other users: that takes root, and python3 to be them. Others skip it.
@@ -58,7 +72,8 @@ fn other_users_may_read_and_not_change() {
     for (user, group, status, code) in [(1234, 1234, 403, "read_only"), (1234, 4321, 200, ""), (0, 0, 200, "")] {
         let answer = as_user(&running, user, group, "POST", "/v1/pause");
         assert_eq!((answer.status, answer.code().as_str()), (status, code), "{user}:{group}");
-        assert_eq!(as_user(&running, user, group, "GET", "/v1/status").status, 200);
+        let seen = as_user(&running, user, group, "GET", "/v1/status");
+        assert_eq!((seen.status, &seen.json()["control"]), (200, &json!(if status == 200 { "open" } else { "no" })));
     }
     let answer = as_user(&running, 1234, 1234, "POST", "/v1/corpora/en/documents");
     assert_eq!(answer.code(), "read_only", "documents change what is read");

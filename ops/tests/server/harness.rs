@@ -40,6 +40,7 @@ struct State {
     panics: bool,
     command_panics: bool,
     pauses_pass: bool,
+    padding: usize,
 }
 
 impl Daemon {
@@ -63,7 +64,12 @@ impl Daemon {
         self.state.lock().unwrap().command_panics = panics;
     }
 
-    /// A pause is made though all else is stuck.
+    /// What commands are answered with has so many bytes more.
+    pub(crate) fn set_padding(&self, bytes: usize) {
+        self.state.lock().unwrap().padding = bytes;
+    }
+
+    /// A pause is made, and taken back, though all else is stuck.
     pub(crate) fn set_pauses_pass(&self, pass: bool) {
         self.state.lock().unwrap().pauses_pass = pass;
     }
@@ -132,7 +138,8 @@ impl Control for Daemon {
     }
 
     fn command(&self, command: Command) -> Result<Value, CommandError> {
-        let passes = matches!(command, Command::Pause { .. }) && self.state.lock().unwrap().pauses_pass;
+        let passes =
+            matches!(command, Command::Pause { .. } | Command::Resume { .. }) && self.state.lock().unwrap().pauses_pass;
         let mut state = if passes { self.state.lock().unwrap() } else { self.enter() };
         let panics = state.command_panics;
         if panics {
@@ -171,7 +178,7 @@ impl Control for Daemon {
             "state": if command == Command::Drain { "drained" } else { "paused" }, "durable": 7,
             "path": "/x", "changed": [], "refused": [], "level": "info", "retain_bytes": 0, "retain_hours": 0.0,
             "from_sequence": 7, "at_unix_seconds": 8, "change": { "kind": "pause_corpus" },
-            "name": "step-5", "from_step": 5, "step": 0, "steps": 9, "out": "/x", "error": null, "retried": 0, "duplicates": 0,
+            "padding": "x".repeat(state.padding), "name": "step-5", "from_step": 5, "step": 0, "steps": 9, "out": "/x", "error": null, "retried": 0, "duplicates": 0,
         }))
     }
 

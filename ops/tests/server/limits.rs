@@ -147,15 +147,20 @@ fn commands_at_a_time_are_bounded() {
     let mut first = running.unix();
     first.write_all(request("POST", "/v1/checkpoint", "x", "").as_bytes()).unwrap();
     running.daemon.wait_for_stuck(1);
-    let refused = running.over_unix("POST", "/v1/pause", "");
+    let refused = running.over_unix("POST", "/v1/drain", "");
     assert_eq!((refused.code().as_str(), refused.header("retry-after")), ("busy", Some("1")));
-    // Whoever wants the daemon to end need not wait for that.
+    // Whoever wants the daemon to end, or to go on, need not wait for that.
+    running.daemon.set_pauses_pass(true);
+    for _ in 0..10 {
+        assert_eq!(running.over_unix("POST", "/v1/pause", "").status, 200);
+        assert_eq!(running.over_unix("POST", "/v1/resume", "").status, 200);
+    }
     let mut last = running.unix();
     last.write_all(request("POST", "/v1/shutdown", "x", "").as_bytes()).unwrap();
     running.daemon.wait_for_stuck(2);
     running.daemon.set_stuck(false);
     assert_eq!(exchange(first, "").json()["checkpoints"], 1);
-    wait_until("the place is free", || running.over_unix("POST", "/v1/pause", "").status == 200);
+    wait_until("the place is free", || running.over_unix("POST", "/v1/drain", "").status == 200);
 }
 
 #[test]

@@ -1,7 +1,12 @@
 //! What Prometheus gets.
 
-use crate::harness::Running;
+use crate::harness::{Running, exchange, request, wait_until};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Series by name with labels, of a text that is checked to be in Prometheus' format.
 fn parse(text: &str) -> BTreeMap<String, f64> {
@@ -52,4 +57,36 @@ fn a_scrape_has_the_server_the_process_and_the_build() {
     for name in ["process_resident_memory_bytes", "process_open_fds", "process_threads", "process_start_time_seconds"] {
         assert!(series[name] > 0.0, "{name}");
     }
+}
+
+/// A metric whose reader waits for a lock.
+struct Held {
+    lock: Arc<Mutex<()>>,
+    is_read: Arc<AtomicBool>,
+}
+
+impl Collector for Held {
+    fn desc(&self) -> Vec<&Desc> {
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.is_read.store(true, Ordering::Relaxed);
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        Vec::new()
+    }
+}
+
+#[test]
+fn metrics_that_wait_hold_up_nobody_else() {
+    let running = Running::start();
+    let (lock, is_read) = (Arc::new(Mutex::new(())), Arc::new(AtomicBool::new(false)));
+    let held = lock.lock().unwrap();
+    running.registry.register(Box::new(Held { lock: Arc::clone(&lock), is_read: Arc::clone(&is_read) })).unwrap();
+    let mut scrape = running.unix();
+    scrape.write_all(request("GET", "/metrics", "x", "").as_bytes()).unwrap();
+    wait_until("the metrics are read", || is_read.load(Ordering::Relaxed));
+    assert_eq!(running.over_tcp("GET", "/healthz", "").status, 200);
+    drop(held);
+    assert_eq!(exchange(scrape, "").status, 200);
 }

@@ -129,3 +129,62 @@ fn two_changes_of_the_same_revision_are_not_both_made() {
     assert_eq!(exchange(first, "").status, 200);
     assert_eq!(running.daemon.commands(), [Command::Drain]);
 }
+
+#[test]
+fn no_command_waits_for_another() {
+    let running = Running::start();
+    let seen = revision(&running, "/v1/status");
+    running.daemon.set_stuck(true);
+    running.daemon.set_pauses_pass(true);
+    let if_seen = format!("If-Match: {seen}\r\n");
+    // What changes nothing is no reason to refuse a change.
+    let begun = ask(&running, "/v1/checkpoint", &format!("{if_seen}Prefer: respond-async\r\n"), "");
+    assert_eq!(begun.status, 202);
+    assert_eq!(ask(&running, "/v1/pause", &if_seen, "").status, 200);
+    assert_eq!(ask(&running, "/v1/pause", &if_seen, "").status, 412);
+
+    running.daemon.set_stuck(false);
+    wait_until("the checkpoint is written", || running.daemon.commands().contains(&Command::Checkpoint));
+    let seen = revision(&running, "/v1/status");
+    running.daemon.set_stuck(true);
+    let drain = ask(&running, "/v1/drain", &format!("If-Match: {seen}\r\nPrefer: respond-async\r\n"), "");
+    running.daemon.wait_for_stuck(1);
+    assert_eq!(drain.json()["state"], "running");
+    // A drain may end by nothing else.
+    assert_eq!(ask(&running, "/v1/resume", "", "").status, 200);
+    let mut last = running.unix();
+    last.write_all(request("/v1/shutdown", "", "").as_bytes()).unwrap();
+    running.daemon.wait_for_stuck(2);
+}
+
+#[test]
+fn a_change_moves_the_revision_when_it_begins_and_when_it_is_over() {
+    let running = Running::start();
+    let before = revision(&running, "/v1/status");
+    running.daemon.set_command_panics(true);
+    assert_eq!(ask(&running, "/v1/pause", "", "").status, 500);
+    let after = revision(&running, "/v1/status");
+    let number = |tag: &str| tag.trim_matches('"').parse::<u64>().unwrap();
+    assert_eq!(number(&after), number(&before) + 2, "it may have been half made");
+}
+
+#[test]
+fn results_are_not_listed_and_long_ones_not_kept() {
+    let running = Running::start();
+    running.daemon.set_padding(1 << 20);
+    let whole = ask(&running, "/v1/checkpoint", "", "").json();
+    assert_eq!(whole["padding"].as_str().unwrap().len(), 1 << 20, "who waits gets all of it");
+    running.daemon.set_padding(60_000);
+    ask(&running, "/v1/checkpoint", "", "");
+    let listed = operations(&running);
+    assert!(listed.iter().all(|operation| operation.get("result").is_none()), "{listed:?}");
+    let found = |index: usize| {
+        let id: &str = listed[index]["id"].as_str().unwrap();
+        running.over_tcp("GET", &format!("/v1/operations/{id}"), "").json()
+    };
+    assert_eq!(found(0)["result"]["padding"].as_str().unwrap().len(), 60_000);
+    let long = found(1);
+    assert!(long.get("result").is_none() && long["state"] == "done");
+    let reason = long["result_left_out"].as_str().unwrap();
+    assert!(reason.starts_with("it has 104") && reason.ends_with("results of up to 65536 are kept"), "{reason}");
+}

@@ -177,6 +177,11 @@ impl LogWriter {
         Ok(outcome)
     }
 
+    /// Nothing is to be removed any more, so nothing is held back.
+    pub fn keeps_all(&self) {
+        self.metrics.held_back_segments.set(0);
+    }
+
     /// Stops without sealing: makes everything durable and gives reserved room back. The next writer goes on in the same
     /// segment.
     pub(crate) fn leave(mut self) -> Result<(), StoreError> {

@@ -44,6 +44,10 @@ fn retention_and_what_is_read_back_are_counted() {
         1.0,
         "a pass that removes nothing does not count"
     );
+    log.keeps_all();
+    assert_eq!(value(&registry, "mergedistill_log_held_back_segments"), 0.0);
+    log.retain(&retention, Some(&need)).unwrap();
+    assert_eq!(value(&registry, "mergedistill_log_held_back_segments"), 1.0);
     log.retain(&retention, None).unwrap();
     assert_eq!(value(&registry, "mergedistill_log_held_back_segments"), 0.0);
 }

@@ -47,9 +47,7 @@ impl<'a> Runner<'a> {
             Beginning::Checkpoint(step) => {
                 let found = course.checkpoints.newest(|state| state.step == *step && course.has_passed(state))?;
                 let path = course.checkpoint_path(*step);
-                let loaded = found.ok_or_else(|| {
-                    TrainerError::corrupt(&path, "it was removed meanwhile; ask again, and another one is taken")
-                })?;
+                let loaded = found.ok_or(TrainerError::Removed { path })?;
                 resume::restore(&course.options, &vocabulary, loaded, course.journal.last_settings().is_none())?
             }
         };

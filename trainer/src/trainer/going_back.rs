@@ -1,11 +1,13 @@
 //! Steps that are skipped, and going back to a checkpoint after several in a row.
 
-use super::{Desk, Trainer, is_target};
+use super::targets::is_target;
+use super::{Desk, Trainer};
 use crate::TrainerError;
 use crate::batch::Batch;
+use crate::checkpoint::TrainerState;
 use crate::journal::{JournalEntry, Rollback, SkippedStep};
 use crate::need::can_form_again;
-use crate::resume::{self, Resumed};
+use crate::resume;
 use crate::state_folder::open_run_log;
 use std::collections::BTreeSet;
 use store::SequenceNumber;
@@ -50,15 +52,26 @@ impl Trainer {
                 && (step == options.first_step() || resume::returns_to(&rollbacks, step) == 0)
         };
         // Of what is found only the state: the weights are read again below, and are too large to be there twice.
-        let Resumed { state: target, .. } =
-            resume::resume(options, &self.vocabulary, &self.checkpoints, &self.journal, is_target)?;
-        let to_step = target.step;
+        let find = |wanted: &dyn Fn(u64) -> bool| {
+            resume::resume(options, &self.vocabulary, &self.checkpoints, journal, wanted).map(|found| found.state)
+        };
         self.needs.hold(&self.reader);
-        let can_form_again = can_form_again(target.stream.sampler.window, &self.journal, &self.reader);
-        if resume::returns_to(&rollbacks, to_step) >= ROLLBACKS_MAX || !can_form_again {
-            let left_out = target.stream.left_out.len();
-            return Err(TrainerError::Diverged { step: to_step, left_out });
+        let may_help = |target: &TrainerState| {
+            resume::returns_to(&rollbacks, target.step) < ROLLBACKS_MAX
+                && can_form_again(target.stream.sampler.window, journal, &self.reader)
+        };
+        let mut target = find(&is_target)?;
+        if !may_help(&target) {
+            // Of no schedule, but sound: better than to give up.
+            let last = self.resumed_from.filter(|at| *at <= in_a_row.start && resume::returns_to(&rollbacks, *at) == 0);
+            let last = last.and_then(|at| find(&|step| step == at).ok().filter(|found| found.step == at));
+            let Some(last) = last.filter(may_help) else {
+                let left_out = target.stream.left_out.len();
+                return Err(TrainerError::Diverged { step: target.step, left_out });
+            };
+            target = last;
         }
+        let to_step = target.step;
         tracing::warn!(from_step, to_step, left_out = left_out.len(), "going back to a checkpoint");
         let rollback = Rollback { from_step, to_step, left_out: left_out.into_iter().collect() };
         self.journal.append(JournalEntry::Rollback(rollback))?;

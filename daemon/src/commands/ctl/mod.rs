@@ -72,6 +72,7 @@ fn answered(status: u16, answer: Value) -> Result<Value, Failure> {
     }
     let error = |field: &str| answer["error"][field].as_str().unwrap_or("unknown").to_owned();
     let code = match status {
+        403 => ExitCode::NotPermitted,
         409 | 503.. => ExitCode::TemporaryFailure,
         500.. => ExitCode::IoError,
         _ => ExitCode::Usage,
@@ -96,6 +97,20 @@ mod tests {
     use super::*;
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt as _;
+
+    #[test]
+    fn a_refusal_has_an_exit_code() {
+        for (status, code) in [
+            (400, ExitCode::Usage),
+            (403, ExitCode::NotPermitted),
+            (409, ExitCode::TemporaryFailure),
+            (500, ExitCode::IoError),
+            (503, ExitCode::TemporaryFailure),
+        ] {
+            let failure = answered(status, json!({"error": {"code": "c", "message": "m"}})).unwrap_err();
+            assert_eq!((failure.code, &*failure.message), (code, "m (c)"), "{status}");
+        }
+    }
 
     #[test]
     fn a_path_in_a_request_is_absolute_and_text() {

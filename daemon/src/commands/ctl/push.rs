@@ -95,6 +95,7 @@ fn send(socket: &Path, documents: &Documents) -> Result<Value, Failure> {
             }
             _ => {
                 let code = match status {
+                    403 => ExitCode::NotPermitted,
                     404 => ExitCode::NoInput,
                     408 | 503.. => ExitCode::TemporaryFailure,
                     500.. => ExitCode::IoError,

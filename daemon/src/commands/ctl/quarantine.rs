@@ -5,6 +5,7 @@ use super::socket::{SERVICE, SERVICE_STATE};
 use crate::cli::QuarantineAction;
 use crate::commands::{print_json, print_line};
 use crate::failure::{ExitCode, Failure};
+use crate::visible::visible;
 use ingest::quarantine::{Note, notes};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -63,11 +64,10 @@ fn list(notes: &[Note]) -> Result<(), Failure> {
 }
 
 fn shortened(text: &str) -> String {
-    let mut shown: String = text.chars().take(SHOWN_CHARACTERS).collect();
-    if shown.len() < text.len() {
-        shown.push('…');
+    match text.char_indices().nth(SHOWN_CHARACTERS) {
+        Some((end, _)) => format!("{}…", visible(&text[..end])),
+        None => visible(text).into_owned(),
     }
-    shown
 }
 
 fn show(note: &Note) -> Result<(), Failure> {
@@ -76,8 +76,8 @@ fn show(note: &Note) -> Result<(), Failure> {
     let mut lines = vec![
         format!("     note  {}, {hours:.1} hours old", note.id),
         format!("   corpus  {}", note.corpus),
-        format!(" document  {}, at {}, {} bytes", note.document, note.offset, note.bytes),
-        format!("   reason  {}: {}", note.reason, note.detail),
+        format!(" document  {}, at {}, {} bytes", visible(&note.document), note.offset, note.bytes),
+        format!("   reason  {}: {}", note.reason, visible(&note.detail)),
     ];
     lines.extend(note.span.map(|(first, end)| format!("     part  bytes {first} to {end} of the document")));
     lines.extend(note.path.as_ref().map(|path| format!("     file  {}", path.display())));
@@ -114,6 +114,13 @@ fn retried(answer: &Value, as_json: bool) -> Result<(), Failure> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
     use super::*;
+
+    #[test]
+    fn what_is_shown_of_a_document_is_short_and_commands_no_terminal() {
+        assert_eq!(shortened("a\x1b[2J\nb"), "a\\u{1b}[2J\\u{a}b");
+        assert_eq!(shortened(&"ä".repeat(SHOWN_CHARACTERS)), "ä".repeat(SHOWN_CHARACTERS));
+        assert_eq!(shortened(&"ä".repeat(SHOWN_CHARACTERS + 1)), "ä".repeat(SHOWN_CHARACTERS) + "…");
+    }
 
     #[test]
     fn what_is_no_state_folder_has_no_quarantine() {

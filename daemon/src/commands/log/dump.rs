@@ -1,9 +1,9 @@
 //! `mergedistill log dump`.
 
 use crate::cli::LogDumpArgs;
-use crate::commands::print_line;
+use crate::commands::print_json_line;
 use crate::failure::Failure;
-use serde_json::json;
+use serde_json::{Value, json};
 use store::log::{Loss, Salvage};
 use store::{Entry, Identity, LogReader, Payload, Record, SequenceNumber, StoreError};
 
@@ -74,14 +74,14 @@ impl Printer {
             return Ok(());
         }
         self.left -= 1;
-        print_line(&match self.as_json {
-            true => store::dump::record_json(identity, entry).to_string(),
+        print_json_line(&match self.as_json {
+            true => store::dump::record_json(identity, entry),
             false => summary(entry, record),
         })
     }
 }
 
-fn summary(entry: &Entry, record: &Record) -> String {
+fn summary(entry: &Entry, record: &Record) -> Value {
     let masked: usize = record.copies.iter().map(|copy| copy.masked_positions.len()).sum();
     json!([
         entry.sequence,
@@ -91,5 +91,4 @@ fn summary(entry: &Entry, record: &Record) -> String {
         [record.span.first, record.span.end],
         format!("{} copies, {masked} masked", record.copies.len())
     ])
-    .to_string()
 }

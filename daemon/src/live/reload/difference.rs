@@ -8,7 +8,7 @@ use toml::{Table, Value};
 /// A key whose value differs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Difference {
-    /// `section.key`, `teacher[<name>].key`, or `corpus[<name>]` as a whole; `teacher` or `corpus` for the order of those that both have.
+    /// `section.key`, `teacher[<name>].key`, or `corpus[<name>]` as a whole; `teacher` for the order of those that both have.
     pub key: String,
     /// `None`: it is not set.
     pub from: Option<Value>,
@@ -19,35 +19,28 @@ pub struct Difference {
 impl Difference {
     /// For people.
     pub fn describe(&self) -> String {
-        let show = |value: &Option<Value>| match value {
-            None => "unset".to_owned(),
-            Some(Value::Table(_)) => "set".to_owned(),
-            Some(value) => value.to_string(),
-        };
         match (&self.from, &self.to) {
             (None, Some(Value::Table(_))) => format!("{} added", self.key),
             (Some(Value::Table(_)), None) => format!("{} removed", self.key),
-            (from, to) => format!("{} {} → {}", self.key, show(from), show(to)),
+            (from, to) => format!("{} {} → {}", self.key, show(from.as_ref()), show(to.as_ref())),
         }
     }
 }
 
-/// What differs, in the order of the keys.
+/// What differs, in the order of the keys. The order of corpora is no difference: those that came while the daemon ran stand last.
 ///
 /// # Errors
 /// What the serialiser says.
 pub fn between(now: &Configuration, wanted: &Configuration) -> Result<Vec<Difference>, toml::ser::Error> {
     let (now, wanted) = (Table::try_from(now)?, Table::try_from(wanted)?);
     let mut differences = Vec::new();
-    for list in ["corpus", "teacher"] {
-        let (from, to) = (names(&now, list), names(&wanted, list));
-        let common = |these: &[String], others: &[String]| -> Vec<String> {
-            these.iter().filter(|name| others.contains(name)).cloned().collect()
-        };
-        let (from, to) = (common(&from, &to), common(&to, &from));
-        if from != to {
-            differences.push(Difference { key: list.to_owned(), from: Some(from.into()), to: Some(to.into()) });
-        }
+    let (from, to) = (names(&now, "teacher"), names(&wanted, "teacher"));
+    let common = |these: &[String], others: &[String]| -> Vec<String> {
+        these.iter().filter(|name| others.contains(name)).cloned().collect()
+    };
+    let (from, to) = (common(&from, &to), common(&to, &from));
+    if from != to {
+        differences.push(Difference { key: "teacher".to_owned(), from: Some(from.into()), to: Some(to.into()) });
     }
     let (from, to) = (flat(&now), flat(&wanted));
     for key in from.keys().chain(to.keys().filter(|key| !from.contains_key(*key))) {
@@ -73,7 +66,9 @@ pub fn with(base: &Configuration, differences: &[&Difference]) -> Result<Configu
         problems.join("; ")
     })?;
     // What is not written as TOML stays.
-    Ok(Configuration { corpus: base.corpus.clone(), file: base.file.clone(), ..parsed })
+    let made = Configuration { corpus: base.corpus.clone(), file: base.file.clone(), ..parsed };
+    check(&made, differences)?;
+    Ok(made)
 }
 
 /// All keys of a configuration.
@@ -158,6 +153,25 @@ fn whole_tables(differences: Vec<Difference>, now: &Table, wanted: &Table) -> Ve
         }
     }
     whole
+}
+
+/// Each key has to be what it was to become: one that is given no more may be filled in.
+fn check(made: &Configuration, differences: &[&Difference]) -> Result<(), String> {
+    let made = flat(&Table::try_from(made).map_err(|error| error.to_string())?);
+    match differences.iter().find(|difference| made.get(&difference.key) != difference.to.as_ref()) {
+        None => Ok(()),
+        Some(Difference { key, to, .. }) => {
+            Err(format!("{key} would become {}, not {}", show(made.get(key)), show(to.as_ref())))
+        }
+    }
+}
+
+fn show(value: Option<&Value>) -> String {
+    match value {
+        None => "unset".to_owned(),
+        Some(Value::Table(_)) => "set".to_owned(),
+        Some(value) => value.to_string(),
+    }
 }
 
 fn put(table: &mut Table, Difference { key, to, .. }: &Difference) {
@@ -248,6 +262,9 @@ mod tests {
         assert_eq!(keys(&BASE.replace("*.txt", "*.text")), ["corpus[c]"]);
         let second = "[[corpus]]\nname = \"d\"\nlanguage = \"en\"\nsource = \"http\"\n";
         assert_eq!(keys(&format!("{second}{BASE}")), ["corpus[d]"]);
+        let (before, after) = (parse(&format!("{second}{BASE}")), parse(BASE));
+        let both = Configuration { corpus: [&after.corpus[..], &before.corpus[..1]].concat(), ..after };
+        assert_eq!(between(&before, &both).unwrap(), []);
     }
 
     #[test]

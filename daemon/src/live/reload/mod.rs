@@ -10,14 +10,14 @@ mod keys;
 mod metrics;
 
 use super::{Effective, Live};
-use crate::configuration::Configuration;
+use crate::configuration::{Configuration, Corpus};
 use crate::failure::{ExitCode, Failure};
 use crate::level::Level;
 use crate::pipeline::KnownTeacher;
 use crate::push::Inboxes;
 use crate::state_folder::StateFolder;
 use crate::watchdog::Watch;
-use crossbeam::channel::{SendTimeoutError, Sender, bounded};
+use crossbeam::channel::{RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use difference::Difference;
 use keys::{Class, Part, class_of};
 use metrics::ReloadMetrics;
@@ -26,10 +26,14 @@ use prometheus::Registry;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use trainer::{Releases, Request};
+use trainer::{EvaluationOptions, Releases, Request, Settings, Ticket};
 
 /// The trainer answers between two steps, or after an evaluation or a checkpoint.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+
+/// Keys of what is kept of the log.
+const RETENTION: &str = "store.retain_";
+const TRAINS_ONLY: &str = "this run only trains, from a log that it does not write, and removes nothing from it";
 
 /// Changes settings of a running daemon. One reload is made at a time.
 #[derive(Debug)]
@@ -93,10 +97,11 @@ impl Reload {
         let differences = difference::between(&self.configuration.get(), &wanted);
         let differences = differences.map_err(|error| refusal(500, "failed", error.to_string()))?;
         let mut outcome = Outcome::default();
-        let keys = outcome.take_live(differences);
+        let keys = outcome.take_live(differences, reach.live.is_some());
         let (corpora, keys): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(part, _)| *part == Part::Corpus);
         self.change_keys(keys, reach, &mut outcome)?;
         change_corpora(corpora, &wanted, reach.live, &mut outcome);
+        self.configuration.set(|now| tell_origins(&mut now.corpus, &wanted.corpus));
         self.conclude(&outcome);
         Ok(outcome)
     }
@@ -120,7 +125,15 @@ impl Reload {
     }
 
     /// Keeps so much of the log, until the next reload or restart. What is not given stays.
-    pub fn set_retention(&self, bytes: Option<u64>, hours: Option<f64>) -> Result<Value, CommandError> {
+    pub fn set_retention(
+        &self,
+        bytes: Option<u64>,
+        hours: Option<f64>,
+        reach: &Reach<'_>,
+    ) -> Result<Value, CommandError> {
+        if reach.live.is_none() {
+            return Err(refusal(409, "no_corpus", TRAINS_ONLY));
+        }
         let wanted = |key: &str, to: toml::Value| Difference { key: format!("store.{key}"), from: None, to: Some(to) };
         let large = |_| refusal(400, "invalid_retention", "retain_bytes is larger than any disk");
         let bytes = bytes.map(i64::try_from).transpose().map_err(large)?;
@@ -131,7 +144,7 @@ impl Reload {
         let changes: Vec<&Difference> = changes.iter().flatten().collect();
         let invalid = |message| refusal(400, "invalid_retention", message);
         self.configuration.change(|now| difference::with(now, &changes).map_err(invalid))?;
-        crate::kept_configuration::keep(&self.configuration.get());
+        crate::kept_configuration::keep_latest(&self.configuration);
         Ok(self.retention())
     }
 
@@ -167,25 +180,36 @@ impl Reload {
             difference::with(&self.configuration.get(), &differences)
                 .map_err(|message| refusal(422, "invalid_configuration", message))
         };
-        if keys.iter().any(|(part, _)| *part == Part::Alpha)
-            && let Some(live) = reach.live
-            && let Err(error) = live.set_alpha(candidate(&keys)?.sampling.alpha)
-        {
-            outcome.refuse_parts(&mut keys, &[Part::Alpha], &error.message);
-        }
+        // Training first: what that refuses nobody else takes up.
         let for_training = [Part::Training, Part::Alpha];
         if keys.iter().any(|(part, _)| for_training.contains(part))
             && let Err(reason) = tell_trainer(&candidate(&keys)?, reach)
         {
             outcome.refuse_parts(&mut keys, &for_training, &reason);
         }
+        if keys.iter().any(|(part, _)| *part == Part::Alpha)
+            && let Some(live) = reach.live
+            && let Err(error) = live.set_alpha(candidate(&keys)?.sampling.alpha)
+        {
+            outcome.refuse_parts(&mut keys, &[Part::Alpha], &error.message);
+            if let Err(reason) = tell_trainer(&candidate(&keys)?, reach) {
+                tracing::error!(reason, "training has another sampling.alpha than what is read; reload again");
+            }
+        }
         let changed: Vec<Difference> = keys.into_iter().map(|(_, difference)| difference).collect();
         let differences: Vec<&Difference> = changed.iter().collect();
         let invalid = |message| refusal(422, "invalid_configuration", message);
         self.configuration.change(|now| difference::with(now, &differences).map_err(invalid))?;
-        crate::kept_configuration::keep(&self.configuration.get());
+        crate::kept_configuration::keep_latest(&self.configuration);
         outcome.changed.extend(changed);
         self.tell_stages(reach)
+    }
+
+    /// Tells stages that were opened anew, by somebody who may not have seen the latest changes.
+    pub fn tell_anew(&self, reach: &Reach<'_>) {
+        if let Err(error) = self.tell_stages(reach) {
+            tracing::error!(%error, "the stages were opened anew, and do not know what a reload changed");
+        }
     }
 
     /// Tells those who do not look it up.
@@ -226,11 +250,21 @@ impl Reload {
 }
 
 impl Outcome {
-    /// Refuses what needs a restart, and returns the rest.
-    fn take_live(&mut self, differences: Vec<Difference>) -> Vec<(Part, Difference)> {
+    /// Refuses what needs a restart, and returns the rest. `labels`: whether the run reads and labels text.
+    fn take_live(&mut self, differences: Vec<Difference>, labels: bool) -> Vec<(Part, Difference)> {
         let mut live = Vec::new();
+        let student_changes = differences.iter().any(|difference| difference.key == "student");
         for difference in differences {
             match class_of(&difference.key) {
+                Class::Live(Part::Training) if student_changes => {
+                    self.refuse(
+                        &difference.key,
+                        "needs a restart: it goes with [student], which comes or goes with it",
+                    );
+                }
+                Class::Live(_) if !labels && difference.key.starts_with(RETENTION) => {
+                    self.refuse(&difference.key, &format!("needs a restart: {TRAINS_ONLY}"));
+                }
                 Class::Live(part) => live.push((part, difference)),
                 Class::Restart(reason) => self.refuse(&difference.key, &format!("needs a restart: {reason}")),
             }
@@ -280,17 +314,46 @@ impl Outcome {
 fn tell_trainer(configuration: &Configuration, reach: &Reach<'_>) -> Result<(), String> {
     let Some(requests) = reach.requests else { return Ok(()) };
     let (settings, evaluation) = crate::training::settings(configuration);
-    let (reply, answer) = bounded(1);
-    let request = Request::Change { settings: Box::new(settings.clone()), evaluation: evaluation.clone(), reply };
-    requests.send_timeout(request, ANSWER_LIMIT).map_err(|error| match error {
-        SendTimeoutError::Disconnected(_) => "training has ended".to_owned(),
-        SendTimeoutError::Timeout(_) => "training is busy; reload again".to_owned(),
-    })?;
-    let late = "training has not answered yet; it may take it up later: reload again to be sure";
-    let step = answer.recv_timeout(ANSWER_LIMIT).unwrap_or_else(|_| Err(late.to_owned()))?;
+    let step = ask_trainer(requests, &settings, &evaluation, ANSWER_LIMIT)?;
     tracing::info!(step, "training goes on under the settings of the configuration file");
     reach.releases.iter().for_each(|releases| releases.change(&settings, &evaluation));
     Ok(())
+}
+
+/// Asks training to go on under other settings; returns after which step it does. The error says why it does not, now or later.
+fn ask_trainer(
+    requests: &Sender<Request>,
+    settings: &Settings,
+    evaluation: &EvaluationOptions,
+    limit: Duration,
+) -> Result<u64, String> {
+    let ended = || "training has ended".to_owned();
+    let (reply, answer) = bounded(1);
+    let ticket = Ticket::default();
+    let (settings, evaluation) = (Box::new(settings.clone()), evaluation.clone());
+    let request = Request::Change { settings, evaluation, ticket: ticket.clone(), reply };
+    requests.send_timeout(request, limit).map_err(|error| match error {
+        SendTimeoutError::Disconnected(_) => ended(),
+        SendTimeoutError::Timeout(_) => "training is busy; reload again".to_owned(),
+    })?;
+    match answer.recv_timeout(limit) {
+        Ok(answer) => answer,
+        Err(RecvTimeoutError::Disconnected) => Err(ended()),
+        Err(RecvTimeoutError::Timeout) if ticket.withdraw() => {
+            Err(format!("training has not answered within {} s; reload again", limit.as_secs()))
+        }
+        // It has just begun to.
+        Err(RecvTimeoutError::Timeout) => answer.recv().unwrap_or_else(|_| Err(ended())),
+    }
+}
+
+/// Says of each corpus that is read what `wanted` says: whether it stands in the file, or was added while the daemon ran.
+fn tell_origins(corpora: &mut [Corpus], wanted: &[Corpus]) {
+    for corpus in corpora {
+        if let Some(section) = wanted.iter().find(|section| section.name == corpus.name) {
+            corpus.is_added = section.is_added;
+        }
+    }
 }
 
 /// Reads corpora that the file has now, and those no more that it has no more. What comes is first: something has to be read.
@@ -327,4 +390,94 @@ fn change_corpus(corpus: &Difference, wanted: &Configuration, live: Option<&Live
 
 fn refusal(status: u16, code: &'static str, message: impl Into<String>) -> CommandError {
     CommandError { status, code, message: message.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+    use super::*;
+    use crossbeam::channel::unbounded;
+    use std::path::Path;
+
+    const TRUNK: &str = r#"
+        [[teacher]]
+        name = "a"
+        path = "teacher"
+        languages = ["en"]
+        [[corpus]]
+        name = "c"
+        language = "en"
+        path = "*.txt"
+        [student]
+        [train]
+        schedule = "trunk"
+        lambda_steps = 1000
+        lambda_floor = 0.25
+    "#;
+
+    fn parse(text: &str) -> Configuration {
+        Configuration::parse(text, Path::new("/")).unwrap()
+    }
+
+    /// Keys that change, and those that are refused with the reasons.
+    fn reload(from: &str, to: &str, labels: bool) -> (Vec<String>, Vec<(String, String)>) {
+        let (now, wanted) = (parse(from), parse(to));
+        let mut outcome = Outcome::default();
+        let keys = outcome.take_live(difference::between(&now, &wanted).unwrap(), labels);
+        let keys = outcome.keep_possible(&now, keys);
+        (keys.into_iter().map(|(_, difference)| difference.key).collect(), outcome.refused)
+    }
+
+    #[test]
+    fn what_would_be_filled_in_by_default_is_refused() {
+        let linear = "schedule = \"linear\"\n        steps = 5000\n        learning_rate = 0.25\n";
+        let (before, _) = TRUNK.split_once("schedule").unwrap();
+        let (changed, refused) = reload(TRUNK, &format!("{before}{linear}"), true);
+        assert_eq!(changed, ["train.learning_rate"]);
+        let reason = |key: &str| &*refused.iter().find(|(refused, _)| refused == key).unwrap().1;
+        assert_eq!(refused.len(), 4, "{refused:?}");
+        for key in ["train.schedule", "train.steps"] {
+            assert!(reason(key).starts_with("needs a restart"), "{}", reason(key));
+        }
+        let floor = "does not go with settings that need a restart: train.lambda_floor would become 0.5, not unset";
+        assert_eq!(reason("train.lambda_floor"), floor);
+        assert!(reason("train.lambda_steps").ends_with("train.lambda_steps would become 0, not unset"));
+    }
+
+    #[test]
+    fn training_keeps_its_settings_when_the_file_has_no_student_any_more() {
+        let (without, _) = TRUNK.split_once("[student]").unwrap();
+        let (changed, refused) = reload(TRUNK, &format!("{without}[sampling]\nalpha = 0.5"), true);
+        assert_eq!(changed, ["sampling.alpha"]);
+        assert!(refused.iter().any(|(key, _)| key == "student"), "{refused:?}");
+        assert!(refused.iter().any(|(key, reason)| key == "train.lambda_floor" && reason.contains("[student]")));
+    }
+
+    #[test]
+    fn a_run_that_only_trains_removes_nothing() {
+        let kept = format!("{TRUNK}\n[store]\nretain_hours = 5.0\nsync_interval_ms = 7");
+        assert_eq!(reload(TRUNK, &kept, true).0, ["store.retain_hours", "store.sync_interval_ms"]);
+        let (changed, refused) = reload(TRUNK, &kept, false);
+        assert_eq!(changed, ["store.sync_interval_ms"]);
+        assert_eq!(refused, [("store.retain_hours".to_owned(), format!("needs a restart: {TRAINS_ONLY}"))]);
+    }
+
+    #[test]
+    fn a_change_that_training_does_not_answer_is_withdrawn() {
+        let (settings, evaluation) = crate::training::settings(&parse(TRUNK));
+        let (requests, received) = unbounded();
+        let ask = || ask_trainer(&requests, &settings, &evaluation, Duration::ZERO);
+        assert_eq!(ask().unwrap_err(), "training has not answered within 0 s; reload again");
+        let Request::Change { ticket, .. } = received.recv().unwrap() else { panic!("another request") };
+        assert!(!ticket.take(), "it would be carried out all the same");
+        // Training ends with the request in its queue, or before.
+        let asked = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| ask_trainer(&requests, &settings, &evaluation, ANSWER_LIMIT));
+            drop(received.recv().unwrap());
+            drop(received);
+            asked.join().unwrap()
+        });
+        assert_eq!(asked.unwrap_err(), "training has ended");
+        assert_eq!(ask().unwrap_err(), "training has ended");
+    }
 }

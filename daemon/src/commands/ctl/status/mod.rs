@@ -4,7 +4,7 @@ mod parts;
 #[cfg(test)]
 mod sample;
 
-use super::call;
+use super::answered;
 use super::text::{bytes, day_and_time, fitted, span};
 use crate::commands::{print_json, print_line};
 use crate::failure::{ExitCode, Failure};
@@ -26,8 +26,19 @@ const KEY_COLUMNS: usize = 11;
 pub fn status(socket: &Path, as_json: bool) -> Result<(), Failure> {
     let status = match ops::client::call(socket, "GET", "/v1/status", None) {
         Ok((200..300, status)) => status,
-        Ok(_) => call(socket, "GET", "/v1/status", None)?,
-        Err(error) => return not_told(socket, error, as_json),
+        Ok((code, answer)) => {
+            let failure = answered(code, answer).err();
+            let message = failure.map_or_else(|| format!("HTTP status {code}"), |failure| failure.message);
+            return not_told(socket, "unknown", Failure::new(ExitCode::UnknownStatus, message), as_json);
+        }
+        Err(error @ (ClientError::NoSocket { .. } | ClientError::NobodyListens { .. })) => {
+            let failure = Failure { code: ExitCode::NotRunning, ..error.into() };
+            return not_told(socket, "not running", failure, as_json);
+        }
+        Err(error) => {
+            let failure = Failure { code: ExitCode::UnknownStatus, ..error.into() };
+            return not_told(socket, "unknown", failure, as_json);
+        }
     };
     if as_json {
         return print_json(&status);
@@ -37,18 +48,16 @@ pub fn status(socket: &Path, as_json: bool) -> Result<(), Failure> {
     lines.iter().try_for_each(|line| print_line(&fitted(line, columns)))
 }
 
-fn not_told(socket: &Path, error: ClientError, as_json: bool) -> Result<(), Failure> {
-    let (code, state) = match error {
-        ClientError::NoSocket { .. } | ClientError::NobodyListens { .. } => (ExitCode::NotRunning, "not running"),
-        _ => (ExitCode::UnknownStatus, "unknown"),
-    };
+fn not_told(socket: &Path, state: &str, failure: Failure, as_json: bool) -> Result<(), Failure> {
     if as_json {
-        print_json(&json!({"state": state.replace(' ', "_"), "socket": socket, "reason": error.to_string()}))?;
+        // The first line says what is the matter, the others what to do about it.
+        let reason = failure.message.lines().next();
+        print_json(&json!({"state": state.replace(' ', "_"), "socket": socket, "reason": reason}))?;
     } else {
         print_line(&format!("{} mergedistill - {state}", Style::new().bold().apply_to('○')))?;
         print_line(&format!("{:>KEY_COLUMNS$}: {}", "Socket", socket.display()))?;
     }
-    Err(Failure { code, ..error.into() })
+    Err(failure)
 }
 
 /// All lines, for people. `now`: seconds since 1970.
@@ -113,6 +122,8 @@ fn below(name: &str, leaves: &[String]) -> Vec<String> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
     use super::*;
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::os::unix::net::UnixListener;
 
     fn shown(status: &Value) -> String {
         let lines = lines(status, Path::new("/run/m/control.sock"), 1_795_284_245.0, &TimeZone::UTC);
@@ -153,6 +164,33 @@ Nov 21 18:03:20 warn: wiki.txt: no UTF-8";
         assert!(shown(&json!({})).starts_with("● mergedistill ? - "));
         let odd = json!({"stages": [], "teachers": 3, "corpora": {"corpora": {}}, "train": "x", "log": null});
         assert!(shown(&odd).contains("Main PID"));
+    }
+
+    #[test]
+    fn what_others_wrote_commands_no_terminal() {
+        let status = json!({"warnings": [{"at_unix_seconds": 1.0, "level": "warn", "message": "\x1b[2J\nNov 21 info: all is well"}]});
+        let shown = shown(&status);
+        assert!(shown.ends_with("warn: \\u{1b}[2J\\u{a}Nov 21 info: all is well"), "{shown}");
+    }
+
+    #[test]
+    fn a_daemon_that_cannot_say_is_asked_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("control.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let daemon = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            drop(listener);
+            let head = BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+            assert!(head.count() > 0);
+            let body = r#"{"error": {"code": "no_answer", "message": "not for 10 s"}}"#;
+            let length = body.len();
+            let head = "HTTP/1.1 504 Gateway Timeout\r\nContent-Type: application/json";
+            write!(stream, "{head}\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+        });
+        let failure = status(&socket, false).unwrap_err();
+        daemon.join().unwrap();
+        assert_eq!((failure.code, &*failure.message), (ExitCode::UnknownStatus, "not for 10 s (no_answer)"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::commands::ctl::release::release_line;
 use crate::commands::ctl::text::{bad, bytes, count, faint, good, journal_time, notable, padded};
+use crate::visible::visible;
 use console::{Style, measure_text_width};
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
@@ -228,14 +229,14 @@ pub(super) fn events(status: &Value, zone: &TimeZone) -> Vec<String> {
 pub(crate) fn change_line(made: &Value) -> String {
     let change = serde_json::from_value::<crate::live::Change>(made["change"].clone());
     let what = change.map_or_else(|_| made["change"]["kind"].to_string(), |change| change.describe());
-    format!("from entry {} of the log on: {what}", made["from_sequence"])
+    format!("from entry {} of the log on: {}", made["from_sequence"], visible(&what))
 }
 
 /// A warning or an error of the daemon's log.
 pub(crate) fn warning_line(warning: &Value) -> String {
     let text = |key: &str| warning[key].as_str().unwrap_or("?");
     let style = if text("level") == "error" { bad() } else { notable() };
-    format!("{}: {}", style.apply_to(text("level")), text("message"))
+    format!("{}: {}", style.apply_to(text("level")), visible(text("message")))
 }
 
 fn number(value: &Value) -> f64 {

@@ -2,8 +2,9 @@
 
 use crate::commands::ctl::release::release_line;
 use crate::commands::ctl::text::{bytes, count, journal_time};
-use crate::commands::print_line;
+use crate::commands::{print_json_line, print_line};
 use crate::failure::Failure;
+use crate::visible::visible;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use ops::DaemonEvent;
@@ -17,11 +18,13 @@ pub(super) fn print(socket: &Path, as_json: bool) -> Result<(), Failure> {
     let mut failure = None;
     ops::follow(socket, |event| {
         let now = Timestamp::now();
-        let line = match as_json {
-            true => json!({"at_unix_seconds": now.as_second(), "event": event.name, "data": event.data}).to_string(),
-            false => format!("{} {}", journal_time(now.as_second() as f64, &zone), line(&event)),
+        let printed = if as_json {
+            let at = now.as_second();
+            print_json_line(&json!({"at_unix_seconds": at, "event": event.name, "data": event.data}))
+        } else {
+            print_line(&format!("{} {}", journal_time(now.as_second() as f64, &zone), visible(&line(&event))))
         };
-        match print_line(&line) {
+        match printed {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
                 failure = Some(error);

@@ -4,6 +4,7 @@ use super::lines;
 use super::news::News;
 use crate::commands::ctl::status::{change_line, warning_line};
 use crate::commands::ctl::text::journal_time;
+use crate::visible::visible;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use ops::DaemonEvent;
@@ -137,7 +138,7 @@ impl View {
     }
 
     fn add(&mut self, unix_seconds: f64, text: String, is_warning: bool) {
-        let time = journal_time(unix_seconds, &self.zone);
+        let (time, text) = (journal_time(unix_seconds, &self.zone), visible(&text).into_owned());
         self.lines.push_back(Line { time, text, is_warning });
         self.lines.keep_latest(LINES);
         if self.scrolled > 0 {
@@ -194,8 +195,17 @@ mod tests {
         view.take(News::History(json!({"steps": {"loss": [6.5, null, 5.5]}})));
         view.take(event("step", json!({"step": 2, "loss": 4.5})));
         view.take(event("waiting", json!({"language": "de"})));
+        view.take(event("checkpoint", json!({"step": 3, "path": "\x1b[2J\n"})));
         let texts: Vec<&str> = view.lines.iter().map(|line| line.text.as_str()).collect();
-        assert_eq!(texts, ["warn: at 1", "warn: at 2", "training waits for labelled text of `de`"]);
+        assert_eq!(
+            texts,
+            [
+                "warn: at 1",
+                "warn: at 2",
+                "training waits for labelled text of `de`",
+                "checkpoint of step 3: \\u{1b}[2J\\u{a}"
+            ]
+        );
         assert_eq!(
             (view.losses.make_contiguous(), &view.status["train"]["step"]),
             (&mut [6.5, 5.5, 4.5][..], &json!(2))
