@@ -217,7 +217,7 @@ fn open_corpora(configuration: &Configuration, problems: &mut Vec<Failure>) -> V
             language: Language::Fixed(file.language.clone()),
             feed: FeedOptions::Files(expand(patterns, "evaluate.files", problems)),
             format: file.format.into(),
-            rounds: 1,
+            rounds: file.rounds,
             evaluation_only: true,
             deduplicate: 0,
             retry: false,

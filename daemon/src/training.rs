@@ -92,7 +92,11 @@ fn train_options(configuration: &Configuration, until_step: Option<u64>) -> Trai
         clip_norm: section.clip_norm,
         lambda_start: section.lambda_start,
         lambda_end: section.lambda_end,
-        copies: if section.copies == "best" { Copies::Best } else { Copies::All },
+        copies: match section.copies {
+            "best" => Copies::Best,
+            "random" => Copies::Random,
+            _ => Copies::All,
+        },
         best_by: if section.best_by == "character" { BestBy::Character } else { BestBy::Position },
         copy_weight: if section.copy_weight == "shared" { CopyWeight::Shared } else { CopyWeight::Equal },
         kd_target: match section.kd_target {

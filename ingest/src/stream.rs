@@ -301,7 +301,7 @@ impl CorpusStream {
     }
 
     fn rounds(&self) -> u32 {
-        if self.source.evaluation_only || !self.source.finite { 1 } else { self.source.rounds }
+        if self.source.finite { self.source.rounds } else { 1 }
     }
 
     /// Goes to where the cursor says. A corpus that has ended, but now has more rounds, goes on with the next; one that

@@ -117,7 +117,7 @@ impl CopyStream {
     #[must_use]
     pub fn new(seed: u64, options: StreamOptions, vocabulary: Arc<Vocabulary>, state: StreamState) -> Self {
         Self {
-            maker: CopyMaker::new(vocabulary, options.labels.clone(), options.copies),
+            maker: CopyMaker::new(seed, vocabulary, options.labels.clone(), options.copies),
             shuffle: Philox::new(seed, "shuffle", &[]),
             sampler: Sampler::new(seed, options.sampler.clone(), state.sampler.clone()),
             options,
@@ -263,7 +263,7 @@ impl CopyStream {
     fn open(&mut self, window: Window) -> Result<(), TrainerError> {
         let mut order = Vec::with_capacity(window.examples.len());
         for (at, example) in window.examples.iter().enumerate() {
-            let chosen = self.maker.choose(record(example)?);
+            let chosen = self.maker.choose(example.entry.sequence, example.pass, record(example)?);
             order.extend(chosen.into_iter().map(|copy| (at, copy)));
             store::pulse::beat();
         }

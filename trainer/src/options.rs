@@ -210,6 +210,8 @@ pub enum Copies {
     All,
     /// That of the teacher with the lowest loss on the example (ties: configuration order).
     Best,
+    /// One of them, drawn anew each time the example is read: what "best" is to be compared with, at as many copies.
+    Random,
 }
 
 /// How losses of different teachers on one example are compared.

@@ -12,6 +12,7 @@
 use crate::error::TrainerError;
 use crate::options::{BestBy, Copies, CopyWeight, KdTarget};
 use crate::vocabulary::{Vocabulary, VocabularyMap};
+use model::random::Philox;
 use std::sync::Arc;
 use store::{Label, MaskedCopy, Record, SequenceNumber};
 
@@ -39,12 +40,14 @@ pub struct CopyMaker {
     /// By index into the teacher table.
     labels: Vec<bool>,
     options: CopyOptions,
+    /// Draws among the copies (`copies = "random"`).
+    draws: Philox,
 }
 
 /// Which copies are trained on, and with which weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyOptions {
-    /// All, or the best.
+    /// All, the best, or one at random.
     pub copies: Copies,
     /// How the best is told.
     pub best_by: BestBy,
@@ -55,10 +58,12 @@ pub struct CopyOptions {
 }
 
 impl CopyMaker {
-    /// `vocabulary`'s maps are in the order of the log's teacher table, and so is `labels`: whether each teacher labels.
+    /// `vocabulary`'s maps are in the order of the log's teacher table, and so is `labels`: whether each teacher labels. What is drawn at
+    /// random follows from `seed`.
     #[must_use]
-    pub fn new(vocabulary: Arc<Vocabulary>, labels: Vec<bool>, options: CopyOptions) -> Self {
-        Self { characters: vocabulary.characters(), vocabulary, labels, options }
+    pub fn new(seed: u64, vocabulary: Arc<Vocabulary>, labels: Vec<bool>, options: CopyOptions) -> Self {
+        let draws = Philox::new(seed, "copies", &[]);
+        Self { characters: vocabulary.characters(), vocabulary, labels, options, draws }
     }
 
     /// Chooses and weighs by these options from now on.
@@ -66,19 +71,26 @@ impl CopyMaker {
         self.options = options;
     }
 
-    /// Indices of the copies that `record` is trained on. With "best", the one whose teacher has the lowest loss (ties:
-    /// configuration order); copies without labels have no loss and count only if there is no other. Copies whose labels
-    /// were dropped are left out, unless there are no others.
+    /// Indices of the copies that `record`, number `sequence`, is trained on when it is read for the `pass`-th time, counted from 0. With
+    /// "best", the one whose teacher has the lowest loss (ties: configuration order); copies without labels have no loss and count only if
+    /// there is no other. With "random", each as likely as the others, drawn anew in each pass. Copies whose labels were dropped are left
+    /// out, unless there are no others.
     #[must_use]
-    pub fn choose(&self, record: &Record) -> Vec<usize> {
+    pub fn choose(&self, sequence: SequenceNumber, pass: u64, record: &Record) -> Vec<usize> {
         let copies = self.usable(record);
-        if self.options.copies == Copies::All {
-            return copies;
-        }
-        let loss = |index: usize| self.teacher_loss(&record.copies[index]);
-        let copies = copies.into_iter();
-        let best = copies.reduce(|best, index| if loss(index).total_cmp(&loss(best)).is_lt() { index } else { best });
-        best.into_iter().collect()
+        let chosen = match self.options.copies {
+            Copies::All => return copies,
+            Copies::Best => {
+                let loss = |index: usize| self.teacher_loss(&record.copies[index]);
+                let lower = |best, index| if loss(index).total_cmp(&loss(best)).is_lt() { index } else { best };
+                copies.into_iter().reduce(lower)
+            }
+            Copies::Random => {
+                let draw = || self.draws.below(copies.len() as u64, sequence.0, pass) as usize;
+                (!copies.is_empty()).then(|| copies[draw()])
+            }
+        };
+        chosen.into_iter().collect()
     }
 
     /// The training copy of copy `index` of a record.

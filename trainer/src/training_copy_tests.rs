@@ -25,7 +25,12 @@ fn maker(copies: Copies, best_by: BestBy, copy_weight: CopyWeight) -> CopyMaker 
 }
 
 fn maker_of(labels: [bool; 2], copies: Copies, best_by: BestBy, copy_weight: CopyWeight) -> CopyMaker {
-    CopyMaker::new(vocabulary(), labels.to_vec(), CopyOptions { copies, best_by, copy_weight, max_sequence_length: 5 })
+    CopyMaker::new(
+        7,
+        vocabulary(),
+        labels.to_vec(),
+        CopyOptions { copies, best_by, copy_weight, max_sequence_length: 5 },
+    )
 }
 
 /// [CLS] [MASK] `second` [SEP] with gold `gold`; `loss` is that of the teacher.
@@ -75,6 +80,27 @@ fn ids_are_mapped_and_nothing_else() {
 }
 
 #[test]
+fn random_draws_each_copy_as_often_and_anew_in_each_pass() {
+    let maker = maker(Copies::Random, BestBy::Position, CopyWeight::Equal);
+    let record_of = |count: u16| record((0..count).map(|teacher| copy(teacher % 2, 6, Some(0.5))).collect());
+    let three = record_of(3);
+    let mut counts = [0; 3];
+    let mut changed = 0;
+    for sequence in (0..3000).map(SequenceNumber) {
+        let chosen = [0, 1].map(|pass| maker.choose(sequence, pass, &three));
+        assert_eq!(chosen[0], maker.choose(sequence, 0, &three), "the same again");
+        assert_eq!(chosen[0].len(), 1);
+        counts[chosen[0][0]] += 1;
+        changed += usize::from(chosen[0] != chosen[1]);
+    }
+    // Four standard deviations of a binomial distribution.
+    assert!(counts.iter().all(|count: &i32| (count - 1000).abs() < 104), "{counts:?}");
+    assert!(changed.abs_diff(2000) < 104, "{changed}");
+    assert_eq!(maker.choose(SequenceNumber(1), 0, &record_of(1)), [0]);
+    assert!(maker.choose(SequenceNumber(1), 0, &record_of(0)).is_empty());
+}
+
+#[test]
 fn best_is_the_lowest_loss_and_ties_go_to_the_first() {
     for (best_by, losses, expected) in [
         (BestBy::Position, [Some(0.5), Some(0.4)], 1),
@@ -90,11 +116,15 @@ fn best_is_the_lowest_loss_and_ties_go_to_the_first() {
         (BestBy::Character, [Some(3.2), Some(1.0)], 1),
     ] {
         let record = record(vec![copy(0, 6, losses[0]), copy(1, 6, losses[1])]);
-        let chosen = maker(Copies::Best, best_by, CopyWeight::Equal).choose(&record);
+        let chosen = maker(Copies::Best, best_by, CopyWeight::Equal).choose(SequenceNumber(0), 0, &record);
         assert_eq!(chosen, [expected], "{best_by:?} {losses:?}");
-        assert_eq!(maker(Copies::All, best_by, CopyWeight::Equal).choose(&record), [0, 1]);
+        assert_eq!(maker(Copies::All, best_by, CopyWeight::Equal).choose(SequenceNumber(0), 0, &record), [0, 1]);
     }
-    assert!(maker(Copies::Best, BestBy::Position, CopyWeight::Equal).choose(&record(Vec::new())).is_empty());
+    assert!(
+        maker(Copies::Best, BestBy::Position, CopyWeight::Equal)
+            .choose(SequenceNumber(0), 0, &record(Vec::new()))
+            .is_empty()
+    );
 }
 
 #[test]
@@ -106,7 +136,7 @@ fn best_averages_over_positions() {
     let label = long.label.as_mut().unwrap();
     (label.log_sum_exp, label.gold_logits) = (vec![4.0, 4.0], vec![3.0, 3.0]);
     let record = record(vec![copy(1, 5, Some(1.5)), long]);
-    assert_eq!(maker(Copies::Best, BestBy::Position, CopyWeight::Equal).choose(&record), [1]);
+    assert_eq!(maker(Copies::Best, BestBy::Position, CopyWeight::Equal).choose(SequenceNumber(0), 0, &record), [1]);
 }
 
 #[test]
@@ -134,8 +164,8 @@ fn copies_whose_labels_were_dropped_are_left_out_unless_there_is_no_other() {
     ] {
         let record = record(vec![copy(0, 5, losses[0]), copy(1, 5, losses[1])]);
         let maker = |copies| maker_of(labels, copies, BestBy::Position, CopyWeight::Shared);
-        assert_eq!(maker(Copies::All).choose(&record), all, "{labels:?} {losses:?}");
-        assert_eq!(maker(Copies::Best).choose(&record), [best], "{labels:?} {losses:?}");
+        assert_eq!(maker(Copies::All).choose(SequenceNumber(0), 0, &record), all, "{labels:?} {losses:?}");
+        assert_eq!(maker(Copies::Best).choose(SequenceNumber(0), 0, &record), [best], "{labels:?} {losses:?}");
         for index in &all {
             let made = maker(Copies::All).make(SequenceNumber(0), 0, &record, *index).unwrap();
             assert_eq!(made.weight, 1.0 / all.len() as f64, "{labels:?} {losses:?}");

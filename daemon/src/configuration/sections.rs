@@ -170,6 +170,8 @@ pub struct EvaluateFile {
     pub path: String,
     /// How documents lie in it.
     pub format: Format,
+    /// How often it is labelled, each time with new masks.
+    pub rounds: u32,
 }
 
 impl Configuration {
@@ -458,6 +460,7 @@ impl EvaluateFile {
             language: table.required_string("language", "the language of the text"),
             path: table.resolve("path", folder, &path).to_string_lossy().into_owned(),
             format: table.choice("format", FORMATS),
+            rounds: table.size("rounds", 1, 1..=1_000_000) as u32,
         };
         table.finish();
         file

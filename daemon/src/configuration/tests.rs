@@ -85,7 +85,7 @@ fn everything_wrong_is_reported_at_once() {
         "teacher[en].path: must be a string",
         "teacher[en].device: \"cuda:0\" is not available",
         "train.steps: 0 is out of range",
-        "train.copies: \"some\" is not known; use \"all\" or \"best\"",
+        "train.copies: \"some\" is not known; use \"all\", \"best\" or \"random\"",
         "masking.probability: 2 is out of range",
     ] {
         assert!(found.iter().any(|line| line.starts_with(expected)), "{expected} not in {found:#?}");

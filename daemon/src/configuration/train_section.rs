@@ -41,7 +41,7 @@ pub struct Train {
     /// Of a trunk: λ from then on. Above 0 a teacher that is added late still teaches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lambda_floor: Option<f64>,
-    /// `all` copies of an example, or the `best` one.
+    /// `all` copies of an example, the `best` one, or a `random` one.
     pub copies: &'static str,
     /// What "best" is measured by: loss per masked `position` or per `character`.
     pub best_by: &'static str,
@@ -82,7 +82,7 @@ impl Train {
             lambda_end: table.number("lambda_end", 0.0, 0.0..=1.0),
             lambda_steps,
             lambda_floor,
-            copies: table.choice("copies", &[("all", "all"), ("best", "best")]),
+            copies: table.choice("copies", &[("all", "all"), ("best", "best"), ("random", "random")]),
             best_by: table.choice("best_by", &[("position", "position"), ("character", "character")]),
             copy_weight: table.choice("copy_weight", &[("equal", "equal"), ("shared", "shared")]),
             loss_norm: table.choice("loss_norm", &[("batch", "batch"), ("language", "language")]),

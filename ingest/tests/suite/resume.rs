@@ -25,7 +25,7 @@ fn everything(workshop: &Workshop) -> (IngestOptions, Vec<IngestTeacher>) {
     let mut bad = workshop.corpus("bad", "de", b"\xff\xfe broken\n\nmenu\n\nthe \0 menu\n\n");
     bad.rounds = 2;
     let mut valid = workshop.corpus("valid", "en", prose(9, 2));
-    valid.evaluation_only = true;
+    (valid.evaluation_only, valid.rounds) = (true, 2);
     let marked = workshop.corpus("marked", "tr", format!("\u{feff}{}", prose(8, 2)).replace('\n', "\r\n"));
     let corpora = vec![
         many,
