@@ -42,6 +42,9 @@ use console::Console;
 use failure::{ExitCode, Failure};
 use std::io::Write as _;
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> std::process::ExitCode {
     threads::set_defaults();
     let cli = match Cli::read(std::env::args_os()) {

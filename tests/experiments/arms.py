@@ -1,0 +1,90 @@
+"""What is compared with what: logs of labels, the students trained from them (arms), and the claims that they speak to."""
+
+from dataclasses import dataclass, field
+
+SIMILAR = ["en", "de", "es", "it"]
+
+
+@dataclass(frozen=True)
+class Log:
+    """Labels that several arms share: a configuration without its student, and what is changed in it."""
+
+    base: str
+    changes: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A student: which log it is trained from, and what is changed in that log's configuration."""
+
+    log: str
+    changes: dict = field(default_factory=dict)
+    # Of the steps of the others.
+    share_of_steps: float = 1.0
+    # Languages of the downstream task; the first letter of a pair is trained on, the second one tested: `None`: in-language, all of the log's.
+    transfers: tuple = ()
+
+
+LOGS = {
+    "similar": Log("similar"),
+    "similar-k128": Log("top-k-128"),
+    "similar-k512": Log("top-k-512"),
+    "similar-sampled": Log("similar", {"store.tail_samples": 4}),
+    "weak": Log("mbert-like"),
+    "weak-alone": Log("sm1"),
+    "strong": Log("muril-like"),
+    "both": Log("both-all"),
+    "spanish": Log("zero-shot-spanish"),
+    "spanish-gold": Log("zero-shot-gold"),
+}
+
+GOLD = {"train.lambda_start": 0.0, "train.lambda_end": 0.0}
+HALF = {"train.lambda_start": 0.5, "train.lambda_end": 0.5}
+
+ARMS = {
+    # The headline: one student of four teachers, and the same on gold labels alone.
+    "kd": Arm("similar"),
+    "gold": Arm("similar", GOLD),
+    "kd-short": Arm("similar", share_of_steps=0.2),
+    "gold-short": Arm("similar", GOLD, share_of_steps=0.2),
+    # k, and the targets.
+    "kd-k128": Arm("similar-k128"),
+    "kd-k512": Arm("similar-k512"),
+    "kd-ghost": Arm("similar", {"train.kd_target": "ghost"}),
+    "kd-gold-residual": Arm("similar", {"train.kd_target": "gold-residual"}),
+    "kd-sampled": Arm("similar-sampled"),
+    "half": Arm("similar", HALF),
+    "half-k512": Arm("similar-k512", HALF),
+    "half-ghost": Arm("similar", HALF | {"train.kd_target": "ghost"}),
+    "half-gold-residual": Arm("similar", HALF | {"train.kd_target": "gold-residual"}),
+    "half-sampled": Arm("similar-sampled", HALF),
+    # Vocabulary and predictions (SM1, SM2, SM3), and two teachers of a language.
+    "sm1": Arm("weak-alone", GOLD),
+    "sm2": Arm("strong", GOLD),
+    "sm3": Arm("strong"),
+    "sm2-short": Arm("strong", GOLD, share_of_steps=0.2),
+    "sm3-short": Arm("strong", share_of_steps=0.2),
+    "weak-teacher": Arm("weak"),
+    "both-all": Arm("both", {"train.copies": "all"}),
+    "both-best": Arm("both", {"train.copies": "best"}),
+    "both-random": Arm("both", {"train.copies": "random"}),
+    # A language without a teacher.
+    "spanish": Arm("spanish"),
+    "spanish-gold": Arm("spanish-gold"),
+}
+
+# What each script of this folder runs.
+CLAIMS = {
+    "headline": ["kd", "gold"],
+    "curve": ["kd", "gold", "kd-short", "gold-short"],
+    "vocabulary": ["sm1", "sm2", "sm3", "sm2-short", "sm3-short"],
+    "two-teachers": ["sm3", "weak-teacher", "both-all", "both-best", "both-random"],
+    "targets": ["kd", "gold", "kd-k128", "kd-k512", "kd-ghost", "kd-gold-residual", "kd-sampled", "half", "half-k512", "half-ghost", "half-gold-residual", "half-sampled"],
+    "zero-shot": ["spanish", "spanish-gold"],
+}
+
+# Students. The rate was chosen for each of the two kinds of label by `grid` (README.md), on a seed that is not reported.
+SIZES = {
+    "tiny": {"student.layers": 2, "student.hidden_size": 128, "student.heads": 2},
+    "small": {"student.layers": 4, "student.hidden_size": 256, "student.heads": 4},
+}
