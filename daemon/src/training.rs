@@ -6,7 +6,7 @@ use ingest::CorpusOptions;
 use model::RolePool;
 use std::sync::Arc;
 use trainer::{
-    BestBy, Copies, CopyWeight, EvaluationOptions, Input, KdTarget, LossNorm, Schedule, Settings, StudentOptions,
+    BestBy, Copies, CopyWeight, EvaluationOptions, Input, KdTarget, LambdaSchedule, LossNorm, Schedule, Settings, StudentOptions,
     TrainOptions, TrainerOptions, TrainerTeacher, Turns, WhenShort,
 };
 
@@ -92,6 +92,11 @@ fn train_options(configuration: &Configuration, until_step: Option<u64>) -> Trai
         clip_norm: section.clip_norm,
         lambda_start: section.lambda_start,
         lambda_end: section.lambda_end,
+        lambda_schedule: match (section.lambda_schedule, section.lambda_step_at) {
+            ("cosine", _) => LambdaSchedule::Cosine,
+            ("step", Some(at)) => LambdaSchedule::Step { at },
+            _ => LambdaSchedule::Linear,
+        },
         copies: if section.copies == "best" { Copies::Best } else { Copies::All },
         best_by: if section.best_by == "character" { BestBy::Character } else { BestBy::Position },
         copy_weight: if section.copy_weight == "shared" { CopyWeight::Shared } else { CopyWeight::Equal },

@@ -63,7 +63,7 @@ pub use options::{
 };
 pub use release::{ReleaseError, ReleaseStatus, Releases};
 pub use replay::{Replay, ReplayOptions};
-pub use schedule::{CoolDown, Schedule};
+pub use schedule::{CoolDown, LambdaSchedule, Schedule};
 pub use settings::{Settings, SettingsEntry};
 pub use state_folder::held_out_path;
 pub use trainer::Trainer;

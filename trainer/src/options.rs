@@ -2,7 +2,7 @@
 
 use crate::TrainerError;
 use crate::inputs::Inputs;
-use crate::schedule::Schedule;
+use crate::schedule::{LambdaSchedule, Schedule};
 use crate::state_folder::held_out_path;
 use crate::turns::Turns;
 use model::{Architecture, Configuration, RolePool, Tokenizer};
@@ -180,6 +180,9 @@ pub struct TrainOptions {
     pub lambda_start: f64,
     /// λ at the last step, of the run or of a release.
     pub lambda_end: f64,
+    /// λ's way between its ends, those of a trunk and of a release too.
+    #[serde(skip_serializing_if = "LambdaSchedule::is_linear")]
+    pub lambda_schedule: LambdaSchedule,
     /// Which of an example's copies are trained on.
     pub copies: Copies,
     /// How the best copy is told (`copies = "best"`).
@@ -307,6 +310,7 @@ impl Default for TrainOptions {
             clip_norm: 1.0,
             lambda_start: 1.0,
             lambda_end: 0.0,
+            lambda_schedule: LambdaSchedule::Linear,
             copies: Copies::All,
             best_by: BestBy::Position,
             copy_weight: CopyWeight::Equal,

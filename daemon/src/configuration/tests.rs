@@ -125,11 +125,17 @@ fn training_ends_or_is_a_trunk() {
     );
     let trunk = train("schedule = \"trunk\"\nsteps = 7\nlambda_steps = 30\nlambda_floor = 0").unwrap();
     assert_eq!((trunk.steps, trunk.lambda_steps, trunk.lambda_floor), (Some(7), Some(30), Some(0.0)));
+    assert_eq!((trunk.lambda_schedule, trunk.lambda_step_at), ("linear", None));
+    let step = train("steps = 9\nlambda_schedule = \"step\"").unwrap();
+    assert_eq!((step.lambda_schedule, step.lambda_step_at), ("step", Some(0.5)));
     for (text, expected) in [
         ("", "train.steps: missing; give the number of optimiser steps, or schedule = \"trunk\""),
         ("steps = 9\nlambda_floor = 0.1", "train.lambda_floor: only schedule = \"trunk\" has it"),
         ("steps = 9\nlambda_steps = 0", "train.lambda_steps: only schedule = \"trunk\" has it"),
         ("steps = 9\nschedule = \"endless\"", "train.schedule: \"endless\" is not known"),
+        ("steps = 9\nlambda_schedule = \"log\"", "train.lambda_schedule: \"log\" is not known"),
+        ("steps = 9\nlambda_step_at = 0.3", "train.lambda_step_at: only lambda_schedule = \"step\" has it"),
+        ("steps = 9\nlambda_schedule = \"step\"\nlambda_step_at = 2", "train.lambda_step_at: 2 is out of range"),
     ] {
         let found = train(text).unwrap_err();
         assert!(found.len() == 1 && found[0].to_string().starts_with(expected), "{text}: {found:?}");

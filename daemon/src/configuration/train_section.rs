@@ -8,6 +8,9 @@ const LAMBDA_FLOOR: f64 = 0.5;
 const LINEAR: &str = "linear";
 /// A number of steps that nobody gives.
 const UNSET: u64 = u64::MAX;
+const LAMBDA_SCHEDULES: &[(&str, &str)] = &[("linear", "linear"), ("cosine", "cosine"), ("step", "step")];
+/// Half of the way: as much of the training is distillation as with the linear form.
+const LAMBDA_STEP_AT: f64 = 0.5;
 const KD_TARGETS: &[(&str, &str)] =
     &[("renormalised", "renormalised"), ("ghost", "ghost"), ("gold-residual", "gold-residual")];
 
@@ -35,6 +38,11 @@ pub struct Train {
     pub lambda_start: f64,
     /// λ at the last step, of the run (`linear`) or of a release.
     pub lambda_end: f64,
+    /// How λ goes from its first value to its last: `linear`, `cosine`, or in one `step`.
+    pub lambda_schedule: &'static str,
+    /// With `step`: the share of the way at which λ takes its last value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lambda_step_at: Option<f64>,
     /// Of a trunk: steps over which λ goes from `lambda_start` to the floor; 0: it is there from the first step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lambda_steps: Option<u64>,
@@ -69,6 +77,7 @@ impl Train {
         let steps = Some(table.integer("steps", 0, 1..)).filter(|steps| *steps > 0);
         let schedule = table.choice("schedule", &[("linear", "linear"), ("trunk", "trunk")]);
         let (lambda_steps, lambda_floor) = trunk(&mut table, schedule);
+        let lambda_schedule = table.choice("lambda_schedule", LAMBDA_SCHEDULES);
         let train = Self {
             steps,
             schedule,
@@ -80,6 +89,8 @@ impl Train {
             clip_norm: table.number("clip_norm", 1.0, 1e-6..=1e9),
             lambda_start: table.number("lambda_start", 1.0, 0.0..=1.0),
             lambda_end: table.number("lambda_end", 0.0, 0.0..=1.0),
+            lambda_schedule,
+            lambda_step_at: step_at(&mut table, lambda_schedule),
             lambda_steps,
             lambda_floor,
             copies: table.choice("copies", &[("all", "all"), ("best", "best")]),
@@ -113,10 +124,22 @@ fn trunk(table: &mut Table, schedule: &str) -> (Option<u64>, Option<f64>) {
     if schedule == LINEAR {
         for (key, given) in [("lambda_steps", steps.is_some()), ("lambda_floor", floor.is_some())] {
             if given {
-                table.problem(key, "only schedule = \"trunk\" has it; linearly λ goes to `lambda_end`");
+                table.problem(key, "only schedule = \"trunk\" has it; otherwise λ goes to `lambda_end`");
             }
         }
         return (None, None);
     }
     (steps.or(Some(0)), floor.or(Some(LAMBDA_FLOOR)))
+}
+
+/// `lambda_step_at`, which only λ in one step has.
+fn step_at(table: &mut Table, lambda_schedule: &str) -> Option<f64> {
+    let at = Some(table.number("lambda_step_at", -1.0, 0.0..=1.0)).filter(|at| *at >= 0.0);
+    if lambda_schedule == "step" {
+        return at.or(Some(LAMBDA_STEP_AT));
+    }
+    if at.is_some() {
+        table.problem("lambda_step_at", "only lambda_schedule = \"step\" has it");
+    }
+    None
 }

@@ -91,6 +91,8 @@ pub const KEYS: &[(&str, Class)] = &[
     ("train.clip_norm", Live(Part::Training)),
     ("train.lambda_start", Live(Part::Training)),
     ("train.lambda_end", Live(Part::Training)),
+    ("train.lambda_schedule", Live(Part::Training)),
+    ("train.lambda_step_at", Live(Part::Training)),
     ("train.lambda_steps", Live(Part::Training)),
     ("train.lambda_floor", Live(Part::Training)),
     ("train.copies", Restart(TRAINER)),
@@ -157,6 +159,7 @@ mod tests {
         [train]
         steps = 5
         schedule = "trunk"
+        lambda_schedule = "step"
         [[evaluate.files]]
         language = "en"
         path = "fresh.txt"
@@ -182,7 +185,7 @@ mod tests {
     /// Another value that a key may have.
     fn other(value: &Value) -> Value {
         let words = [("all", "best"), ("position", "character"), ("equal", "shared"), ("batch", "language")];
-        let mut words = words.into_iter().chain([("renormalised", "ghost"), ("wait", "replay"), ("trunk", "linear")]);
+        let mut words = words.into_iter().chain([("renormalised", "ghost"), ("wait", "replay"), ("trunk", "linear"), ("step", "cosine")]);
         match value {
             Value::Integer(number) => Value::Integer(number + 1),
             Value::Float(number) => Value::Float(if *number > 0.5 { number / 2.0 } else { number + 0.125 }),
@@ -206,6 +209,11 @@ mod tests {
                 "train.schedule" => {
                     let linear = FULL.replace("schedule = \"trunk\"", "");
                     Configuration::parse(&linear, Path::new("/")).unwrap()
+                }
+                // And only a step has a place.
+                "train.lambda_schedule" => {
+                    let cosine = FULL.replace("= \"step\"", "= \"cosine\"");
+                    Configuration::parse(&cosine, Path::new("/")).unwrap()
                 }
                 _ => with(&base, &[&Difference { key: (*key).to_owned(), from: None, to }]).unwrap(),
             };
