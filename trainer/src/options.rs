@@ -4,6 +4,7 @@ use crate::TrainerError;
 use crate::inputs::Inputs;
 use crate::schedule::{LambdaSchedule, Schedule};
 use crate::state_folder::held_out_path;
+use crate::target::LaterTarget;
 use crate::turns::Turns;
 use model::{Architecture, Configuration, RolePool, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -191,6 +192,12 @@ pub struct TrainOptions {
     pub copy_weight: CopyWeight,
     /// The distribution that the student is distilled from.
     pub kd_target: KdTarget,
+    /// The teacher's temperature in it; the student's is 1.
+    #[serde(skip_serializing_if = "is_one")]
+    pub kd_temperature: f64,
+    /// What takes its place later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kd_target_later: Option<LaterTarget>,
     /// What the sum of the losses is divided by.
     pub loss_norm: LossNorm,
     /// Examples of a window: the sampler draws and shuffles this many at a time.
@@ -203,6 +210,11 @@ pub struct TrainOptions {
     pub checkpoint_every_steps: u64,
     /// Newest checkpoints that are kept.
     pub keep_checkpoints: usize,
+}
+
+/// Whether a setting that is 1 by default is so.
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
 }
 
 /// Which of an example's copies are trained on.
@@ -315,6 +327,8 @@ impl Default for TrainOptions {
             best_by: BestBy::Position,
             copy_weight: CopyWeight::Equal,
             kd_target: KdTarget::Renormalised,
+            kd_temperature: 1.0,
+            kd_target_later: None,
             loss_norm: LossNorm::Batch,
             shuffle_examples: 4096,
             max_passes: 0,

@@ -275,7 +275,7 @@ impl Trainer {
             let inputs = self.options.inputs.get();
             self.needs.hold(&self.reader);
             let (started, window) = (Instant::now(), self.stream.sampler().window);
-            let next = self.stream.next_batch(&self.reader, &mut self.journal)?;
+            let next = self.stream.next_batch(self.state.step, &self.reader, &mut self.journal)?;
             if self.stream.sampler().window > window {
                 self.metrics.has_formed_window(started);
             }

@@ -107,6 +107,33 @@ fn the_target_of_distillation_is_one_of_three() {
 }
 
 #[test]
+fn a_later_target_comes_whole() {
+    let train = |text: &str| {
+        let configuration = Configuration::parse(&format!("{MINIMAL}[train]\n{text}"), Path::new("/etc"));
+        configuration.map(|configuration| configuration.train)
+    };
+    let plain = train("").unwrap();
+    assert_eq!((plain.kd_temperature, plain.later_target().is_some(), plain.kd_temperature_later), (1.0, false, None));
+    assert!(train("kd_target_later = \"none\"").unwrap().later_target().is_none());
+    let text = "kd_temperature = 2\nkd_target_later = \"ghost\"\nkd_target_later_from_step = 7";
+    let later = train(text).unwrap().later_target().unwrap();
+    assert_eq!((later.kd_target, later.kd_temperature, later.from_step, later.blend_steps), ("ghost", 2.0, 7, 0));
+    let text = format!("{text}\nkd_temperature_later = 1\nkd_target_blend_steps = 9");
+    let later = train(&text).unwrap().later_target().unwrap();
+    assert_eq!((later.kd_temperature, later.blend_steps), (1.0, 9));
+    for (text, expected) in [
+        ("kd_target_later = \"ghost\"", "train.kd_target_later_from_step: missing; give"),
+        ("kd_target_later_from_step = 7", "train.kd_target_later_from_step: goes with `kd_target_later`"),
+        ("kd_temperature_later = 7", "train.kd_temperature_later: goes with `kd_target_later`"),
+        ("kd_target_blend_steps = 7", "train.kd_target_blend_steps: goes with `kd_target_later`"),
+        ("kd_temperature = 0", "train.kd_temperature: 0 is out of range"),
+    ] {
+        let found = train(text).unwrap_err();
+        assert!(found.len() == 1 && found[0].to_string().starts_with(expected), "{text}: {found:?}");
+    }
+}
+
+#[test]
 fn training_ends_or_is_a_trunk() {
     let train = |text: &str| {
         let text = format!("{MINIMAL}[student]\n[train]\n{text}");

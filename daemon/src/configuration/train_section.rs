@@ -2,6 +2,7 @@
 
 use super::table::{Problems, Table};
 use serde::Serialize;
+use std::ops::RangeInclusive;
 
 /// Half distillation, half gold labels: a late teacher still teaches, and an early one is not all there is.
 const LAMBDA_FLOOR: f64 = 0.5;
@@ -11,6 +12,8 @@ const UNSET: u64 = u64::MAX;
 const LAMBDA_SCHEDULES: &[(&str, &str)] = &[("linear", "linear"), ("cosine", "cosine"), ("step", "step")];
 /// Half of the way: as much of the training is distillation as with the linear form.
 const LAMBDA_STEP_AT: f64 = 0.5;
+/// Below, the softmax is all but an arg max; above, all but uniform.
+const TEMPERATURES: RangeInclusive<f64> = 0.05..=100.0;
 const KD_TARGETS: &[(&str, &str)] =
     &[("renormalised", "renormalised"), ("ghost", "ghost"), ("gold-residual", "gold-residual")];
 
@@ -60,6 +63,20 @@ pub struct Train {
     /// The teacher's distribution: its top-k `renormalised` (the paper's), or its true probabilities with the mass of all
     /// other tokens in one bucket (`ghost`) or on the gold token (`gold-residual`).
     pub kd_target: &'static str,
+    /// The teacher's temperature in it; the student's is 1.
+    pub kd_temperature: f64,
+    /// The target that takes its place; unset: none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kd_target_later: Option<&'static str>,
+    /// The teacher's temperature in that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kd_temperature_later: Option<f64>,
+    /// Steps before the first that has something of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kd_target_later_from_step: Option<u64>,
+    /// Steps in which both targets are mixed; 0: the later one takes the first one's place at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kd_target_blend_steps: Option<u64>,
     /// Examples in a training window.
     pub shuffle_examples: usize,
     /// Passes over retained records after a language's input has ended; 0: as often as needed.
@@ -72,12 +89,27 @@ pub struct Train {
     pub keep_checkpoints: usize,
 }
 
+/// The target that takes the place of `kd_target`.
+#[derive(Clone, Copy, Debug)]
+pub struct LaterTarget {
+    /// `kd_target_later`
+    pub kd_target: &'static str,
+    /// `kd_temperature_later`
+    pub kd_temperature: f64,
+    /// `kd_target_later_from_step`
+    pub from_step: u64,
+    /// `kd_target_blend_steps`
+    pub blend_steps: u64,
+}
+
 impl Train {
     pub(super) fn read(mut table: Table) -> Self {
         let steps = Some(table.integer("steps", 0, 1..)).filter(|steps| *steps > 0);
         let schedule = table.choice("schedule", &[("linear", "linear"), ("trunk", "trunk")]);
         let (lambda_steps, lambda_floor) = trunk(&mut table, schedule);
         let lambda_schedule = table.choice("lambda_schedule", LAMBDA_SCHEDULES);
+        let kd_temperature = table.number("kd_temperature", 1.0, TEMPERATURES);
+        let later = later_target(&mut table, kd_temperature);
         let train = Self {
             steps,
             schedule,
@@ -98,6 +130,11 @@ impl Train {
             copy_weight: table.choice("copy_weight", &[("equal", "equal"), ("shared", "shared")]),
             loss_norm: table.choice("loss_norm", &[("batch", "batch"), ("language", "language")]),
             kd_target: table.choice("kd_target", KD_TARGETS),
+            kd_temperature,
+            kd_target_later: later.map(|later| later.kd_target),
+            kd_temperature_later: later.map(|later| later.kd_temperature),
+            kd_target_later_from_step: later.map(|later| later.from_step),
+            kd_target_blend_steps: later.map(|later| later.blend_steps),
             shuffle_examples: table.size("shuffle_examples", 4096, 1..=16_777_216),
             max_passes: table.size("max_passes", 0, ..=1_000_000) as u32,
             when_short: table.choice("when_short", &[("wait", "wait"), ("replay", "replay")]),
@@ -106,6 +143,16 @@ impl Train {
         };
         table.finish();
         train
+    }
+
+    /// What takes the place of `kd_target`.
+    pub fn later_target(&self) -> Option<LaterTarget> {
+        Some(LaterTarget {
+            kd_target: self.kd_target_later?,
+            kd_temperature: self.kd_temperature_later?,
+            from_step: self.kd_target_later_from_step?,
+            blend_steps: self.kd_target_blend_steps?,
+        })
     }
 
     /// What is wrong if a student is to be trained.
@@ -142,4 +189,35 @@ fn step_at(table: &mut Table, lambda_schedule: &str) -> Option<f64> {
         table.problem("lambda_step_at", "only lambda_schedule = \"step\" has it");
     }
     None
+}
+
+/// The keys of a later target, which come together: without `kd_target_later` there are none.
+fn later_target(table: &mut Table, kd_temperature: f64) -> Option<LaterTarget> {
+    let names = [("none", "")].iter().chain(KD_TARGETS).copied().collect::<Vec<_>>();
+    let kd_target = Some(table.choice("kd_target_later", &names)).filter(|target| !target.is_empty());
+    let from_step = Some(table.integer("kd_target_later_from_step", UNSET, ..)).filter(|step| *step != UNSET);
+    let blend_steps = Some(table.integer("kd_target_blend_steps", UNSET, ..)).filter(|steps| *steps != UNSET);
+    let temperature = table.number("kd_temperature_later", 0.0, TEMPERATURES);
+    let temperature = Some(temperature).filter(|temperature| *temperature > 0.0);
+    let Some(kd_target) = kd_target else {
+        for (key, given) in [
+            ("kd_target_later_from_step", from_step.is_some()),
+            ("kd_target_blend_steps", blend_steps.is_some()),
+            ("kd_temperature_later", temperature.is_some()),
+        ] {
+            if given {
+                table.problem(key, "goes with `kd_target_later`, the target that takes the place of `kd_target`");
+            }
+        }
+        return None;
+    };
+    if from_step.is_none() {
+        table.problem("kd_target_later_from_step", "missing; give the number of steps before `kd_target_later` holds");
+    }
+    Some(LaterTarget {
+        kd_target,
+        kd_temperature: temperature.unwrap_or(kd_temperature),
+        from_step: from_step.unwrap_or(0),
+        blend_steps: blend_steps.unwrap_or(0),
+    })
 }

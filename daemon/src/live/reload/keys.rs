@@ -100,6 +100,11 @@ pub const KEYS: &[(&str, Class)] = &[
     ("train.copy_weight", Restart(TRAINER)),
     ("train.loss_norm", Restart(TRAINER)),
     ("train.kd_target", Restart(TRAINER)),
+    ("train.kd_temperature", Restart(TRAINER)),
+    ("train.kd_target_later", Restart(TRAINER)),
+    ("train.kd_temperature_later", Restart(TRAINER)),
+    ("train.kd_target_later_from_step", Restart(TRAINER)),
+    ("train.kd_target_blend_steps", Restart(TRAINER)),
     ("train.shuffle_examples", Restart(TRAINER)),
     ("train.max_passes", Restart(TRAINER)),
     ("train.when_short", Restart(TRAINER)),
@@ -160,6 +165,8 @@ mod tests {
         steps = 5
         schedule = "trunk"
         lambda_schedule = "step"
+        kd_target_later = "ghost"
+        kd_target_later_from_step = 3
         [[evaluate.files]]
         language = "en"
         path = "fresh.txt"
@@ -185,7 +192,13 @@ mod tests {
     /// Another value that a key may have.
     fn other(value: &Value) -> Value {
         let words = [("all", "best"), ("position", "character"), ("equal", "shared"), ("batch", "language")];
-        let mut words = words.into_iter().chain([("renormalised", "ghost"), ("wait", "replay"), ("trunk", "linear"), ("step", "cosine")]);
+        let mut words = words.into_iter().chain([
+            ("renormalised", "ghost"),
+            ("wait", "replay"),
+            ("trunk", "linear"),
+            ("step", "cosine"),
+            ("ghost", "gold-residual"),
+        ]);
         match value {
             Value::Integer(number) => Value::Integer(number + 1),
             Value::Float(number) => Value::Float(if *number > 0.5 { number / 2.0 } else { number + 0.125 }),
