@@ -10,6 +10,7 @@ use model::{Architecture, Configuration, RolePool, Tokenizer};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
+use store::Identity;
 
 /// What a [`crate::trainer::Trainer`] is made from.
 #[derive(Clone)]
@@ -55,6 +56,18 @@ impl TrainerOptions {
         if train.schedule == Schedule::Linear && train.steps.is_none() {
             let message = "`train.steps` is missing, and the linear schedule ends with it; set it, or train without end \
                            by schedule = \"trunk\"";
+            return Err(TrainerError::Configuration(message.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Checks what depends on the log that is trained from.
+    pub(crate) fn check_log(&self, log: &Identity) -> Result<(), TrainerError> {
+        let later = self.train.kd_target_later.map(|later| later.kd_temperature);
+        let tempers = [Some(self.train.kd_temperature), later].into_iter().flatten().any(|one| one != 1.0);
+        if log.tail_samples() > 0 && tempers {
+            let message = "the labels of the log have sampled tails (store.tail_samples), whose entries are weights and \
+                           cannot be tempered: set train.kd_temperature and kd_temperature_later to 1";
             return Err(TrainerError::Configuration(message.to_owned()));
         }
         Ok(())

@@ -79,6 +79,27 @@ fn a_mixture_with_the_gold_token_has_both_rests() {
     check(mixed, [0.6, 0.2, 0.5, 0.5], [0.1, 0.0], [0.1, 0.0]);
 }
 
+/// Weights of a head and a sampled tail add up to 1: whether they are renormalised makes no difference.
+#[test]
+fn a_sampled_tail_leaves_nothing_for_other_tokens() {
+    // The third entry is drawn, and stands for more than the second has.
+    let weights = [0.5_f64, 0.1, 0.4];
+    let label = Label {
+        top_k: 3,
+        top_ids: vec![1, 2, 3],
+        top_logits: weights.iter().map(|weight| (weight.ln() + 12.0) as f32).collect(),
+        log_sum_exp: vec![12.0],
+        gold_logits: vec![0.0],
+    };
+    for kd_target in [Renormalised, Ghost, GoldResidual] {
+        let found = Target::from(kd_target).distribution(&label);
+        for (found, expected) in found.probabilities.iter().zip(weights) {
+            assert!((f64::from(*found) - expected).abs() < 1e-6, "{kd_target:?}: {found}, not {expected}");
+        }
+        assert!(found.tail_masses[0] < 1e-6 && found.gold_masses[0] < 1e-6, "{kd_target:?}: {found:?}");
+    }
+}
+
 #[test]
 fn distributions_of_wrong_labels_show() {
     for (logit, log_sum_exp) in [(f32::NAN, 1.0), (f32::INFINITY, 1.0), (f32::NEG_INFINITY, 1.0), (1.0, f32::NAN)] {

@@ -113,6 +113,7 @@ impl Trainer {
         registry: &Registry,
     ) -> Result<Self, TrainerError> {
         options.check()?;
+        options.check_log(reader.identity())?;
         if matches!(options.train.schedule, Schedule::Trunk { lambda_floor, .. } if lambda_floor <= 0.0) {
             tracing::warn!("train.lambda_floor is 0: a teacher that is added later teaches nothing but gold labels");
         }

@@ -134,6 +134,29 @@ fn a_later_target_comes_whole() {
 }
 
 #[test]
+fn a_sampled_tail_goes_with_exact_labels_at_temperature_1() {
+    let parse = |text: &str| Configuration::parse(&format!("{MINIMAL}{text}"), Path::new("/etc"));
+    assert_eq!(parse("").unwrap().store.tail_samples, 0);
+    assert_eq!(parse("[store]\ntail_samples = 7").unwrap().store.tail_samples, 7);
+    let train = "[student]\n[train]\nsteps = 5\nkd_target_later = \"ghost\"\nkd_target_later_from_step = 1";
+    for (text, expected) in [
+        ("[store]\ntail_samples = 8".to_owned(), "store.tail_samples: 8 of top_k = 8: at least one label"),
+        ("[store]\ntail_samples = 2\nprecision = \"compact\"".to_owned(), "store.tail_samples: goes with precision"),
+        (
+            format!("[store]\ntail_samples = 2\n{train}\nkd_temperature = 2\nkd_temperature_later = 1"),
+            "train.kd_temperature: has to be 1 with store.tail_samples",
+        ),
+        (
+            format!("[store]\ntail_samples = 2\n{train}\nkd_temperature_later = 2"),
+            "train.kd_temperature_later: has to be 1 with store.tail_samples",
+        ),
+    ] {
+        let found = parse(&text).unwrap_err();
+        assert!(found.len() == 1 && found[0].to_string().starts_with(expected), "{text}: {found:?}");
+    }
+}
+
+#[test]
 fn training_ends_or_is_a_trunk() {
     let train = |text: &str| {
         let text = format!("{MINIMAL}[student]\n[train]\n{text}");

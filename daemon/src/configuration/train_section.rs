@@ -155,6 +155,15 @@ impl Train {
         })
     }
 
+    /// What does not go with labels that have sampled tails.
+    pub(super) fn validate_sampled_tails(&self, problems: &Problems) {
+        let later = self.kd_temperature_later.map(|temperature| ("train.kd_temperature_later", temperature));
+        let temperatures = [Some(("train.kd_temperature", self.kd_temperature)), later];
+        for (key, _) in temperatures.into_iter().flatten().filter(|(_, temperature)| *temperature != 1.0) {
+            problems.add(key, "has to be 1 with store.tail_samples: weights of a sample cannot be tempered");
+        }
+    }
+
     /// What is wrong if a student is to be trained.
     pub(super) fn validate(&self, problems: &Problems) {
         if self.steps.is_none() && self.schedule == LINEAR {

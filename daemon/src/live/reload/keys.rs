@@ -64,6 +64,7 @@ pub const KEYS: &[(&str, Class)] = &[
     ("quarantine.max_bytes", Live(Part::Stages)),
     ("store.path", Restart("another folder is another log")),
     ("store.top_k", Restart(IDENTITY)),
+    ("store.tail_samples", Restart(IDENTITY)),
     ("store.max_sequence_length", Restart(IDENTITY)),
     ("store.precision", Restart(IDENTITY)),
     ("store.keep_text", Restart(BUILT)),
