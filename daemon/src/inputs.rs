@@ -9,7 +9,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use store::{Identity, TeacherEntry};
+use store::{Identity, TAIL_SAMPLES_KEY, TeacherEntry};
 
 /// Name of the longest example in a log's identity.
 pub const SEQUENCE_LENGTH_KEY: &str = "store.max_sequence_length";
@@ -109,8 +109,15 @@ impl Inputs {
         let masking = &configuration.masking;
         let words = [("masking.whole_word", masking.whole_word), ("masking.align_masks", masking.align_masks)];
         let words = words.into_iter().filter(|(_, used)| *used).map(|(key, used)| (key, used.to_string()));
+        let samples = configuration.store.tail_samples;
+        let tail = (samples > 0).then(|| (TAIL_SAMPLES_KEY, samples.to_string()));
         Identity {
-            settings: settings.into_iter().chain(words).map(|(key, value)| (key.to_owned(), value)).collect(),
+            settings: settings
+                .into_iter()
+                .chain(words)
+                .chain(tail)
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
             teachers: self.teachers.iter().map(LoadedTeacher::entry).collect(),
         }
     }

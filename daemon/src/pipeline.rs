@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use store::stage::{StageControl, StageMetrics};
 use store::{Arrivals, Entry, Group, LogOptions, LogReader, LogWriter, SequenceNumber};
-use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions, TeacherWatch};
+use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions, TailOptions, TeacherWatch};
 use trainer::{Event, Outcome, Releases, Request, Trainer, TrainerProgress};
 
 /// Events of the trainer that wait for the supervisor, at most.
@@ -466,7 +466,9 @@ pub fn load_runners(configuration: &Configuration, teachers: &[LoadedTeacher]) -
 
 /// Loads the weights of the teacher at `index` of the table.
 pub fn load_runner(configuration: &Configuration, index: u16, teacher: &LoadedTeacher) -> Result<Arc<Runner>, Failure> {
-    let options = RunnerOptions { name: teacher.section.name.clone(), index, top_k: configuration.store.top_k };
+    let (top_k, samples) = (configuration.store.top_k, configuration.store.tail_samples);
+    let tail = (samples > 0).then_some(TailOptions { samples, seed: configuration.run.seed });
+    let options = RunnerOptions { name: teacher.section.name.clone(), index, top_k, tail };
     let runner = Runner::load(&teacher.section.path, &teacher.tokenizer, options)?;
     store::pulse::beat();
     Ok(Arc::new(runner))

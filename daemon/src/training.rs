@@ -6,8 +6,8 @@ use ingest::CorpusOptions;
 use model::RolePool;
 use std::sync::Arc;
 use trainer::{
-    BestBy, Copies, CopyWeight, EvaluationOptions, Input, KdTarget, LossNorm, Schedule, Settings, StudentOptions,
-    TrainOptions, TrainerOptions, TrainerTeacher, Turns, WhenShort,
+    BestBy, Copies, CopyWeight, EvaluationOptions, Input, KdTarget, LambdaSchedule, LaterTarget, LossNorm, Schedule,
+    Settings, StudentOptions, TrainOptions, TrainerOptions, TrainerTeacher, Turns, WhenShort,
 };
 
 /// What the trainer is made from; `None`: the configuration has no student.
@@ -92,6 +92,11 @@ fn train_options(configuration: &Configuration, until_step: Option<u64>) -> Trai
         clip_norm: section.clip_norm,
         lambda_start: section.lambda_start,
         lambda_end: section.lambda_end,
+        lambda_schedule: match (section.lambda_schedule, section.lambda_step_at) {
+            ("cosine", _) => LambdaSchedule::Cosine,
+            ("step", Some(at)) => LambdaSchedule::Step { at },
+            _ => LambdaSchedule::Linear,
+        },
         copies: match section.copies {
             "best" => Copies::Best,
             "random" => Copies::Random,
@@ -99,16 +104,27 @@ fn train_options(configuration: &Configuration, until_step: Option<u64>) -> Trai
         },
         best_by: if section.best_by == "character" { BestBy::Character } else { BestBy::Position },
         copy_weight: if section.copy_weight == "shared" { CopyWeight::Shared } else { CopyWeight::Equal },
-        kd_target: match section.kd_target {
-            "ghost" => KdTarget::Ghost,
-            "gold-residual" => KdTarget::GoldResidual,
-            _ => KdTarget::Renormalised,
-        },
+        kd_target: kd_target(section.kd_target),
+        kd_temperature: section.kd_temperature,
+        kd_target_later: section.later_target().map(|later| LaterTarget {
+            kd_target: kd_target(later.kd_target),
+            kd_temperature: later.kd_temperature,
+            from_step: later.from_step,
+            blend_steps: later.blend_steps,
+        }),
         loss_norm: if section.loss_norm == "language" { LossNorm::Language } else { LossNorm::Batch },
         shuffle_examples: section.shuffle_examples,
         max_passes: section.max_passes.into(),
         when_short: if section.when_short == "replay" { WhenShort::Replay } else { WhenShort::Wait },
         checkpoint_every_steps: section.checkpoint_every_steps,
         keep_checkpoints: section.keep_checkpoints,
+    }
+}
+
+fn kd_target(name: &str) -> KdTarget {
+    match name {
+        "ghost" => KdTarget::Ghost,
+        "gold-residual" => KdTarget::GoldResidual,
+        _ => KdTarget::Renormalised,
     }
 }

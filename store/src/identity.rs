@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// Setting: of how many of the k entries of a position a tail is drawn. There if it is not 0.
+pub const TAIL_SAMPLES_KEY: &str = "store.tail_samples";
+
 /// Everything that determines a log's content besides the text: settings (seed, masking, k, …) and teachers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -30,6 +33,12 @@ pub struct TeacherEntry {
 }
 
 impl Identity {
+    /// How many of a position's k entries are drawn from the tail ([`crate::Label`]); a setting that is no number counts as 0.
+    #[must_use]
+    pub fn tail_samples(&self) -> usize {
+        self.settings.get(TAIL_SAMPLES_KEY).and_then(|samples| samples.parse().ok()).unwrap_or(0)
+    }
+
     /// What differs between this (stored) identity and the `wanted` one, a line each; empty if a log of
     /// this identity may be continued under the wanted one. Teachers may be appended, never changed.
     #[must_use]

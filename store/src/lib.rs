@@ -57,7 +57,7 @@ pub mod stage;
 pub use arrivals::{Arrivals, Delays};
 pub use cursor::SourceCursor;
 pub use group::{BatchPlan, Group};
-pub use identity::{Identity, TeacherEntry};
+pub use identity::{Identity, TAIL_SAMPLES_KEY, TeacherEntry};
 pub use log::{
     LanguageStat, LogOptions, LogReader, LogStat, LogWriter, Precision, PreparedBlock, Recovery, StoreError, Torn,
     Verification, dump, stat, verify,

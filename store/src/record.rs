@@ -83,11 +83,15 @@ pub struct MaskedCopy {
 }
 
 /// A teacher's output at the masked positions of one copy.
+///
+/// The k entries of a position are the teacher's best tokens. In a log with `store.tail_samples` s ([`crate::Identity::tail_samples`]) the
+/// first k − s of them are, and the others are drawn from the rest of the vocabulary: an entry's exp(logit − log-sum-exp) is then what it
+/// stands for, so that all together add up to 1; exact entries come first, drawn ones after them, by ascending id, with one logit that may be larger than an exact one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Label {
     /// Entries kept per position, k.
     pub top_k: usize,
-    /// `[masked, k]`: token ids by descending logit, ties to the lower id.
+    /// `[masked, k]`: token ids by descending logit, ties to the lower id; drawn ones behind.
     pub top_ids: Vec<u32>,
     /// `[masked, k]`: the logits of `top_ids`.
     pub top_logits: Vec<f32>,
@@ -102,6 +106,19 @@ impl Label {
     #[must_use]
     pub fn positions(&self) -> usize {
         self.log_sum_exp.len()
+    }
+
+    /// The first `k` entries of each position.
+    #[must_use]
+    pub fn head(&self, k: usize) -> Self {
+        let k = k.min(self.top_k);
+        Self {
+            top_k: k,
+            top_ids: self.top_ids.chunks(self.top_k.max(1)).flat_map(|row| &row[..k]).copied().collect(),
+            top_logits: self.top_logits.chunks(self.top_k.max(1)).flat_map(|row| &row[..k]).copied().collect(),
+            log_sum_exp: self.log_sum_exp.clone(),
+            gold_logits: self.gold_logits.clone(),
+        }
     }
 
     /// The teacher's own loss: mean of (log-sum-exp − gold logit) over the masked positions, in nats.

@@ -2,12 +2,17 @@
 //!
 //! The vocabulary goes by in tiles. Of each masked position, a row, only what the tiles so far came to is kept: the largest
 //! logit, the sum of exponentials below it, and the candidates for the top k. So the logits of one tile are all that is ever in
-//! memory. The tiles are the same for every batch, and a row's labels depend on that row alone.
+//! memory. The tiles are the same for every batch, and a row's labels depend on that row alone. The last of the k entries may be drawn from the rest of the vocabulary instead ([`Tail`]).
+
+mod tail;
+
+pub use tail::Tail;
 
 use model::elementary::{exp_nonpositive, sum_of};
 use model::product::{Matrix, Packed, Start, multiply};
 use model::simd::vectorised;
 use store::Label;
+use tail::TailScratch;
 
 /// Tokens of a tile: a whole number of panels on every machine.
 const TILE_TOKENS: usize = 512;
@@ -58,25 +63,28 @@ pub struct HeadScratch {
     rows: Vec<Row>,
     /// `[rows, capacity]`: a row's candidates, as [`key`]s.
     candidates: Vec<u64>,
+    tail: TailScratch,
 }
 
 /// A logit that is not finite, by the lowest token id that has one in any row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NonFinite(pub usize);
 
-/// Labels `hidden` `[masked, embedding]`, whose tokens were `gold_ids` `[masked]`: logits = hidden · weightᵀ + bias. Serial:
-/// callers cut the rows among threads, and get the same labels however they cut.
+/// Labels `hidden` `[masked, embedding]`, whose tokens were `gold_ids` `[masked]`: logits = hidden · weightᵀ + bias. Without a `tail` all k
+/// entries are the best ones. Serial: callers cut the rows among threads, and get the same labels however they cut.
 ///
 /// # Errors
 /// When a logit is not finite.
 ///
 /// # Panics
-/// When the shapes do not agree, a gold id is not in the vocabulary, or `top_k` is 0 or more than there are words.
+/// When the shapes do not agree, a gold id is not in the vocabulary, `top_k` is 0 or more than there are words, or the
+/// tail has no sample or as many as `top_k`.
 pub fn label_rows(
     decoder: &Decoder,
     hidden: &[f32],
     gold_ids: &[u32],
     top_k: usize,
+    tail: Option<Tail<'_>>,
     scratch: &mut HeadScratch,
 ) -> Result<Label, NonFinite> {
     let (rows, vocabulary) = (gold_ids.len(), decoder.bias.len());
@@ -85,7 +93,12 @@ pub fn label_rows(
     assert!((1..=decoder.words).contains(&top_k), "the top {top_k} of {} words", decoder.words);
     let hidden = Matrix::new(hidden, rows, decoder.embedding);
     let capacity = scratch.prepare(rows, top_k);
-    for first in (0..vocabulary).step_by(TILE_TOKENS) {
+    if let Some(tail) = &tail {
+        assert!((1..top_k).contains(&tail.samples), "{} samples of a top {top_k}", tail.samples);
+        assert_eq!(tail.uniforms.len(), rows, "a uniform number per gold id");
+        scratch.tail.prepare(rows, vocabulary);
+    }
+    for (number, first) in (0..vocabulary).step_by(TILE_TOKENS).enumerate() {
         let tokens = TILE_TOKENS.min(vocabulary - first);
         let tile = Tile { first, words: decoder.words.saturating_sub(first).min(tokens), top_k };
         let (weight, bias) = (decoder.weight.columns(first, tokens), &decoder.bias[first..first + tokens]);
@@ -116,8 +129,15 @@ pub fn label_rows(
         if let Some(token) = broken {
             return Err(NonFinite(token));
         }
+        if tail.is_some() {
+            scratch.tail.note(&scratch.rows, number);
+        }
     }
-    Ok(scratch.label(top_k, capacity))
+    let mut label = scratch.label(top_k, capacity);
+    if let Some(tail) = &tail {
+        tail::draw(decoder, hidden, tail, scratch, &mut label);
+    }
+    Ok(label)
 }
 
 impl HeadScratch {
@@ -170,6 +190,8 @@ struct Row {
     maximum: f32,
     /// Σ exp(logit − maximum). In f64: a vocabulary of 300,000 small terms loses digits in f32.
     sum: f64,
+    /// The last tile's part of it, over the words alone.
+    tile_sum: f32,
     gold_logit: f32,
     /// Only larger logits can be among the top k, because as many that are no smaller have lower ids.
     threshold: f32,
@@ -180,7 +202,7 @@ struct Row {
 impl Default for Row {
     fn default() -> Self {
         let lowest = f32::NEG_INFINITY;
-        Self { maximum: lowest, sum: 0.0, gold_logit: lowest, threshold: lowest, found: 0 }
+        Self { maximum: lowest, sum: 0.0, tile_sum: 0.0, gold_logit: lowest, threshold: lowest, found: 0 }
     }
 }
 
@@ -195,7 +217,10 @@ impl Row {
             self.maximum = maximum;
         }
         let largest = self.maximum;
-        self.sum += f64::from(sum_of(logits, logits, |logit, _| exp_nonpositive(logit - largest)));
+        let sum = |logits: &[f32]| sum_of(logits, logits, |logit, _| exp_nonpositive(logit - largest));
+        let whole = sum(logits);
+        self.sum += f64::from(whole);
+        self.tile_sum = if tile.words == logits.len() { whole } else { sum(&logits[..tile.words]) };
         if maximum > self.threshold {
             if self.found == 0 && tile.words == TILE_TOKENS && tile.top_k <= LANES {
                 self.threshold = just_below(lanes, tile.top_k);
@@ -309,7 +334,7 @@ mod tests {
     }
 
     fn label(decoder: &Decoder, hidden: &[f32], golds: &[u32], top_k: usize) -> Result<Label, NonFinite> {
-        label_rows(decoder, hidden, golds, top_k, &mut HeadScratch::default())
+        label_rows(decoder, hidden, golds, top_k, None, &mut HeadScratch::default())
     }
 
     /// Sorts everything, and sums in f64: slow and obvious. `logits` `[rows, vocabulary]`.
@@ -384,7 +409,7 @@ mod tests {
         let golds: Vec<u32> = (0..masked as u32).map(|row| row * 31 % words as u32).collect();
         let decoder = Decoder::new(&weight, &bias, words);
         let mut scratch = HeadScratch::default();
-        let whole = label_rows(&decoder, &hidden, &golds, top_k, &mut scratch).expect("finite");
+        let whole = label_rows(&decoder, &hidden, &golds, top_k, None, &mut scratch).expect("finite");
         assert_eq!(whole.positions(), masked);
         for (row, hidden) in hidden.chunks(embedding).enumerate() {
             let of = |id: usize| {
@@ -406,7 +431,7 @@ mod tests {
         for size in [1, 7, BLOCK_ROWS, BLOCK_ROWS + 1] {
             let mut pieces = Label { top_k, ..Label::default() };
             for (hidden, golds) in hidden.chunks(size * embedding).zip(golds.chunks(size)) {
-                let piece = label_rows(&decoder, hidden, golds, top_k, &mut scratch).expect("finite");
+                let piece = label_rows(&decoder, hidden, golds, top_k, None, &mut scratch).expect("finite");
                 pieces.top_ids.extend(piece.top_ids);
                 pieces.top_logits.extend(piece.top_logits);
                 pieces.log_sum_exp.extend(piece.log_sum_exp);

@@ -15,7 +15,7 @@ mod runner;
 mod watch;
 
 pub use error::TeacherError;
-pub use head::{Decoder, HeadScratch, NonFinite, label_rows};
+pub use head::{Decoder, HeadScratch, NonFinite, Tail, label_rows};
 pub use labelling::{Labeller, Labelling, LabellingOptions};
-pub use runner::{Runner, RunnerOptions};
+pub use runner::{Runner, RunnerOptions, TailOptions};
 pub use watch::{Activity, OnStall, StallOptions, TeacherWatch};

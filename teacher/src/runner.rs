@@ -1,7 +1,8 @@
 //! One teacher.
 
-use crate::{Decoder, HeadScratch, Labeller, NonFinite, TeacherError, label_rows};
+use crate::{Decoder, HeadScratch, Labeller, NonFinite, Tail, TeacherError, label_rows};
 use candle_core::{Device, Tensor};
+use model::random::Philox;
 use model::{Bert, Inference, ModelError, PackedBatch, Tokenizer};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -16,6 +17,17 @@ pub struct RunnerOptions {
     pub index: u16,
     /// Labels kept per masked position, k.
     pub top_k: usize,
+    /// How the last of them are drawn from the rest of the vocabulary; `None`: all are the best ones.
+    pub tail: Option<TailOptions>,
+}
+
+/// An exact head with a sampled tail ([`Tail`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TailOptions {
+    /// s: labels that are drawn; at least 1, and fewer than k.
+    pub samples: usize,
+    /// Seed of the run.
+    pub seed: u64,
 }
 
 /// A loaded teacher. Labels one batch at a time, in the rayon pool that it is called in.
@@ -74,7 +86,7 @@ impl Runner {
 
     /// Floating-point operations of the matrix products and the attention that [`Runner::label`] does for `copies`; a multiplication
     /// and an addition count as two. With M masked positions, E embedding size and V rows of the decoder, 2·M·E·V more than
-    /// [`Inference::flops`].
+    /// [`Inference::flops`]. Tiles that are computed again for a sampled tail do not count.
     pub fn flops<'a>(&self, copies: impl Iterator<Item = &'a MaskedCopy> + Clone) -> u64 {
         let configuration = self.configuration();
         let decoder = 2 * configuration.embedding_size as u64 * configuration.vocabulary_size as u64;
@@ -86,11 +98,15 @@ impl Runner {
     pub fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError> {
         let (batch, gold_ids) = pack(copies);
         let top_k = self.options.top_k;
+        let uniforms = self.options.tail.map(|tail| self.uniforms(tail.seed, copies));
         let failed = |source| TeacherError::Model { teacher: self.options.name.clone(), source: Box::new(source) };
         let parts = self.network.map_shards(&batch, |masked, hidden| {
             let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
             let mut scratch = spare().pop().unwrap_or_default();
-            let labels = label_rows(&self.decoder, hidden, &gold_ids[masked], top_k, &mut scratch);
+            let samples = self.options.tail.map_or(0, |tail| tail.samples);
+            let uniforms = uniforms.as_deref().map(|uniforms| &uniforms[masked.clone()]);
+            let tail = uniforms.map(|uniforms| Tail { samples, uniforms });
+            let labels = label_rows(&self.decoder, hidden, &gold_ids[masked], top_k, tail, &mut scratch);
             spare().push(scratch);
             labels
         });
@@ -104,6 +120,18 @@ impl Runner {
             all.gold_logits.extend(part.gold_logits);
         }
         Ok(split(&all, copies))
+    }
+
+    /// A uniform number for each masked position: a function of seed, teacher, the copy's tokens (masks in) and the position, so that a label
+    /// depends on the copy alone, in whichever batch it is. A copy that says the same at another place has the same draws.
+    fn uniforms(&self, seed: u64, copies: &[&MaskedCopy]) -> Vec<f64> {
+        let mut uniforms = Vec::new();
+        for copy in copies {
+            let tokens: Vec<u8> = copy.token_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+            let stream = Philox::new(seed, "tail", &[self.options.name.as_bytes(), &tokens]);
+            uniforms.extend(copy.masked_positions.iter().map(|position| stream.uniform(u64::from(*position), 0)));
+        }
+        uniforms
     }
 }
 

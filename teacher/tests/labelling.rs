@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use store::stage::StageControl;
 use store::{BatchPlan, Entry, Group, MaskedCopy, Payload, Record, SequenceNumber, SourceCursor, Span};
-use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions, TeacherError, TeacherWatch};
+use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions, TailOptions, TeacherError, TeacherWatch};
 
 const TEACHERS: [&str; 2] = ["demo-en", "demo-en-de"];
 
@@ -19,9 +19,13 @@ fn runner(index: usize) -> Runner {
 }
 
 fn load(index: usize, top_k: usize) -> Result<Runner, TeacherError> {
+    load_with(index, top_k, None)
+}
+
+fn load_with(index: usize, top_k: usize, tail: Option<TailOptions>) -> Result<Runner, TeacherError> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemon/demo/teachers").join(TEACHERS[index]);
     let tokenizer = Tokenizer::load(&path).unwrap();
-    let options = RunnerOptions { name: TEACHERS[index].to_owned(), index: index as u16, top_k };
+    let options = RunnerOptions { name: TEACHERS[index].to_owned(), index: index as u16, top_k, tail };
     Runner::load(&path, &tokenizer, options)
 }
 
@@ -167,4 +171,29 @@ fn a_batch_composition_matters_little_and_its_order_not_at_all() {
 fn more_labels_than_words_is_an_error_that_says_so() {
     let error = load(0, 5000).unwrap_err().to_string();
     assert!(error.contains("demo-en") && error.contains("4000") && error.contains("store.top_k"), "{error}");
+}
+
+#[test]
+fn tails_are_drawn_by_seed_teacher_copy_and_position_alone() {
+    let with = |seed| load_with(0, 8, Some(TailOptions { samples: 4, seed })).unwrap();
+    let (sampled, best) = (with(1), runner(0));
+    let copies: Vec<MaskedCopy> = (0..5).map(|seed| copy(0, 20 + seed as usize, seed)).collect();
+    let label = |runner: &Runner, copies: &[&MaskedCopy]| runner.label(copies).unwrap();
+    let all: Vec<&MaskedCopy> = copies.iter().collect();
+    let (together, without) = (label(&sampled, &all), label(&best, &all));
+    assert_eq!(together, label(&sampled, &all));
+    let ids = |labels: &[store::Label]| labels.iter().map(|label| label.top_ids.clone()).collect::<Vec<_>>();
+    assert_ne!(ids(&together), ids(&label(&with(2), &all)), "another seed");
+    for (number, (label_of, best)) in together.iter().zip(&without).enumerate() {
+        // Alone and in another order: rounding may differ, what is drawn does not.
+        let alone = label(&sampled, &[&copies[number]]).remove(0);
+        assert_eq!(alone.top_ids, label_of.top_ids, "copy {number}");
+        assert_eq!(label_of.head(4), best.head(4), "the head is the teacher's own");
+        assert_eq!((&label_of.log_sum_exp, &label_of.gold_logits), (&best.log_sum_exp, &best.gold_logits));
+        assert_ne!(label_of.top_ids, best.top_ids, "something is drawn");
+        for (logits, sum) in label_of.top_logits.chunks(8).zip(&label_of.log_sum_exp) {
+            let mass: f64 = logits.iter().map(|logit| f64::from(logit - sum).exp()).sum();
+            assert!((mass - 1.0).abs() < 1e-5, "copy {number}: {mass}");
+        }
+    }
 }

@@ -56,6 +56,28 @@ fn exact_labels_are_those_of_the_teacher() {
     assert!(text(&output.stdout).contains("2 records, 4 positions"), "{}", text(&output.stdout));
 }
 
+/// Of a sampled tail the exact head is held against the teacher; what was drawn stands for others, and says nothing of itself.
+#[test]
+fn of_a_sampled_tail_the_head_is_compared() {
+    let log = |at: usize| {
+        let mut entries = entries().to_vec();
+        for copy in entries.iter_mut().flat_map(copies_of) {
+            if let Some(label) = &mut copy.label {
+                label.top_logits.iter_mut().skip(at).step_by(TOP_K).for_each(|logit| *logit += 3.0);
+            }
+        }
+        let mut identity = identity();
+        identity.settings.insert(store::TAIL_SAMPLES_KEY.to_owned(), "2".to_owned());
+        Scene::with(Precision::Exact, &identity, entries)
+    };
+    let output = audit(&log(3), "demo-en-de", &["--json"]);
+    expect(&output, 0, &[]);
+    let report = report(&output);
+    assert_eq!(number(&report, "/entries"), 2.0 * number(&report, "/positions"));
+    assert_eq!((number(&report, "/id_sets_differ"), &report["within_bounds"]), (0.0, &Value::Bool(true)));
+    expect(&audit(&log(1), "demo-en-de", &[]), 65, &["differ by more than"]);
+}
+
 #[test]
 fn a_seed_draws_the_same_records_again() {
     let scene = Scene::new(Precision::Compact);

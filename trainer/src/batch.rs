@@ -4,8 +4,9 @@
 //! the batch's loss is the weighted sum over all positions of all micro-batches: how the batch was cut does not matter.
 
 use crate::loss::Targets;
-use crate::options::{KdTarget, LossNorm};
-use crate::training_copy::{Distribution, TrainingCopy};
+use crate::options::LossNorm;
+use crate::target::Target;
+use crate::training_copy::TrainingCopy;
 use model::PackedBatch;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -51,15 +52,10 @@ pub struct MicroBatch {
 }
 
 impl Batch {
-    /// A batch of `copies`, to be distilled from what `kd_target` says. A copy longer than `micro_batch_tokens` makes a
+    /// A batch of `copies`, to be distilled from `target`. A copy longer than `micro_batch_tokens` makes a
     /// micro-batch of its own.
     #[must_use]
-    pub fn new(
-        mut copies: Vec<TrainingCopy>,
-        kd_target: KdTarget,
-        loss_norm: LossNorm,
-        micro_batch_tokens: usize,
-    ) -> Self {
+    pub fn new(mut copies: Vec<TrainingCopy>, target: Target, loss_norm: LossNorm, micro_batch_tokens: usize) -> Self {
         let mut sequences: Vec<SequenceNumber> = copies.iter().map(|copy| copy.sequence).collect();
         sequences.sort_unstable();
         sequences.dedup();
@@ -71,7 +67,7 @@ impl Batch {
         let weights = position_weights(&copies, loss_norm);
         let members: Vec<(&TrainingCopy, f32)> = copies.iter().zip(weights).collect();
         let micro_batches: Vec<MicroBatch> =
-            parts.into_iter().map(|part| MicroBatch::new(&members[part], kd_target)).collect();
+            parts.into_iter().map(|part| MicroBatch::new(&members[part], target)).collect();
         Self {
             sequences,
             languages,
@@ -99,18 +95,18 @@ impl MicroBatch {
     }
 
     /// Packs copies with the weight of each one's positions.
-    pub(crate) fn new(members: &[(&TrainingCopy, f32)], kd_target: KdTarget) -> Self {
+    pub(crate) fn new(members: &[(&TrainingCopy, f32)], target: Target) -> Self {
         let labels = members.iter().filter_map(|(copy, _)| copy.copy.label.as_ref());
-        let gold = usize::from(kd_target == KdTarget::GoldResidual);
+        let gold = usize::from(target.uses_gold());
         let top_k = labels.map(|label| label.top_k + gold).max().unwrap_or(0);
         let mut part = Self { top_k, ..Self::default() };
         for (copy, weight) in members {
-            part.push(&copy.copy, *weight, kd_target);
+            part.push(&copy.copy, *weight, target);
         }
         part
     }
 
-    fn push(&mut self, copy: &MaskedCopy, weight: f32, kd_target: KdTarget) {
+    fn push(&mut self, copy: &MaskedCopy, weight: f32, target: Target) {
         let first_row = self.packed.token_ids.len() as u32;
         self.packed.token_ids.extend_from_slice(&copy.token_ids);
         self.packed.lengths.push(copy.token_ids.len());
@@ -120,25 +116,23 @@ impl MicroBatch {
         self.weights.extend(std::iter::repeat_n(weight, masked));
         self.has_teacher.extend(std::iter::repeat_n(copy.label.is_some(), masked));
         match &copy.label {
-            Some(label) => self.push_label(label, &copy.gold_ids, kd_target),
+            Some(label) => self.push_label(label, &copy.gold_ids, target),
             None => self.fill_entries(self.gold_ids.len()),
         }
     }
 
-    fn push_label(&mut self, label: &Label, gold_ids: &[u32], kd_target: KdTarget) {
-        let distribution = Distribution::of(label, kd_target);
-        for (position, (gold, tail_mass)) in gold_ids.iter().zip(distribution.tail_masses).enumerate() {
+    fn push_label(&mut self, label: &Label, gold_ids: &[u32], target: Target) {
+        let distribution = target.distribution(label);
+        let rests = distribution.tail_masses.iter().zip(&distribution.gold_masses);
+        for (position, (gold, (tail_mass, gold_mass))) in gold_ids.iter().zip(rests).enumerate() {
             let entries = position * label.top_k..(position + 1) * label.top_k;
             self.top_ids.extend_from_slice(&label.top_ids[entries.clone()]);
             self.probabilities.extend_from_slice(&distribution.probabilities[entries]);
-            let left = if kd_target == KdTarget::GoldResidual {
+            if target.uses_gold() {
                 self.top_ids.push(*gold);
-                self.probabilities.push(tail_mass);
-                0.0
-            } else {
-                tail_mass
-            };
-            self.tail_masses.push(left);
+                self.probabilities.push(*gold_mass);
+            }
+            self.tail_masses.push(*tail_mass);
             // A teacher with fewer tokens than k gives fewer entries; the rest counts nothing.
             self.fill_entries(self.tail_masses.len());
         }
@@ -199,6 +193,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::options::KdTarget;
     use crate::records::memory::copy;
 
     fn training_copy(sequence: u64, language: &str, weight: f64, copy: MaskedCopy) -> TrainingCopy {
@@ -227,7 +222,7 @@ mod tests {
             .enumerate()
             .map(|(at, length)| training_copy(at as u64 / 2, "en", 1.0, copy(0, *length, 10 * at as u32, Some(1.0))))
             .collect();
-        let batch = Batch::new(copies, KdTarget::Renormalised, LossNorm::Batch, 10);
+        let batch = Batch::new(copies, KdTarget::Renormalised.into(), LossNorm::Batch, 10);
         let parts: Vec<_> = batch.micro_batches.iter().map(|part| part.packed.lengths.clone()).collect();
         assert_eq!(parts, [vec![3, 3, 4], vec![5], vec![9], vec![12]]);
         assert_eq!((batch.copies, batch.tokens, batch.masked_positions), (6, 36, 6));
@@ -247,12 +242,12 @@ mod tests {
         let label = narrow.label.as_mut().unwrap();
         (label.top_k, label.top_ids, label.top_logits) = (1, vec![7], vec![0.0]);
         let copies = [copy(0, 4, 1, None), copy(1, 4, 3, Some(1.0)), narrow].map(|c| training_copy(0, "en", 1.0, c));
-        let batch = Batch::new(copies.to_vec(), KdTarget::Renormalised, LossNorm::Batch, 100);
+        let batch = Batch::new(copies.to_vec(), KdTarget::Renormalised.into(), LossNorm::Batch, 100);
         let part = &batch.micro_batches[0];
         assert_eq!(part.has_teacher, [false, true, true]);
         assert_eq!(part.probabilities, [0.0, 0.0, 0.5, 0.5, 1.0, 0.0]);
         assert_eq!(part.top_ids[2..5], [3, 4, 7]);
-        let gold_alone = Batch::new(vec![copies[0].clone()], KdTarget::GoldResidual, LossNorm::Batch, 100);
+        let gold_alone = Batch::new(vec![copies[0].clone()], KdTarget::GoldResidual.into(), LossNorm::Batch, 100);
         assert_eq!((gold_alone.micro_batches[0].top_k, gold_alone.micro_batches[0].top_ids.len()), (0, 0));
     }
 
@@ -275,7 +270,7 @@ mod tests {
                 [0.0; 3],
             ),
         ] {
-            let batch = Batch::new(copies.to_vec(), kd_target, LossNorm::Batch, 100);
+            let batch = Batch::new(copies.to_vec(), kd_target.into(), LossNorm::Batch, 100);
             let part = &batch.micro_batches[0];
             assert_eq!((part.top_k, &part.top_ids), (ids.len() / 3, &ids), "{kd_target:?}");
             let pairs = part.probabilities.iter().zip(&probabilities).chain(part.tail_masses.iter().zip(&tails));
@@ -303,7 +298,7 @@ mod tests {
             }
             // However the batch is cut.
             for micro_batch_tokens in [1, 12, 100] {
-                let batch = Batch::new(copies.to_vec(), KdTarget::Ghost, loss_norm, micro_batch_tokens);
+                let batch = Batch::new(copies.to_vec(), KdTarget::Ghost.into(), loss_norm, micro_batch_tokens);
                 let parts = batch.micro_batches.iter().flat_map(|part| &part.weights);
                 assert!((parts.sum::<f32>() - total).abs() < 1e-6);
             }

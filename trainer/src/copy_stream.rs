@@ -12,10 +12,11 @@
 use crate::batch::Batch;
 use crate::error::TrainerError;
 use crate::journal::{Journal, JournalEntry, WindowEntry};
-use crate::options::{KdTarget, LossNorm, TrainOptions};
+use crate::options::{LossNorm, TrainOptions};
 use crate::records::Records;
 use crate::sampler::{Draw, Example, Sampler, SamplerOptions, SamplerState, Short, View, Window};
 use crate::settings::Settings;
+use crate::target::TargetSchedule;
 use crate::training_copy::{CopyMaker, CopyOptions, TrainingCopy};
 use crate::vocabulary::Vocabulary;
 use model::random::Philox;
@@ -40,8 +41,8 @@ pub struct StreamOptions {
     pub batch_examples: usize,
     /// Tokens of a micro-batch.
     pub micro_batch_tokens: usize,
-    /// What the student is distilled from.
-    pub kd_target: KdTarget,
+    /// What the student is distilled from, by step.
+    pub targets: TargetSchedule,
     /// What the sum of the losses is divided by.
     pub loss_norm: LossNorm,
 }
@@ -132,25 +133,30 @@ impl CopyStream {
     pub(crate) fn set_batches(&mut self, train: &TrainOptions) {
         self.options.batch_examples = train.batch_examples;
         self.options.micro_batch_tokens = train.micro_batch_tokens;
-        self.options.kd_target = train.kd_target;
+        self.options.targets = TargetSchedule::of(train);
         self.options.loss_norm = train.loss_norm;
         self.options.copies.copy_weight = train.copy_weight;
         self.maker.set_options(self.options.copies);
     }
 
-    /// The next batch.
+    /// The next batch, which is that of step `step`, counted from 0.
     ///
     /// # Errors
     /// When log or journal cannot be read or written, contradict each other, or hold something unusable.
-    pub fn next_batch(&mut self, records: &dyn Records, journal: &mut Journal) -> Result<Next, TrainerError> {
+    pub fn next_batch(
+        &mut self,
+        step: u64,
+        records: &dyn Records,
+        journal: &mut Journal,
+    ) -> Result<Next, TrainerError> {
         let next = self.next_copies(records, journal)?;
-        Ok(next.map(|copies| self.batch(copies)))
+        Ok(next.map(|copies| self.batch(step, copies)))
     }
 
-    /// A batch of `copies`, as the stream makes it.
-    pub(crate) fn batch(&self, copies: Vec<TrainingCopy>) -> Batch {
-        let StreamOptions { kd_target, loss_norm, micro_batch_tokens, .. } = self.options;
-        Batch::new(copies, kd_target, loss_norm, micro_batch_tokens)
+    /// The batch of step `step` from its `copies`.
+    pub(crate) fn batch(&self, step: u64, copies: Vec<TrainingCopy>) -> Batch {
+        let StreamOptions { targets, loss_norm, micro_batch_tokens, .. } = self.options;
+        Batch::new(copies, targets.at(step), loss_norm, micro_batch_tokens)
     }
 
     /// The copies of the next batch.

@@ -74,7 +74,7 @@ fn options(copies: Copies) -> StreamOptions {
         labels: Vec::new(),
         batch_examples: 10,
         micro_batch_tokens: 20,
-        kd_target: KdTarget::Renormalised,
+        targets: TargetSchedule::of(&TrainOptions::default()),
         loss_norm: LossNorm::Batch,
     }
 }
@@ -118,7 +118,7 @@ fn records_of(batch: &Batch) -> Vec<u64> {
 
 fn read_all(log: &dyn Records, options: &StreamOptions, run: &mut Run, count: usize) -> Vec<Batch> {
     let mut stream = Run::stream(options, StreamState::default());
-    (0..count).map(|_| batch(stream.next_batch(log, &mut run.journal).unwrap())).collect()
+    (0..count).map(|_| batch(stream.next_batch(0, log, &mut run.journal).unwrap())).collect()
 }
 
 #[test]
@@ -129,10 +129,10 @@ fn all_copies_of_all_examples_come_once_a_pass() {
         options.sampler.max_passes = 1;
         let (mut run, mut stream) = (Run::new(), Run::stream(&options, StreamState::default()));
         let mut batches = Vec::new();
-        while let Next::Batch(batch) = stream.next_batch(&log, &mut run.journal).unwrap() {
+        while let Next::Batch(batch) = stream.next_batch(0, &log, &mut run.journal).unwrap() {
             batches.push(batch);
         }
-        assert!(matches!(stream.next_batch(&log, &mut run.journal).unwrap(), Next::End));
+        assert!(matches!(stream.next_batch(0, &log, &mut run.journal).unwrap(), Next::End));
         assert_eq!(batches.len(), expected / 10);
         assert!(batches.iter().all(|batch| batch.copies == 10), "batches cross windows");
         let read: Vec<u64> = batches.iter().flat_map(records_of).collect();
@@ -153,11 +153,11 @@ fn a_smaller_last_batch() {
     let mut options = options(Copies::Best);
     (options.sampler.max_passes, options.batch_examples) = (1, 50);
     let (mut run, mut stream) = (Run::new(), Run::stream(&options, StreamState::default()));
-    assert_eq!(batch(stream.next_batch(&log, &mut run.journal).unwrap()).copies, 50);
-    assert_eq!(batch(stream.next_batch(&log, &mut run.journal).unwrap()).copies, 10);
-    assert!(matches!(stream.next_batch(&log, &mut run.journal).unwrap(), Next::End));
+    assert_eq!(batch(stream.next_batch(0, &log, &mut run.journal).unwrap()).copies, 50);
+    assert_eq!(batch(stream.next_batch(0, &log, &mut run.journal).unwrap()).copies, 10);
+    assert!(matches!(stream.next_batch(0, &log, &mut run.journal).unwrap(), Next::End));
     let mut resumed = Run::stream(&options, stream.state().clone());
-    assert!(matches!(resumed.next_batch(&log, &mut run.journal).unwrap(), Next::End));
+    assert!(matches!(resumed.next_batch(0, &log, &mut run.journal).unwrap(), Next::End));
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn resuming_after_any_batch_gives_the_same_batches() {
         let journal_bytes = std::fs::read(&run.path).unwrap();
         let mut stream = Run::stream(&options, StreamState::default());
         for (index, expected) in reference.iter().enumerate() {
-            assert_eq!(batch(stream.next_batch(&log, &mut run.journal).unwrap()), *expected, "batch {index}");
+            assert_eq!(batch(stream.next_batch(0, &log, &mut run.journal).unwrap()), *expected, "batch {index}");
             let state = serde_json::from_str(&serde_json::to_string(stream.state()).unwrap()).unwrap();
             stream = Run::stream(&options, state);
             assert!(run.journal.last_window().unwrap() + 1 >= stream.state().windows_used());
@@ -190,7 +190,7 @@ fn waiting_loses_nothing() {
         log.show(shown);
         while batches.len() < reference.len() {
             let before = stream.state().clone();
-            match stream.next_batch(&log, &mut run.journal).unwrap() {
+            match stream.next_batch(0, &log, &mut run.journal).unwrap() {
                 Next::Batch(batch) => batches.push(batch),
                 Next::Short(_) => {
                     assert_eq!(*stream.state(), before, "a batch half gathered is no place to resume from");
@@ -220,7 +220,7 @@ fn a_resumed_window_sees_the_log_as_it_was() {
     assert_eq!(read_all(&log, &options, &mut run, 1), early, "the journal says where the log ended");
     assert_ne!(read_all(&log, &options, &mut Run::new(), 1), early);
     log.show(5);
-    let error = Run::stream(&options, StreamState::default()).next_batch(&log, &mut run.journal).unwrap_err();
+    let error = Run::stream(&options, StreamState::default()).next_batch(0, &log, &mut run.journal).unwrap_err();
     assert!(matches!(error, TrainerError::LogBehind { durable: 5, needed: 12, .. }), "{error}");
 }
 
@@ -240,7 +240,7 @@ fn a_log_on_disk_gives_the_same_batches() {
         writer.append(block).unwrap();
         writer.sync().unwrap();
         while batches.len() < reference.len()
-            && let Next::Batch(batch) = stream.next_batch(&reader, &mut run.journal).unwrap()
+            && let Next::Batch(batch) = stream.next_batch(0, &reader, &mut run.journal).unwrap()
         {
             batches.push(batch);
         }
@@ -260,7 +260,7 @@ fn examples_left_out_move_no_other() {
     let mut run = Run::new();
     let mut stream = Run::stream(&options, StreamState { left_out: left_out.into(), ..StreamState::default() });
     let mut sequences = Vec::new();
-    while let Next::Batch(batch) = stream.next_batch(&log, &mut run.journal).unwrap() {
+    while let Next::Batch(batch) = stream.next_batch(0, &log, &mut run.journal).unwrap() {
         sequences.extend(batch.sequences.clone());
         stream = Run::stream(&options, stream.state().clone());
     }
@@ -271,14 +271,14 @@ fn examples_left_out_move_no_other() {
     let everything = (0..RECORDS).map(SequenceNumber).collect();
     options.sampler.max_passes = 0;
     let mut stream = Run::stream(&options, StreamState { left_out: everything, ..StreamState::default() });
-    let error = stream.next_batch(&log, &mut Run::new().journal).unwrap_err().to_string();
+    let error = stream.next_batch(0, &log, &mut Run::new().journal).unwrap_err().to_string();
     assert!(error.contains("60 examples are left out"), "{error}");
 }
 
 #[test]
 fn a_state_of_other_settings_is_refused() {
     let state = StreamState { copies_taken: 99, ..StreamState::default() };
-    let error = Run::stream(&options(Copies::All), state).next_batch(&log(), &mut Run::new().journal).unwrap_err();
+    let error = Run::stream(&options(Copies::All), state).next_batch(0, &log(), &mut Run::new().journal).unwrap_err();
     assert!(error.to_string().contains("99 copies of window 0"), "{error}");
 }
 
@@ -307,7 +307,7 @@ fn known_windows_are_formed_again_after_inputs_were_added() {
     // The next window waits for the new sources.
     let mut stream = Run::stream(&more, StreamState::default());
     let short = loop {
-        match stream.next_batch(&log, &mut run.journal).unwrap() {
+        match stream.next_batch(0, &log, &mut run.journal).unwrap() {
             Next::Batch(_) => {}
             Next::Short(short) => break short,
             Next::End => panic!("the new input is open"),
@@ -342,16 +342,16 @@ fn a_window_whose_records_were_removed_is_not_formed_again() {
     let options = options(Copies::All);
     let mut run = Run::new();
     let mut stream = Run::stream(&options, StreamState::default());
-    let reference: Vec<Batch> = (0..6).map(|_| batch(stream.next_batch(&log, &mut run.journal).unwrap())).collect();
+    let reference: Vec<Batch> = (0..6).map(|_| batch(stream.next_batch(0, &log, &mut run.journal).unwrap())).collect();
     let window = stream.state().sampler.window;
     let oldest = run.journal.oldest(window).unwrap();
     assert!(oldest > run.journal.oldest(0).unwrap());
     let mut from_here = Run::stream(&options, stream.state().clone());
-    let next = batch(stream.next_batch(&log, &mut run.journal).unwrap());
+    let next = batch(stream.next_batch(0, &log, &mut run.journal).unwrap());
     log.remove_below(oldest.0);
-    assert_eq!(batch(from_here.next_batch(&log, &mut run.journal).unwrap()), next, "it needs nothing older");
+    assert_eq!(batch(from_here.next_batch(0, &log, &mut run.journal).unwrap()), next, "it needs nothing older");
     let mut from_start = Run::stream(&options, StreamState::default());
-    let error = from_start.next_batch(&log, &mut run.journal).unwrap_err();
+    let error = from_start.next_batch(0, &log, &mut run.journal).unwrap_err();
     assert!(matches!(error, TrainerError::Store(StoreError::Removed { .. })), "{error}");
     assert_eq!(reference.len(), 6);
 }

@@ -2,13 +2,15 @@
 
 use crate::TrainerError;
 use crate::inputs::Inputs;
-use crate::schedule::Schedule;
+use crate::schedule::{LambdaSchedule, Schedule};
 use crate::state_folder::held_out_path;
+use crate::target::LaterTarget;
 use crate::turns::Turns;
 use model::{Architecture, Configuration, RolePool, Tokenizer};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
+use store::Identity;
 
 /// What a [`crate::trainer::Trainer`] is made from.
 #[derive(Clone)]
@@ -54,6 +56,18 @@ impl TrainerOptions {
         if train.schedule == Schedule::Linear && train.steps.is_none() {
             let message = "`train.steps` is missing, and the linear schedule ends with it; set it, or train without end \
                            by schedule = \"trunk\"";
+            return Err(TrainerError::Configuration(message.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Checks what depends on the log that is trained from.
+    pub(crate) fn check_log(&self, log: &Identity) -> Result<(), TrainerError> {
+        let later = self.train.kd_target_later.map(|later| later.kd_temperature);
+        let tempers = [Some(self.train.kd_temperature), later].into_iter().flatten().any(|one| one != 1.0);
+        if log.tail_samples() > 0 && tempers {
+            let message = "the labels of the log have sampled tails (store.tail_samples), whose entries are weights and \
+                           cannot be tempered: set train.kd_temperature and kd_temperature_later to 1";
             return Err(TrainerError::Configuration(message.to_owned()));
         }
         Ok(())
@@ -180,6 +194,9 @@ pub struct TrainOptions {
     pub lambda_start: f64,
     /// λ at the last step, of the run or of a release.
     pub lambda_end: f64,
+    /// λ's way between its ends, those of a trunk and of a release too.
+    #[serde(skip_serializing_if = "LambdaSchedule::is_linear")]
+    pub lambda_schedule: LambdaSchedule,
     /// Which of an example's copies are trained on.
     pub copies: Copies,
     /// How the best copy is told (`copies = "best"`).
@@ -188,6 +205,12 @@ pub struct TrainOptions {
     pub copy_weight: CopyWeight,
     /// The distribution that the student is distilled from.
     pub kd_target: KdTarget,
+    /// The teacher's temperature in it; the student's is 1.
+    #[serde(skip_serializing_if = "is_one")]
+    pub kd_temperature: f64,
+    /// What takes its place later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kd_target_later: Option<LaterTarget>,
     /// What the sum of the losses is divided by.
     pub loss_norm: LossNorm,
     /// Examples of a window: the sampler draws and shuffles this many at a time.
@@ -200,6 +223,11 @@ pub struct TrainOptions {
     pub checkpoint_every_steps: u64,
     /// Newest checkpoints that are kept.
     pub keep_checkpoints: usize,
+}
+
+/// Whether a setting that is 1 by default is so.
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
 }
 
 /// Which of an example's copies are trained on.
@@ -309,10 +337,13 @@ impl Default for TrainOptions {
             clip_norm: 1.0,
             lambda_start: 1.0,
             lambda_end: 0.0,
+            lambda_schedule: LambdaSchedule::Linear,
             copies: Copies::All,
             best_by: BestBy::Position,
             copy_weight: CopyWeight::Equal,
             kd_target: KdTarget::Renormalised,
+            kd_temperature: 1.0,
+            kd_target_later: None,
             loss_norm: LossNorm::Batch,
             shuffle_examples: 4096,
             max_passes: 0,

@@ -11,6 +11,7 @@ use crate::options::TrainerOptions;
 use crate::sampler::SamplerOptions;
 use crate::state_folder::checkpoints_path;
 use crate::student::Student;
+use crate::target::TargetSchedule;
 use crate::training_copy::CopyOptions;
 use crate::vocabulary::{SPECIAL, Vocabulary};
 use candle_core::Device;
@@ -111,7 +112,7 @@ pub(crate) fn stream_of(
         labels,
         batch_examples: train.batch_examples,
         micro_batch_tokens: train.micro_batch_tokens,
-        kd_target: train.kd_target,
+        targets: TargetSchedule::of(train),
         loss_norm: train.loss_norm,
     };
     CopyStream::new(options.seed, stream, Arc::clone(vocabulary), state.clone())

@@ -2,9 +2,11 @@
 //!
 //! | schedule | learning rate | λ |
 //! | --- | --- | --- |
-//! | [`Schedule::Linear`] | warm-up, then linearly to 0 at `steps` | `lambda_start` → `lambda_end`, linearly over `steps` |
+//! | [`Schedule::Linear`] | warm-up, then linearly to 0 at `steps` | `lambda_start` → `lambda_end` over `steps` |
 //! | [`Schedule::Trunk`] | warm-up, then constant, for ever | `lambda_start` → `lambda_floor` over `lambda_steps`, then constant |
-//! | [`Schedule::CoolDown`] | from the trunk's linearly to 0 | from the trunk's linearly to `lambda_end` |
+//! | [`Schedule::CoolDown`] | from the trunk's linearly to 0 | from the trunk's to `lambda_end` |
+//!
+//! How λ gets from one end to the other is a [`LambdaSchedule`]: linearly unless something else is asked for.
 //!
 //! A trunk has no end that it must be told beforehand; what it has learned is brought to its best by a cool-down, which is
 //! made beside it as often as one likes. The floor of λ is above 0, so that a teacher that comes late still teaches.
@@ -29,6 +31,39 @@ pub enum Schedule {
     CoolDown(CoolDown),
 }
 
+/// The form of λ's way from its first value to its last: teacher annealing (the paper names no form). A place on the way is a share x of
+/// it, 0 at the first step and 1 at the last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LambdaSchedule {
+    /// first + (last − first) · x.
+    #[default]
+    Linear,
+    /// last + (first − last) · (1 + cos πx) / 2: slow at both ends (Loshchilov & Hutter 2017).
+    Cosine,
+    /// The first value up to a place, the last one from there on.
+    Step {
+        /// x of that place.
+        at: f64,
+    },
+}
+
+impl LambdaSchedule {
+    /// Whether λ goes linearly, as it does by default.
+    pub(crate) fn is_linear(&self) -> bool {
+        *self == Self::Linear
+    }
+
+    /// How much of the way from the first value to the last is gone at `x`.
+    fn gone(self, x: f64) -> f64 {
+        match self {
+            Self::Linear => x,
+            Self::Cosine => 0.5 - 0.5 * libm::cos(std::f64::consts::PI * x),
+            Self::Step { at } => f64::from(u8::from(x >= at)),
+        }
+    }
+}
+
 /// A branch from a checkpoint, in which the learning rate goes to 0.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CoolDown {
@@ -42,6 +77,9 @@ pub struct CoolDown {
     pub lambda_start: f64,
     /// λ of its last step.
     pub lambda_end: f64,
+    /// λ's way between them.
+    #[serde(default, skip_serializing_if = "LambdaSchedule::is_linear")]
+    pub lambda_schedule: LambdaSchedule,
 }
 
 /// Learning rate and λ of one step.
@@ -56,20 +94,20 @@ pub struct Rates {
 /// The rates of step `step` of the run, counted from 0.
 #[must_use]
 pub fn rates(step: u64, options: &TrainOptions) -> Rates {
-    let TrainOptions { learning_rate: peak, warmup_steps, lambda_start, lambda_end, .. } = *options;
+    let TrainOptions { learning_rate: peak, warmup_steps, lambda_start, lambda_end, lambda_schedule, .. } = *options;
     match options.schedule {
         Schedule::Linear => {
             // Options without an end are refused before.
             let steps = options.steps.unwrap_or(u64::MAX);
             Rates {
                 learning_rate: learning_rate(step, peak, warmup_steps, steps),
-                lambda: lambda(step, lambda_start, lambda_end, steps),
+                lambda: lambda(step, (lambda_start, lambda_end), lambda_schedule, steps),
             }
         }
         Schedule::Trunk { lambda_steps, lambda_floor } => Rates {
             learning_rate: warm_up(step, peak, warmup_steps).unwrap_or(peak),
             lambda: if step < lambda_steps {
-                lambda(step, lambda_start, lambda_floor, lambda_steps.saturating_add(1))
+                lambda(step, (lambda_start, lambda_floor), lambda_schedule, lambda_steps.saturating_add(1))
             } else {
                 lambda_floor
             },
@@ -78,7 +116,7 @@ pub fn rates(step: u64, options: &TrainOptions) -> Rates {
             let step = step.saturating_sub(branch.from_step);
             Rates {
                 learning_rate: learning_rate(step, branch.learning_rate, 0, branch.steps),
-                lambda: lambda(step, branch.lambda_start, branch.lambda_end, branch.steps),
+                lambda: lambda(step, (branch.lambda_start, branch.lambda_end), branch.lambda_schedule, branch.steps),
             }
         }
     }
@@ -101,15 +139,15 @@ pub fn learning_rate(step: u64, peak: f64, warmup_steps: u64, steps: u64) -> f64
 }
 
 /// λ of a step, the weight of distillation against gold labels: from `start` at the first step to `end` at the
-/// last one, linearly (teacher annealing; the paper names no schedule).
+/// last one.
 #[must_use]
-pub fn lambda(step: u64, start: f64, end: f64, steps: u64) -> f64 {
+pub fn lambda(step: u64, (start, end): (f64, f64), schedule: LambdaSchedule, steps: u64) -> f64 {
     let last = steps.saturating_sub(1);
     if last == 0 {
         return start;
     }
     let share = step.min(last) as f64 / last as f64;
-    start + (end - start) * share
+    start + (end - start) * schedule.gone(share)
 }
 
 #[cfg(test)]
@@ -141,6 +179,7 @@ mod tests {
 
     #[test]
     fn lambda_goes_from_start_to_end() {
+        use LambdaSchedule::{Cosine, Linear, Step};
         for (step, start, end, steps, expected) in [
             (0, 1.0, 0.0, 1001, 1.0),
             (250, 1.0, 0.0, 1001, 0.75),
@@ -151,8 +190,26 @@ mod tests {
             (0, 1.0, 0.0, 1, 1.0),
             (0, 1.0, 0.0, 0, 1.0),
         ] {
-            let value = lambda(step, start, end, steps);
+            let value = lambda(step, (start, end), Linear, steps);
             assert!((value - expected).abs() < 1e-12, "step {step}: {value}, not {expected}");
+        }
+        let quarter = (1.0 + 0.5_f64.sqrt()) / 2.0;
+        for (schedule, expected) in [
+            (Linear, [1.0, 0.75, 0.5, 0.25, 0.0]),
+            (Cosine, [1.0, quarter, 0.5, 1.0 - quarter, 0.0]),
+            (Step { at: 0.0 }, [0.0; 5]),
+            (Step { at: 0.25 }, [1.0, 0.0, 0.0, 0.0, 0.0]),
+            (Step { at: 0.6 }, [1.0, 1.0, 1.0, 0.0, 0.0]),
+            (Step { at: 1.0 }, [1.0, 1.0, 1.0, 1.0, 0.0]),
+        ] {
+            for (step, expected) in [0, 25, 50, 75, 100].into_iter().zip(expected) {
+                for (start, end) in [(1.0, 0.0), (0.25, 0.75)] {
+                    let value = lambda(step, (start, end), schedule, 101);
+                    let expected = end + (start - end) * expected;
+                    assert!((value - expected).abs() < 1e-12, "{schedule:?}, step {step}: {value}, not {expected}");
+                }
+                assert_eq!(lambda(step, (0.5, 0.0), schedule, 1), 0.5);
+            }
         }
     }
 
@@ -193,8 +250,18 @@ mod tests {
             learning_rate: from_trunk.learning_rate,
             lambda_start: from_trunk.lambda,
             lambda_end: 0.0,
+            lambda_schedule: LambdaSchedule::Linear,
         };
         let branch = TrainOptions { schedule: Schedule::CoolDown(cool_down), ..linear };
         check(&branch, &[(5, 1.0, 0.75), (6, 0.75, 0.5), (7, 0.5, 0.25), (8, 0.25, 0.0), (9, 0.0, 0.0)]);
+        let at_half = LambdaSchedule::Step { at: 0.5 };
+        check(
+            &TrainOptions { lambda_schedule: at_half, ..trunk(10) },
+            &[(4, 1.0, 1.0), (5, 1.0, 0.5), (10, 1.0, 0.5), (11, 1.0, 0.5), (u64::MAX, 1.0, 0.5)],
+        );
+        // A release keeps the form with which it began.
+        let cool_down = CoolDown { lambda_schedule: at_half, ..cool_down };
+        let branch = TrainOptions { schedule: Schedule::CoolDown(cool_down), ..branch };
+        check(&branch, &[(5, 1.0, 0.75), (6, 0.75, 0.75), (7, 0.5, 0.0), (8, 0.25, 0.0)]);
     }
 }

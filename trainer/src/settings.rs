@@ -65,6 +65,7 @@ impl Settings {
             clip_norm: new.clip_norm,
             lambda_start: new.lambda_start,
             lambda_end: new.lambda_end,
+            lambda_schedule: new.lambda_schedule,
             checkpoint_every_steps: new.checkpoint_every_steps,
             keep_checkpoints: new.keep_checkpoints,
             ..is.clone()

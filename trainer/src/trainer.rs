@@ -113,6 +113,7 @@ impl Trainer {
         registry: &Registry,
     ) -> Result<Self, TrainerError> {
         options.check()?;
+        options.check_log(reader.identity())?;
         if matches!(options.train.schedule, Schedule::Trunk { lambda_floor, .. } if lambda_floor <= 0.0) {
             tracing::warn!("train.lambda_floor is 0: a teacher that is added later teaches nothing but gold labels");
         }
@@ -275,7 +276,7 @@ impl Trainer {
             let inputs = self.options.inputs.get();
             self.needs.hold(&self.reader);
             let (started, window) = (Instant::now(), self.stream.sampler().window);
-            let next = self.stream.next_batch(&self.reader, &mut self.journal)?;
+            let next = self.stream.next_batch(self.state.step, &self.reader, &mut self.journal)?;
             if self.stream.sampler().window > window {
                 self.metrics.has_formed_window(started);
             }

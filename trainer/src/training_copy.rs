@@ -10,7 +10,7 @@
 //! a language whose only teacher stalls keeps its share of the training.
 
 use crate::error::TrainerError;
-use crate::options::{BestBy, Copies, CopyWeight, KdTarget};
+use crate::options::{BestBy, Copies, CopyWeight};
 use crate::vocabulary::{Vocabulary, VocabularyMap};
 use model::random::Philox;
 use std::sync::Arc;
@@ -171,41 +171,6 @@ pub fn map_copy(vocabulary: &Vocabulary, copy: &MaskedCopy) -> Result<MaskedCopy
         gold_ids: map_ids(map, &copy.gold_ids)?,
         label: label.transpose()?,
     })
-}
-
-/// A teacher's distribution at the masked positions of a copy.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Distribution {
-    /// `[masked, k]`: probabilities of the top-k tokens.
-    pub probabilities: Vec<f32>,
-    /// `[masked]`: the mass of all other tokens.
-    pub tail_masses: Vec<f32>,
-}
-
-impl Distribution {
-    /// The distribution that `target` asks for. Renormalised, it is the softmax of the top logits, and nothing is left for
-    /// other tokens; for the other targets these are the true probabilities.
-    #[must_use]
-    pub fn of(label: &Label, target: KdTarget) -> Self {
-        let mut distribution =
-            Self { probabilities: Vec::with_capacity(label.top_logits.len()), tail_masses: Vec::new() };
-        let positions = label.top_logits.chunks(label.top_k.max(1)).zip(&label.log_sum_exp);
-        for (logits, log_sum_exp) in positions {
-            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let powers = logits.iter().map(|logit| libm::exp(f64::from(*logit) - f64::from(largest)));
-            let powers: Vec<f64> = powers.collect();
-            let top: f64 = powers.iter().sum();
-            let all = match target {
-                KdTarget::Renormalised => top,
-                KdTarget::Ghost | KdTarget::GoldResidual => libm::exp(f64::from(*log_sum_exp) - f64::from(largest)),
-            };
-            // Both were rounded when they were stored. Written so that NaN passes.
-            let all = if all < top { top } else { all };
-            distribution.probabilities.extend(powers.iter().map(|power| (power / all) as f32));
-            distribution.tail_masses.push(((all - top) / all) as f32);
-        }
-        distribution
-    }
 }
 
 fn map_ids(map: &VocabularyMap, ids: &[u32]) -> Result<Vec<u32>, String> {

@@ -13,7 +13,8 @@ use std::time::SystemTime;
 use store::log::Retention;
 use trainer::replay::{Part, StepAccount};
 use trainer::{
-    Copies, CopyWeight, KdTarget, LossNorm, Outcome, Replay, ReplayOptions, Trainer, TrainerError, TrainerOptions,
+    Copies, CopyWeight, KdTarget, LambdaSchedule, LaterTarget, LossNorm, Outcome, Replay, ReplayOptions, Trainer,
+    TrainerError, TrainerOptions,
 };
 
 /// Replays a step, with nothing but the state folder and the log.
@@ -108,12 +109,20 @@ fn every_step_is_what_it_was_and_is_accounted_for() {
 #[test]
 fn whatever_a_step_is_made_of_is_accounted_for() {
     let scene = Scene::with_log(&mixture(40));
-    let variants: [fn(&mut TrainerOptions); 5] = [
+    let variants: [fn(&mut TrainerOptions); 6] = [
         |options| (options.train.loss_norm, options.train.copy_weight) = (LossNorm::Language, CopyWeight::Shared),
         |options| (options.train.kd_target, options.train.copies) = (KdTarget::GoldResidual, Copies::Best),
         |options| (options.train.kd_target, options.student.embedding_size) = (KdTarget::Ghost, 4),
         |options| (options.student.dropout, options.student.layers) = (0.0, 2),
         |options| options.train.micro_batch_tokens = 1000,
+        // At steps 2 and 8 the one target and the mixture.
+        |options| {
+            options.train.kd_temperature = 0.5;
+            options.train.lambda_schedule = LambdaSchedule::Cosine;
+            let (kd_target, kd_temperature) = (KdTarget::GoldResidual, 2.0);
+            let later = LaterTarget { kd_target, kd_temperature, from_step: 4, blend_steps: 5 };
+            options.train.kd_target_later = Some(later);
+        },
     ];
     for (number, change) in variants.into_iter().enumerate() {
         let mut options = scene.options(&format!("state-{number}"));

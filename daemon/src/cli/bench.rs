@@ -48,6 +48,9 @@ pub struct LabelWorkArgs {
     /// Stop reading after the document that reaches this many tokens.
     #[arg(long, value_name = "N", default_value_t = 60_000, value_parser = size(1..=1 << 40))]
     pub limit_tokens: usize,
+    /// How many of the labels are drawn from the tail, as `[store] tail_samples` says.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = size(0..=511))]
+    pub tail_samples: usize,
     /// Tokens per forward pass; the default is that of `[queue] batch_tokens`.
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = size(64..=1_048_576))]
     pub batch_tokens: usize,

@@ -266,6 +266,9 @@ impl Configuration {
         if let Some(student) = &self.student {
             student.validate(problems);
             self.train.validate(problems);
+            if self.store.tail_samples > 0 {
+                self.train.validate_sampled_tails(problems);
+            }
             if self.store.max_sequence_length.is_some_and(|length| length > student.max_sequence_length) {
                 let limit = student.max_sequence_length;
                 problems.add("store.max_sequence_length", format!("more than the student takes: {limit}"));

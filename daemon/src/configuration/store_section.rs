@@ -13,6 +13,9 @@ pub struct Store {
     pub path: PathBuf,
     /// Labels kept per masked position, k.
     pub top_k: usize,
+    /// How many of them are drawn from the rest of the vocabulary, so that all together stand for the whole distribution without bias; 0: all
+    /// are the teacher's best.
+    pub tail_samples: usize,
     /// Tokens in an example, [CLS] and [SEP] included; unset: the student's, or as many as the teachers have positions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_sequence_length: Option<usize>,
@@ -38,6 +41,7 @@ impl Store {
         let store = Self {
             path,
             top_k: table.size("top_k", 8, 1..=512),
+            tail_samples: table.size("tail_samples", 0, ..=511),
             max_sequence_length: Some(table.size("max_sequence_length", 0, 16..=8192)).filter(|&length| length > 0),
             precision: table.choice("precision", &[("exact", Precision::Exact), ("compact", Precision::Compact)]),
             keep_text: table.boolean("keep_text", false),
@@ -47,6 +51,16 @@ impl Store {
             retain_bytes: table.integer("retain_bytes", 0, ..),
             retain_hours: table.number("retain_hours", 0.0, 0.0..=1e6),
         };
+        if store.tail_samples >= store.top_k {
+            let message = format!(
+                "{} of top_k = {}: at least one label has to be the teacher's best; lower it, or raise top_k",
+                store.tail_samples, store.top_k
+            );
+            table.problem("tail_samples", message);
+        }
+        if store.tail_samples > 0 && store.precision == Precision::Compact {
+            table.problem("tail_samples", "goes with precision = \"exact\": compact precision would lose the weights");
+        }
         if store.retain_bytes > 0 && store.retain_bytes < store.segment_bytes {
             let message = format!(
                 "{} is less than one segment ({}), and only whole segments are removed; raise it, or lower segment_bytes",

@@ -107,6 +107,56 @@ fn the_target_of_distillation_is_one_of_three() {
 }
 
 #[test]
+fn a_later_target_comes_whole() {
+    let train = |text: &str| {
+        let configuration = Configuration::parse(&format!("{MINIMAL}[train]\n{text}"), Path::new("/etc"));
+        configuration.map(|configuration| configuration.train)
+    };
+    let plain = train("").unwrap();
+    assert_eq!((plain.kd_temperature, plain.later_target().is_some(), plain.kd_temperature_later), (1.0, false, None));
+    assert!(train("kd_target_later = \"none\"").unwrap().later_target().is_none());
+    let text = "kd_temperature = 2\nkd_target_later = \"ghost\"\nkd_target_later_from_step = 7";
+    let later = train(text).unwrap().later_target().unwrap();
+    assert_eq!((later.kd_target, later.kd_temperature, later.from_step, later.blend_steps), ("ghost", 2.0, 7, 0));
+    let text = format!("{text}\nkd_temperature_later = 1\nkd_target_blend_steps = 9");
+    let later = train(&text).unwrap().later_target().unwrap();
+    assert_eq!((later.kd_temperature, later.blend_steps), (1.0, 9));
+    for (text, expected) in [
+        ("kd_target_later = \"ghost\"", "train.kd_target_later_from_step: missing; give"),
+        ("kd_target_later_from_step = 7", "train.kd_target_later_from_step: goes with `kd_target_later`"),
+        ("kd_temperature_later = 7", "train.kd_temperature_later: goes with `kd_target_later`"),
+        ("kd_target_blend_steps = 7", "train.kd_target_blend_steps: goes with `kd_target_later`"),
+        ("kd_temperature = 0", "train.kd_temperature: 0 is out of range"),
+    ] {
+        let found = train(text).unwrap_err();
+        assert!(found.len() == 1 && found[0].to_string().starts_with(expected), "{text}: {found:?}");
+    }
+}
+
+#[test]
+fn a_sampled_tail_goes_with_exact_labels_at_temperature_1() {
+    let parse = |text: &str| Configuration::parse(&format!("{MINIMAL}{text}"), Path::new("/etc"));
+    assert_eq!(parse("").unwrap().store.tail_samples, 0);
+    assert_eq!(parse("[store]\ntail_samples = 7").unwrap().store.tail_samples, 7);
+    let train = "[student]\n[train]\nsteps = 5\nkd_target_later = \"ghost\"\nkd_target_later_from_step = 1";
+    for (text, expected) in [
+        ("[store]\ntail_samples = 8".to_owned(), "store.tail_samples: 8 of top_k = 8: at least one label"),
+        ("[store]\ntail_samples = 2\nprecision = \"compact\"".to_owned(), "store.tail_samples: goes with precision"),
+        (
+            format!("[store]\ntail_samples = 2\n{train}\nkd_temperature = 2\nkd_temperature_later = 1"),
+            "train.kd_temperature: has to be 1 with store.tail_samples",
+        ),
+        (
+            format!("[store]\ntail_samples = 2\n{train}\nkd_temperature_later = 2"),
+            "train.kd_temperature_later: has to be 1 with store.tail_samples",
+        ),
+    ] {
+        let found = parse(&text).unwrap_err();
+        assert!(found.len() == 1 && found[0].to_string().starts_with(expected), "{text}: {found:?}");
+    }
+}
+
+#[test]
 fn training_ends_or_is_a_trunk() {
     let train = |text: &str| {
         let text = format!("{MINIMAL}[student]\n[train]\n{text}");
@@ -125,11 +175,17 @@ fn training_ends_or_is_a_trunk() {
     );
     let trunk = train("schedule = \"trunk\"\nsteps = 7\nlambda_steps = 30\nlambda_floor = 0").unwrap();
     assert_eq!((trunk.steps, trunk.lambda_steps, trunk.lambda_floor), (Some(7), Some(30), Some(0.0)));
+    assert_eq!((trunk.lambda_schedule, trunk.lambda_step_at), ("linear", None));
+    let step = train("steps = 9\nlambda_schedule = \"step\"").unwrap();
+    assert_eq!((step.lambda_schedule, step.lambda_step_at), ("step", Some(0.5)));
     for (text, expected) in [
         ("", "train.steps: missing; give the number of optimiser steps, or schedule = \"trunk\""),
         ("steps = 9\nlambda_floor = 0.1", "train.lambda_floor: only schedule = \"trunk\" has it"),
         ("steps = 9\nlambda_steps = 0", "train.lambda_steps: only schedule = \"trunk\" has it"),
         ("steps = 9\nschedule = \"endless\"", "train.schedule: \"endless\" is not known"),
+        ("steps = 9\nlambda_schedule = \"log\"", "train.lambda_schedule: \"log\" is not known"),
+        ("steps = 9\nlambda_step_at = 0.3", "train.lambda_step_at: only lambda_schedule = \"step\" has it"),
+        ("steps = 9\nlambda_schedule = \"step\"\nlambda_step_at = 2", "train.lambda_step_at: 2 is out of range"),
     ] {
         let found = train(text).unwrap_err();
         assert!(found.len() == 1 && found[0].to_string().starts_with(expected), "{text}: {found:?}");

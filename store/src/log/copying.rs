@@ -99,6 +99,13 @@ pub fn copy(source: &Path, out: &Path, options: &CopyOptions, pass: &Pass<'_>) -
     let (selection, identity) = Selection::new(source, &input, options)?;
     let (old_precision, top_k) = input.layout();
     let precision = options.precision.unwrap_or(old_precision);
+    if precision == Precision::Compact && identity.tail_samples() > 0 {
+        let what =
+            "its labels have sampled tails (store.tail_samples), whose weights compact precision would lose; keep \
+                    precision exact"
+                .to_owned();
+        return Err(StoreError::Selection { dir: source.to_owned(), what });
+    }
     let log_options = LogOptions {
         segment_bytes: options.segment_bytes,
         sync_interval: SYNC_INTERVAL,

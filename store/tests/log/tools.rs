@@ -222,6 +222,26 @@ fn another_precision() {
     assert_eq!(identity_of(&exact), identity);
 }
 
+/// Weights of a sample are not log-probabilities of descending tokens, which compact precision is made for.
+#[test]
+fn sampled_tails_stay_exact() {
+    let folder = Folder::new();
+    let mut identity = identity();
+    identity.settings.insert(store::TAIL_SAMPLES_KEY.to_owned(), "2".to_owned());
+    assert_eq!(identity.tail_samples(), 2);
+    let disk = MemoryDisk::default();
+    let (mut log, _) = open_as(&disk, &identity, &options(1 << 20)).unwrap();
+    append_blocks(&mut log, &[5]);
+    log.seal().unwrap();
+    let source = folder.put("log", &disk);
+    let compact = CopyOptions { precision: Some(Precision::Compact), ..CopyOptions::default() };
+    let error = folder.copy(&source, &compact).unwrap_err().to_string();
+    assert!(error.contains("store.tail_samples"), "{error}");
+    folder.check_nothing_left();
+    folder.copy(&source, &CopyOptions::default()).unwrap();
+    assert_eq!(identity_of(&folder.path("out")), identity);
+}
+
 /// What is compact already is not rounded again, however its blocks are cut: with labels of every steepness.
 #[test]
 fn a_copy_of_a_compact_log_is_no_further_from_the_teacher() {

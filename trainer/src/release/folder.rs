@@ -5,7 +5,7 @@ use crate::TrainerError;
 use crate::checkpoint::Checkpoints;
 use crate::durable;
 use crate::event::BranchPoint;
-use crate::schedule::CoolDown;
+use crate::schedule::{CoolDown, LambdaSchedule};
 use crate::state_folder::{checkpoints_path, releases_path};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -63,6 +63,7 @@ pub(super) struct ReleaseFile {
 pub(super) struct Wanted {
     pub(super) steps: u64,
     pub(super) lambda_end: f64,
+    pub(super) lambda_schedule: LambdaSchedule,
     /// `None`: into the release's folder.
     pub(super) out: Option<PathBuf>,
 }
@@ -134,6 +135,7 @@ impl Folder {
                 learning_rate: point.rates.learning_rate,
                 lambda_start: point.rates.lambda,
                 lambda_end: wanted.lambda_end,
+                lambda_schedule: wanted.lambda_schedule,
             },
             out: wanted.out,
             step: 0,

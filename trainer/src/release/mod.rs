@@ -281,7 +281,8 @@ impl Releases {
         }
         let number = self.take_place()?;
         let need = joined(&self.0.progress.need);
-        let wanted = Wanted { steps, lambda_end: self.0.options().train.lambda_end, out };
+        let TrainOptions { lambda_end, lambda_schedule, .. } = self.0.options().train;
+        let wanted = Wanted { steps, lambda_end, lambda_schedule, out };
         let begun = self.branch(number, wanted).and_then(|folder| {
             let path = folder.path.clone();
             self.start(folder, need).map_err(|error| {

@@ -9,6 +9,7 @@ use crate::learner::Learner;
 use crate::loss::{LossSums, PositionLoss};
 use crate::optimiser::{dot, sum_of_squares};
 use crate::schedule;
+use crate::target::TargetSchedule;
 use crate::training_copy::TrainingCopy;
 use crate::vocabulary::SPECIAL_COUNT;
 use model::Layout;
@@ -43,9 +44,9 @@ struct Alone {
 pub(super) fn account(runner: &mut Runner<'_>) -> Result<Account, TrainerError> {
     let train = runner.prepare()?;
     let mut copies = runner.draw()?;
-    let batch = runner.stream.batch(copies.clone());
     let step = runner.step();
-    let lambda = schedule::rates(step, &train).lambda;
+    let batch = runner.stream.batch(step, copies.clone());
+    let (lambda, target) = (schedule::rates(step, &train).lambda, TargetSchedule::of(&train).at(step));
     let weights_finite = runner.learner.student.arena().iter().all(|weight| weight.is_finite());
     let gradient =
         runner.compute(|learner| whole_gradient(learner, |learner| learner.accumulate(step, &batch, lambda)))?;
@@ -57,7 +58,7 @@ pub(super) fn account(runner: &mut Runner<'_>) -> Result<Account, TrainerError> 
     for (number, part) in (0..).zip(parts) {
         let mut first_row = 0;
         for (copy, weight) in copies[part.clone()].iter().zip(&weights[part]) {
-            let one = MicroBatch::new(&[(copy, *weight)], train.kd_target);
+            let one = MicroBatch::new(&[(copy, *weight)], target);
             let place = (step, number, first_row);
             alone.push(runner.compute(|learner| by_itself(learner, place, &one, lambda, &gradient))?);
             micro_batches.push(number);

@@ -72,7 +72,7 @@ impl<'a> Runner<'a> {
     pub(super) fn train(&mut self) -> Result<Figures, TrainerError> {
         let train = self.prepare()?;
         let copies = self.draw()?;
-        let batch = self.stream.batch(copies);
+        let batch = self.stream.batch(self.state.step, copies);
         let learned = self.learn(&batch, &train)?;
         Ok(Figures::of(&batch, &learned, &train))
     }

@@ -13,7 +13,9 @@ use store::LogReader;
 use store::log::Need;
 use store::stage::StageControl;
 use trainer::release::ReleaseState;
-use trainer::{Event, Outcome, ReleaseStatus, Releases, Schedule, Trainer, TrainerOptions, TrainerProgress};
+use trainer::{
+    Event, KdTarget, LaterTarget, Outcome, ReleaseStatus, Releases, Schedule, Trainer, TrainerOptions, TrainerProgress,
+};
 
 /// Nothing here takes nearly as long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -27,6 +29,10 @@ pub(crate) fn trunk(scene: &Scene, state: &str) -> TrainerOptions {
     let mut options = scene.options(state);
     options.train.steps = None;
     options.train.schedule = Schedule::Trunk { lambda_steps: 4, lambda_floor: FLOOR };
+    // From before the branch into the release.
+    let (kd_target, kd_temperature) = (KdTarget::Ghost, 1.5);
+    let later = LaterTarget { kd_target, kd_temperature, from_step: 3, blend_steps: 4 };
+    options.train.kd_target_later = Some(later);
     options.train.learning_rate = RATE;
     options.evaluation.every_steps = 100;
     options

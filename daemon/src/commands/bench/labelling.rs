@@ -6,13 +6,14 @@ use crate::failure::{ExitCode, Failure};
 use model::{Configuration, Tokenizer};
 use std::path::PathBuf;
 use store::{Label, MaskedCopy};
-use teacher::{Runner, RunnerOptions};
+use teacher::{Runner, RunnerOptions, TailOptions};
 
 /// What a teacher is to label.
 pub(super) struct Examples {
     teacher: PathBuf,
     tokenizer: Tokenizer,
     top_k: usize,
+    tail: Option<TailOptions>,
     batches: Vec<Vec<MaskedCopy>>,
 }
 
@@ -32,7 +33,13 @@ impl Examples {
         let sequences = examples::read(&args.text, &tokenizer, args.max_length, args.limit_tokens)?;
         let copies = examples::mask(sequences, &tokenizer, common.seed);
         let batches = examples::batches(copies, args.batch_tokens);
-        Ok(Self { teacher: args.teacher.clone(), tokenizer, top_k: common.top_k, batches })
+        let (top_k, samples) = (common.top_k, args.tail_samples);
+        if samples >= top_k {
+            let message = format!("--tail-samples {samples} of --top-k {top_k}: at least one label has to be exact");
+            return Err(Failure::new(ExitCode::Usage, message));
+        }
+        let tail = (samples > 0).then_some(TailOptions { samples, seed: common.seed });
+        Ok(Self { teacher: args.teacher.clone(), tokenizer, top_k, tail, batches })
     }
 
     /// Loads the teacher's weights.
@@ -40,7 +47,7 @@ impl Examples {
     /// # Errors
     /// When they cannot be read.
     pub(super) fn load_teacher(self) -> Result<Labelling, Failure> {
-        let options = RunnerOptions { name: "bench".to_owned(), index: 0, top_k: self.top_k };
+        let options = RunnerOptions { name: "bench".to_owned(), index: 0, top_k: self.top_k, tail: self.tail };
         let runner = Runner::load(&self.teacher, &self.tokenizer, options)?;
         Ok(Labelling { runner, batches: self.batches })
     }

@@ -142,7 +142,7 @@ fn random_batch(step: u64, args: &TrainWorkArgs, top_k: usize, options: &TrainOp
         weight: 1.0,
         copy,
     });
-    Batch::new(copies.collect(), options.kd_target, options.loss_norm, options.micro_batch_tokens)
+    Batch::new(copies.collect(), options.kd_target.into(), options.loss_norm, options.micro_batch_tokens)
 }
 
 /// Random numbers of one step, one after another.

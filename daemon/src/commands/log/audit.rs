@@ -1,7 +1,8 @@
 //! `mergedistill log audit`: stored labels beside what the teacher says when it is asked again.
 //!
 //! The teacher labels the drawn copies as it would in a run, but in batches of other shapes than those in which they were
-//! labelled at first, and so with other rounding: [`FLOAT_TOLERANCE`] allows for that, whatever the log's precision.
+//! labelled at first, and so with other rounding: [`FLOAT_TOLERANCE`] allows for that, whatever the log's precision. Of labels with a
+//! sampled tail the exact head is compared: by other rounding other tokens may be drawn.
 
 mod comparison;
 mod draw;
@@ -83,12 +84,16 @@ pub(super) fn audit(args: &LogAuditArgs) -> Result<(), Failure> {
     let log = LogReader::open(&args.log.dir)?;
     let tokenizer = open_tokenizer(&args.teacher)?;
     let (index, entry) = find_teacher(log.identity(), args, &tokenizer)?;
-    let drawn = draw(&log, index, args.sample, args.seed)?;
+    let mut drawn = draw(&log, index, args.sample, args.seed)?;
     if drawn.is_empty() {
         let message = format!("the log in {} holds no labels of teacher `{}`", args.log.dir.display(), entry.name);
         return Err(Failure::new(ExitCode::NoInput, message));
     }
     let records = drawn.len();
+    let samples = log.identity().tail_samples();
+    for drawn in drawn.iter_mut().filter(|_| samples > 0) {
+        drawn.label = drawn.label.head(drawn.label.top_k.saturating_sub(samples));
+    }
     let pool = RolePool::alone("audit", args.threads).map_err(model_failure)?;
     let tally = pool.install(|| compare(&args.teacher, &tokenizer, &entry.name, index, drawn))?;
     let report = Report::new(entry, log.precision(), records, tally);
@@ -172,7 +177,8 @@ fn compare(
     mut drawn: Vec<Drawn>,
 ) -> Result<Tally, Failure> {
     let top_k = drawn.iter().map(|drawn| drawn.label.top_k).max().unwrap_or(0);
-    let options = RunnerOptions { name: name.to_owned(), index, top_k: top_k.clamp(1, tokenizer.len().max(1)) };
+    let options =
+        RunnerOptions { name: name.to_owned(), index, top_k: top_k.clamp(1, tokenizer.len().max(1)), tail: None };
     let runner = Runner::load(folder, tokenizer, options)?;
     let rows = runner.configuration().vocabulary_size;
     drawn.sort_by_key(|drawn| drawn.copy.token_ids.len());

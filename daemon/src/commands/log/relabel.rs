@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::log::{ExtendedLog, Pass, Progress};
 use store::{Entry, Identity, LogReader, SequenceNumber, TeacherEntry};
-use teacher::{Runner, RunnerOptions};
+use teacher::{Runner, RunnerOptions, TailOptions};
 
 /// Between two lines about the progress, where there is no terminal.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
@@ -70,7 +70,9 @@ pub(super) fn relabel(args: &LogRelabelArgs) -> Result<(), Failure> {
     let labelled: BTreeSet<String> = languages.iter().cloned().collect();
     check_texts(args, &log, &labelled)?;
     let pool = RolePool::alone("relabel", args.threads.unwrap_or_else(crate::threads::cores)).map_err(model_failure)?;
-    let options = RunnerOptions { name: name.clone(), index: log.teacher(), top_k: log.top_k() };
+    let samples = reader.identity().tail_samples();
+    let tail = (samples > 0).then_some(TailOptions { samples, seed: settings.masking.seed });
+    let options = RunnerOptions { name: name.clone(), index: log.teacher(), top_k: log.top_k(), tail };
     let runner = pool.install(|| Runner::load(&args.teacher, &tokenizer, options))?;
     let positions = runner.configuration().max_position_embeddings;
     let limit = settings.limit(&name, positions);

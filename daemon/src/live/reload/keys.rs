@@ -64,6 +64,7 @@ pub const KEYS: &[(&str, Class)] = &[
     ("quarantine.max_bytes", Live(Part::Stages)),
     ("store.path", Restart("another folder is another log")),
     ("store.top_k", Restart(IDENTITY)),
+    ("store.tail_samples", Restart(IDENTITY)),
     ("store.max_sequence_length", Restart(IDENTITY)),
     ("store.precision", Restart(IDENTITY)),
     ("store.keep_text", Restart(BUILT)),
@@ -91,6 +92,8 @@ pub const KEYS: &[(&str, Class)] = &[
     ("train.clip_norm", Live(Part::Training)),
     ("train.lambda_start", Live(Part::Training)),
     ("train.lambda_end", Live(Part::Training)),
+    ("train.lambda_schedule", Live(Part::Training)),
+    ("train.lambda_step_at", Live(Part::Training)),
     ("train.lambda_steps", Live(Part::Training)),
     ("train.lambda_floor", Live(Part::Training)),
     ("train.copies", Restart(TRAINER)),
@@ -98,6 +101,11 @@ pub const KEYS: &[(&str, Class)] = &[
     ("train.copy_weight", Restart(TRAINER)),
     ("train.loss_norm", Restart(TRAINER)),
     ("train.kd_target", Restart(TRAINER)),
+    ("train.kd_temperature", Restart(TRAINER)),
+    ("train.kd_target_later", Restart(TRAINER)),
+    ("train.kd_temperature_later", Restart(TRAINER)),
+    ("train.kd_target_later_from_step", Restart(TRAINER)),
+    ("train.kd_target_blend_steps", Restart(TRAINER)),
     ("train.shuffle_examples", Restart(TRAINER)),
     ("train.max_passes", Restart(TRAINER)),
     ("train.when_short", Restart(TRAINER)),
@@ -157,6 +165,9 @@ mod tests {
         [train]
         steps = 5
         schedule = "trunk"
+        lambda_schedule = "step"
+        kd_target_later = "ghost"
+        kd_target_later_from_step = 3
         [[evaluate.files]]
         language = "en"
         path = "fresh.txt"
@@ -182,7 +193,13 @@ mod tests {
     /// Another value that a key may have.
     fn other(value: &Value) -> Value {
         let words = [("all", "best"), ("position", "character"), ("equal", "shared"), ("batch", "language")];
-        let mut words = words.into_iter().chain([("renormalised", "ghost"), ("wait", "replay"), ("trunk", "linear")]);
+        let mut words = words.into_iter().chain([
+            ("renormalised", "ghost"),
+            ("wait", "replay"),
+            ("trunk", "linear"),
+            ("step", "cosine"),
+            ("ghost", "gold-residual"),
+        ]);
         match value {
             Value::Integer(number) => Value::Integer(number + 1),
             Value::Float(number) => Value::Float(if *number > 0.5 { number / 2.0 } else { number + 0.125 }),
@@ -206,6 +223,11 @@ mod tests {
                 "train.schedule" => {
                     let linear = FULL.replace("schedule = \"trunk\"", "");
                     Configuration::parse(&linear, Path::new("/")).unwrap()
+                }
+                // And only a step has a place.
+                "train.lambda_schedule" => {
+                    let cosine = FULL.replace("= \"step\"", "= \"cosine\"");
+                    Configuration::parse(&cosine, Path::new("/")).unwrap()
                 }
                 _ => with(&base, &[&Difference { key: (*key).to_owned(), from: None, to }]).unwrap(),
             };
