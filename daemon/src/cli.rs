@@ -5,6 +5,7 @@ mod ctl;
 mod examples;
 mod log;
 mod replay;
+mod vocab;
 
 pub use bench::{
     BenchBothArgs, BenchCommand, BenchCommonArgs, BenchIngestArgs, BenchLabelArgs, BenchStoreArgs, BenchTrainArgs,
@@ -16,6 +17,7 @@ pub use log::{
     LogArgs, LogAuditArgs, LogCommand, LogCopyArgs, LogDumpArgs, LogExportArgs, LogMergeArgs, LogRelabelArgs,
 };
 pub use replay::ReplayArgs;
+pub use vocab::{LearnArgs, VocabCommand};
 
 use crate::color::Color;
 use clap::builder::RangedU64ValueParser;
@@ -174,23 +176,6 @@ pub enum CorpusCommand {
         state_dir: PathBuf,
         /// Its name.
         name: String,
-        /// One JSON document on standard output.
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-/// Subcommands of `vocab`.
-#[derive(Debug, Subcommand)]
-pub enum VocabCommand {
-    /// Write the union of teachers' vocabularies and the teacher → student maps.
-    Union {
-        /// Folder to write.
-        #[arg(long, value_name = "DIR")]
-        out: PathBuf,
-        /// Hugging Face folders.
-        #[arg(value_name = "TEACHER", required = true)]
-        teachers: Vec<PathBuf>,
         /// One JSON document on standard output.
         #[arg(long)]
         json: bool,

@@ -37,6 +37,7 @@ pub mod training_copy;
 pub mod vocabulary;
 
 mod branch;
+mod calibration;
 mod durable;
 mod error;
 mod event;
@@ -48,6 +49,7 @@ mod newest;
 mod resume;
 mod run_log;
 mod state_folder;
+mod tally;
 mod tensorboard;
 mod turns;
 
@@ -66,6 +68,7 @@ pub use replay::{Replay, ReplayOptions};
 pub use schedule::{CoolDown, Schedule};
 pub use settings::{Settings, SettingsEntry};
 pub use state_folder::held_out_path;
+pub use tokenizer_export::{check_tokenizer_folder, export_learned};
 pub use trainer::Trainer;
 pub use turns::Turns;
 pub use vocabulary::{TeacherTokens, Vocabulary};

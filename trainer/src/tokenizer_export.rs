@@ -15,14 +15,20 @@
 
 use crate::durable;
 use crate::error::TrainerError;
-use crate::vocabulary::{Normalised, SPECIAL_COUNT, Vocabulary, VocabularyMap, file_name};
-use model::{SpecialTokens, Tokenizer};
+use crate::vocabulary::{Normalised, SPECIAL_COUNT, TeacherTokens, Vocabulary, VocabularyMap, file_name};
+use model::{LearnedVocabulary, SpecialTokens, Tokenizer};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Folder of the teachers' tokenizers inside an exported student's.
 pub const TEACHER_TOKENIZERS: &str = "tokenizers";
+
+const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
+/// `model_max_length` of a tokenizer that no model has yet: BERT's.
+const LEARNED_LENGTH: usize = 512;
 
 /// Writes the union tokenizer to `dir`, and each teacher's in student ids to `dir/tokenizers/<teacher>`. `teachers` are
 /// in the order of the vocabulary's maps. Returns the folders of the teachers' tokenizers.
@@ -91,6 +97,44 @@ pub fn export_union(dir: &Path, vocabulary: &Vocabulary, max_sequence_length: us
     configuration.insert("tokenize_chinese_chars".to_owned(), json!(normalised.handle_chinese_chars));
     write(dir, &names, &tokenizer, configuration)?;
     durable::replace(&dir.join("vocab.txt"), vocabulary.lines().as_bytes())
+}
+
+/// Writes a vocabulary that was learned from text as the folder of a tokenizer, with the ids that it has there.
+///
+/// # Errors
+/// As [`check_tokenizer_folder`], and when a file cannot be written.
+pub fn export_learned(dir: &Path, learned: &LearnedVocabulary) -> Result<(), TrainerError> {
+    check_tokenizer_folder(dir)?;
+    let tokens = TeacherTokens {
+        name: "learned",
+        tokens: &learned.tokens,
+        special: learned.special,
+        normalisation: learned.normalisation,
+        fingerprint: "",
+    };
+    // The union of one vocabulary whose special tokens come first is that vocabulary.
+    export_union(dir, &Vocabulary::union(&[tokens])?, LEARNED_LENGTH)
+}
+
+/// Whether a tokenizer may be written to `dir`: nothing is there, or nothing but a tokenizer.
+///
+/// # Errors
+/// [`TrainerError::ExportTarget`] when it may not.
+pub fn check_tokenizer_folder(dir: &Path) -> Result<(), TrainerError> {
+    let refused = || TrainerError::ExportTarget { path: dir.to_owned() };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => return Err(refused()),
+        Err(error) => return Err(TrainerError::io("read", dir)(error)),
+    };
+    for entry in entries {
+        let name = entry.map_err(TrainerError::io("read", dir))?.file_name();
+        if !TOKENIZER_FILES.iter().any(|known| name == *known) {
+            return Err(refused());
+        }
+    }
+    Ok(())
 }
 
 /// Writes a teacher's tokenizer in student ids.

@@ -139,6 +139,16 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("log export", &[("", "log export state/log --parquet labels.parquet --language de")]),
     ("vocab", &[("", "vocab union --out vocab teachers/en teachers/de")]),
     ("vocab union", &[("", "vocab union --out vocab teachers/en teachers/de")]),
+    (
+        "vocab learn",
+        &[
+            ("From files of text:", "vocab learn --size 8000 --out tokenizers/it text/it.txt"),
+            (
+                "From a configuration's corpora of two languages:",
+                "vocab learn --size 30000 --uncased --out tokenizers/en-it --config merge.toml --language en --language it",
+            ),
+        ],
+    ),
     ("export", &[("", "export --state-dir state --out student")]),
     ("evaluate", &[("", "evaluate --config merge.toml"), ("", "evaluate --config merge.toml --json")]),
     ("bench", &[("", "bench label --teacher teachers/en --text text/en.txt --threads 2")]),
