@@ -185,12 +185,15 @@ pub enum CorpusCommand {
 /// Arguments of `export`.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// State folder of a run, running or stopped.
+    /// State folder of a run, running or stopped, or of a release: `releases/<name>` in it.
     #[arg(long, value_name = "DIR")]
     pub state_dir: PathBuf,
     /// Folder to write.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Cut the student to the tokens of the teachers of these languages, separated by commas. A teacher's tokenizer cuts texts as before.
+    #[arg(long, value_name = "LANGUAGE", value_delimiter = ',')]
+    pub languages: Vec<String>,
     /// One JSON document on standard output.
     #[arg(long)]
     pub json: bool,

@@ -110,6 +110,8 @@ pub enum Command {
     Export {
         /// The folder, absolute.
         out: PathBuf,
+        /// The student is cut to these languages; empty: it is not.
+        languages: Vec<String>,
     },
     /// Trains a cool-down beside the training that goes on, and exports its student.
     Release {

@@ -92,6 +92,8 @@ pub enum Request {
     Export {
         /// The folder.
         out: PathBuf,
+        /// The student is cut to these languages; empty: it is not.
+        languages: Vec<String>,
         /// Where the answer goes.
         reply: Sender<Result<PathBuf, String>>,
     },

@@ -20,6 +20,7 @@ pub mod copy_stream;
 pub mod evaluate;
 pub mod export;
 pub mod journal;
+mod language_cut;
 pub mod learner;
 pub mod loss;
 pub mod optimiser;
@@ -56,7 +57,7 @@ mod turns;
 pub use error::TrainerError;
 pub use evaluate::{EvaluationReport, LanguageEvaluation, TeacherEvaluation};
 pub use event::{BranchPoint, Event, Outcome, Request, StepReport, Ticket, TrainerProgress};
-pub use export::export_newest;
+pub use export::{Exported, export_languages, export_newest};
 pub use inputs::{Input, Inputs};
 pub use newest::{evaluate_newest, need_of_state, required_position};
 pub use options::{

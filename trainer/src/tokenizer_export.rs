@@ -5,6 +5,7 @@
 //! - In `tokenizers/<teacher>/`: each teacher's own tokenizer in student ids. It cuts a text exactly as the teacher's does,
 //!   and its ids are those that the student was trained with on that teacher's copies. Ids of tokens that the teacher
 //!   does not have are missing from it, which `tokenizers` and transformers allow.
+//! - `teachers.json` says which languages each of them is for.
 //!
 //! The union normalises text as the teachers do if all do it alike; otherwise it changes no letters, since a cased
 //! tokenizer can spell the tokens of both kinds.
@@ -17,8 +18,9 @@ use crate::durable;
 use crate::error::TrainerError;
 use crate::vocabulary::{Normalised, SPECIAL_COUNT, TeacherTokens, Vocabulary, VocabularyMap, file_name};
 use model::{LearnedVocabulary, SpecialTokens, Tokenizer};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -26,6 +28,8 @@ use std::path::{Path, PathBuf};
 /// Folder of the teachers' tokenizers inside an exported student's.
 pub const TEACHER_TOKENIZERS: &str = "tokenizers";
 
+/// Which tokenizer is whose, in an exported student's folder.
+const TEACHERS: &str = "teachers.json";
 const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
 /// `model_max_length` of a tokenizer that no model has yet: BERT's.
 const LEARNED_LENGTH: usize = 512;
@@ -51,6 +55,46 @@ pub fn export_tokenizers(
         export_teacher(folder, map, tokenizer, max_sequence_length)?;
     }
     Ok(folders)
+}
+
+/// A teacher whose tokenizer goes with a student.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownTeacher {
+    /// Its name.
+    pub name: String,
+    /// The languages that it teaches.
+    pub languages: Vec<String>,
+    /// The folder of its tokenizer in student ids, in that of the student.
+    pub tokenizer: PathBuf,
+}
+
+/// Writes whose tokenizers are in `dir`, for which languages: `teachers.json`.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_known_teachers(dir: &Path, teachers: &[KnownTeacher]) -> Result<(), TrainerError> {
+    let bytes = format!("{:#}\n", json!({ "teachers": teachers })).into_bytes();
+    durable::replace(&dir.join(TEACHERS), &bytes)
+}
+
+/// Whose tokenizers are in `dir`.
+///
+/// # Errors
+/// When that is not written there, or damaged.
+pub fn known_teachers(dir: &Path) -> Result<Vec<KnownTeacher>, TrainerError> {
+    let path = dir.join(TEACHERS);
+    let bytes = match fs::read(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(TrainerError::Configuration(format!(
+                "{} is missing: the run was made by an earlier version; `run` writes it when it starts the next time",
+                path.display()
+            )));
+        }
+        read => read.map_err(TrainerError::io("read", &path))?,
+    };
+    let mut file: BTreeMap<String, Vec<KnownTeacher>> =
+        serde_json::from_slice(&bytes).map_err(|error| TrainerError::corrupt(&path, error))?;
+    file.remove("teachers").ok_or_else(|| TrainerError::corrupt(&path, "it names no teachers"))
 }
 
 /// Writes the union tokenizer alone.

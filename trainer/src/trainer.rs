@@ -419,11 +419,12 @@ impl Trainer {
     fn answer(&mut self, request: Request, desk: &mut Desk<'_>) -> Result<(), TrainerError> {
         match request {
             Request::Checkpoint { reply } => drop(send(&reply, self.checkpoint(desk))),
-            Request::Export { out, reply } => {
+            Request::Export { out, languages, reply } => {
                 let tokenizers = tokenizers_path(&self.options.state_dir);
                 let bert = self.learner.student.to_bert();
-                let exported = bert.and_then(|bert| export::export(&out, &bert, &tokenizers, self.state.step));
-                drop(send(&reply, exported.map(|()| out)));
+                let step = self.state.step;
+                let exported = bert.and_then(|bert| export::export(&out, &bert, &tokenizers, step, &languages));
+                drop(send(&reply, exported.map(|exported| exported.path)));
             }
             Request::Change { settings, evaluation, ticket, reply } => {
                 return self.answer_change(&settings, evaluation, &ticket, &reply);

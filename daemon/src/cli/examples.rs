@@ -53,7 +53,13 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("ctl segments", &[("", "ctl segments"), ("", "ctl segments --json")]),
     ("ctl configuration", &[("", "ctl configuration"), ("", "ctl configuration --json")]),
     ("ctl checkpoint", &[("", "ctl checkpoint")]),
-    ("ctl export", &[("The student as it is, for transformers:", "ctl export --out students/today")]),
+    (
+        "ctl export",
+        &[
+            ("The student as it is, for transformers:", "ctl export --out students/today"),
+            ("For German alone:", "ctl export --out students/today-de --languages de"),
+        ],
+    ),
     (
         "ctl release",
         &[
@@ -149,7 +155,14 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ),
         ],
     ),
-    ("export", &[("", "export --state-dir state --out student")]),
+    (
+        "export",
+        &[
+            ("", "export --state-dir state --out student"),
+            ("Smaller, for two languages:", "export --state-dir state --out student-de-fr --languages de,fr"),
+            ("A release:", "export --state-dir state/releases/step-5000 --out student"),
+        ],
+    ),
     ("evaluate", &[("", "evaluate --config merge.toml"), ("", "evaluate --config merge.toml --json")]),
     ("bench", &[("", "bench label --teacher teachers/en --text text/en.txt --threads 2")]),
     ("bench label", &[("", "bench label --teacher teachers/en --text text/en.txt --threads 2")]),
