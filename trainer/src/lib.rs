@@ -19,6 +19,7 @@ pub mod checkpoint;
 pub mod copy_stream;
 pub mod evaluate;
 pub mod export;
+mod flops;
 pub mod journal;
 mod language_cut;
 pub mod learner;
@@ -58,6 +59,7 @@ pub use error::TrainerError;
 pub use evaluate::{EvaluationReport, LanguageEvaluation, TeacherEvaluation};
 pub use event::{BranchPoint, Event, Outcome, Request, StepReport, Ticket, TrainerProgress};
 pub use export::{Exported, export_languages, export_newest};
+pub use flops::Cost;
 pub use inputs::{Input, Inputs};
 pub use newest::{evaluate_newest, need_of_state, required_position};
 pub use options::{

@@ -2,7 +2,7 @@
 
 use crate::evaluate::EvaluationReport;
 use crate::event::StepReport;
-use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
+use prometheus::{Counter, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     loss: Gauge,
     tokens: IntCounter,
     masked_positions: IntCounter,
+    flops: Counter,
     learning_rate: Gauge,
     lambda: Gauge,
     gradient_norm: Gauge,
@@ -59,6 +60,10 @@ impl Metrics {
             masked_positions: IntCounter::new(
                 "mergedistill_train_masked_positions_total",
                 "Masked positions trained on by this process.",
+            )?,
+            flops: Counter::new(
+                "mergedistill_train_flops_total",
+                "Floating-point operations of training by this process: by the student's shape, forward and backward.",
             )?,
             learning_rate: Gauge::new("mergedistill_train_learning_rate", "Learning rate of the last step.")?,
             lambda: Gauge::new(
@@ -148,6 +153,7 @@ impl Metrics {
         registry.register(Box::new(self.loss.clone()))?;
         registry.register(Box::new(self.tokens.clone()))?;
         registry.register(Box::new(self.masked_positions.clone()))?;
+        registry.register(Box::new(self.flops.clone()))?;
         registry.register(Box::new(self.learning_rate.clone()))?;
         registry.register(Box::new(self.lambda.clone()))?;
         registry.register(Box::new(self.gradient_norm.clone()))?;
@@ -173,6 +179,7 @@ impl Metrics {
         self.loss.set(report.loss);
         self.tokens.inc_by(report.tokens);
         self.masked_positions.inc_by(report.masked_positions);
+        self.flops.inc_by(report.cost.train_flops as f64);
         self.learning_rate.set(report.learning_rate);
         self.lambda.set(report.lambda);
         self.gradient_norm.set(report.grad_norm);

@@ -4,7 +4,7 @@ use super::{Job, Message, copy_count};
 use crate::{Labeller, TeacherError, TeacherWatch};
 use crossbeam::channel::{Receiver, Sender};
 use model::{RolePool, Working};
-use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, Opts, Registry};
+use prometheus::{Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, Opts, Registry};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -90,6 +90,7 @@ impl<L: Labeller> RunnerThread<L> {
         self.metrics.last_progress.set(store::stage::unix_seconds());
         self.metrics.tokens.inc_by(copies.iter().map(|copy| copy.token_ids.len() as u64).sum());
         self.metrics.masked_positions.inc_by(copies.iter().map(|copy| copy.masked_positions.len() as u64).sum());
+        self.metrics.flops.inc_by(self.runner.flops(&copies) as f64);
         for ((language, _), label) in members().zip(&labels) {
             self.metrics.observe_retained_mass(language, label);
         }
@@ -113,6 +114,7 @@ pub(super) struct RunnerMetrics {
     copies: IntCounter,
     tokens: IntCounter,
     masked_positions: IntCounter,
+    flops: Counter,
     batch_seconds: Histogram,
     /// By language.
     retained_mass: HistogramVec,
@@ -144,6 +146,10 @@ impl RunnerMetrics {
             copies: counter("mergedistill_teacher_copies_total", "Masked copies labelled.")?,
             tokens: counter("mergedistill_teacher_tokens_total", "Tokens of labelled copies.")?,
             masked_positions: counter("mergedistill_teacher_masked_positions_total", "Masked positions labelled.")?,
+            flops: Counter::with_opts(of_teacher(
+                "mergedistill_teacher_flops_total",
+                "Floating-point operations of labelling, by the teacher's shape.",
+            ))?,
             batch_seconds: Histogram::with_opts(seconds.const_label("teacher", teacher).buckets(buckets))?,
             retained_mass: HistogramVec::new(
                 retained_mass.const_label("teacher", teacher).buckets(RETAINED_MASSES.to_vec()),
@@ -156,6 +162,7 @@ impl RunnerMetrics {
         registry.register(Box::new(metrics.copies.clone()))?;
         registry.register(Box::new(metrics.tokens.clone()))?;
         registry.register(Box::new(metrics.masked_positions.clone()))?;
+        registry.register(Box::new(metrics.flops.clone()))?;
         registry.register(Box::new(metrics.batch_seconds.clone()))?;
         registry.register(Box::new(metrics.retained_mass.clone()))?;
         Ok(metrics)
