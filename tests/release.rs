@@ -5,7 +5,7 @@
 
 mod harness;
 
-use harness::{Daemon, Scene, checkpoint, configuration, text, until};
+use harness::{Daemon, Scene, checkpoint, configuration, mergedistill, text, until};
 use serde_json::{Value, json};
 
 fn trunk() -> String {
@@ -69,6 +69,17 @@ fn a_release_survives_sigkill_and_leaves_the_trunk_alone() {
     for file in ["config.json", "model.safetensors", "vocab.txt", "tokenizer.json"] {
         assert!(out.join(file).is_file(), "{file}");
     }
+    let cut = scene.path("cut");
+    let export = ["export", "--out", cut.to_str().unwrap(), "--languages", "de"];
+    answer(&scene, &export);
+    let of_release = scene.path("state/releases").join(begun["name"].as_str().unwrap());
+    let mut command = mergedistill(&[&export[..], &["--json", "--state-dir", of_release.to_str().unwrap()]].concat());
+    let exported: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+    assert_eq!(exported["step"], last, "the release's student in place of the run's");
+    assert!(exported["tokens"].as_u64() < exported["full_tokens"].as_u64(), "{exported}");
+    assert!(cut.join("tokenizers/demo-en-de").is_dir() && !cut.join("tokenizers/demo-en").exists());
+    let unknown = scene.ctl(&["export", "--out", cut.to_str().unwrap(), "--languages", "de,xx"]);
+    assert!(text(&unknown.stderr).contains("no teacher of the student has language xx; there are: de, en"));
     answer(&scene, &["shutdown"]);
     let (code, log) = daemon.finish();
     assert_eq!(code, Some(0), "{log}");

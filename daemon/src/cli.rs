@@ -5,6 +5,7 @@ mod ctl;
 mod examples;
 mod log;
 mod replay;
+mod vocab;
 
 pub use bench::{
     BenchBothArgs, BenchCommand, BenchCommonArgs, BenchIngestArgs, BenchLabelArgs, BenchStoreArgs, BenchTrainArgs,
@@ -16,6 +17,7 @@ pub use log::{
     LogArgs, LogAuditArgs, LogCommand, LogCopyArgs, LogDumpArgs, LogExportArgs, LogMergeArgs, LogRelabelArgs,
 };
 pub use replay::ReplayArgs;
+pub use vocab::{LearnArgs, VocabCommand};
 
 use crate::color::Color;
 use clap::builder::RangedU64ValueParser;
@@ -180,32 +182,18 @@ pub enum CorpusCommand {
     },
 }
 
-/// Subcommands of `vocab`.
-#[derive(Debug, Subcommand)]
-pub enum VocabCommand {
-    /// Write the union of teachers' vocabularies and the teacher → student maps.
-    Union {
-        /// Folder to write.
-        #[arg(long, value_name = "DIR")]
-        out: PathBuf,
-        /// Hugging Face folders.
-        #[arg(value_name = "TEACHER", required = true)]
-        teachers: Vec<PathBuf>,
-        /// One JSON document on standard output.
-        #[arg(long)]
-        json: bool,
-    },
-}
-
 /// Arguments of `export`.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// State folder of a run, running or stopped.
+    /// State folder of a run, running or stopped, or of a release: `releases/<name>` in it.
     #[arg(long, value_name = "DIR")]
     pub state_dir: PathBuf,
     /// Folder to write.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Cut the student to the tokens of the teachers of these languages, separated by commas. A teacher's tokenizer cuts texts as before.
+    #[arg(long, value_name = "LANGUAGE", value_delimiter = ',')]
+    pub languages: Vec<String>,
     /// One JSON document on standard output.
     #[arg(long)]
     pub json: bool,

@@ -34,6 +34,8 @@ pub struct LoadedTeacher {
     pub tokenizer: Arc<Tokenizer>,
     /// Hash of its weights; empty for one that does not label.
     pub weights_fingerprint: String,
+    /// Its shape, if it labels and its folder says so.
+    pub shape: Option<Arc<model::Configuration>>,
 }
 
 impl Inputs {
@@ -193,10 +195,12 @@ fn open_teacher(
     let tokenizer = Arc::new(Tokenizer::load(path).map_err(from_model)?);
     let mut positions = usize::MAX;
     let mut weights_fingerprint = String::new();
+    let mut shape = None;
     if section.labels && !configuration.corpus.is_empty() {
-        let shape = model::Configuration::load(path).map_err(from_model)?;
-        model::check_words(&shape, &tokenizer).map_err(from_model)?;
-        positions = shape.max_position_embeddings;
+        let loaded = model::Configuration::load(path).map_err(from_model)?;
+        model::check_words(&loaded, &tokenizer).map_err(from_model)?;
+        positions = loaded.max_position_embeddings;
+        shape = Some(Arc::new(loaded));
         if let Some(limit) = limit.filter(|limit| *limit > positions) {
             let message =
                 format!("it has {positions} positions; lower max_sequence_length ({limit}) in [student] or [store]");
@@ -208,8 +212,11 @@ fn open_teacher(
             return Err(fail(ExitCode::Configuration, message));
         }
         weights_fingerprint = model::fingerprint_weights(path).map_err(from_model)?;
+    } else if section.labels {
+        // Where the log has its labels already, its shape only says what they have cost.
+        shape = model::Configuration::load(path).ok().map(Arc::new);
     }
-    Ok((LoadedTeacher { section: section.clone(), tokenizer, weights_fingerprint }, positions))
+    Ok((LoadedTeacher { section: section.clone(), tokenizer, weights_fingerprint, shape }, positions))
 }
 
 fn open_corpora(configuration: &Configuration, problems: &mut Vec<Failure>) -> Vec<CorpusOptions> {

@@ -33,6 +33,7 @@ pub fn options(
         languages: teacher.section.languages.clone(),
         labels: teacher.section.labels,
         tokenizer: Arc::clone(&teacher.tokenizer),
+        shape: teacher.shape.clone(),
     });
     Some(TrainerOptions {
         seed: configuration.run.seed,

@@ -45,6 +45,7 @@ mod status;
 mod stream;
 mod stretches;
 mod teacher;
+mod texts;
 mod words;
 
 pub use changes::{Answer, Change, ChangeError, Changes, Keep, OpenedCorpus, RemovedCorpus};
@@ -58,3 +59,4 @@ pub use overrides::Overrides;
 pub use stage::{Ingest, IngestOptions};
 pub use status::{CorpusStatus, IngestStatus};
 pub use teacher::IngestTeacher;
+pub use texts::{Text, Texts};

@@ -42,5 +42,8 @@ pub use layout::{Layout, Slot};
 pub use network::{Inference, Training};
 pub use parameters::Parameters;
 pub use role::{RolePool, Working};
-pub use tokenizer::{Normalisation, SpecialTokens, Tokenizer, Tokens, check_words};
+pub use tokenizer::{
+    Coverage, LearnedVocabulary, LearningError, LearningOptions, Normalisation, SpecialTokens, Tokenizer, Tokens,
+    WordCounts, check_words,
+};
 pub use weights_file::Numbers;

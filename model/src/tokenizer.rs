@@ -2,6 +2,9 @@
 
 mod cut;
 mod folder;
+mod learning;
+
+pub use learning::{Coverage, LearnedVocabulary, LearningError, LearningOptions, WordCounts};
 
 use crate::checkpoint::hexadecimal;
 use crate::{Configuration, ModelError};

@@ -38,6 +38,8 @@ struct StageBody {
 #[serde(deny_unknown_fields)]
 struct ExportBody {
     out: PathBuf,
+    #[serde(default)]
+    languages: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -87,9 +89,9 @@ pub(crate) fn checkpoint(asked: &Asked) -> Result<Command, Refusal> {
 }
 
 pub(crate) fn export(asked: &Asked) -> Result<Command, Refusal> {
-    let ExportBody { out } = asked.body()?;
+    let ExportBody { out, languages } = asked.body()?;
     check_absolute("out", &out)?;
-    Ok(Command::Export { out })
+    Ok(Command::Export { out, languages })
 }
 
 pub(crate) fn release(asked: &Asked) -> Result<Command, Refusal> {

@@ -18,7 +18,7 @@ pub trait Control: Send + Sync {
     /// `version`, `state`, `uptime_seconds`; `stages.<stage>.paused` and `.waiting` (text: for what);
     /// `train` `{step, steps (null: without end), loss, lambda, learning_rate, …}`; `log` `{appended, durable, backlog_bytes, max_backlog_bytes, …}`;
     /// `evaluation` `{step, languages: {<language>: {student_loss, student_top1, teachers: {<teacher>: {loss, top1,
-    /// student_loss, student_top1, rdt}}}}}`.
+    /// student_loss, student_top1, rdt, ece, student_ece, agreement, retained_mass}}}}}`.
     fn status(&self) -> Value;
 
     /// Whether everything runs that was configured to; the reason if not.
@@ -110,6 +110,8 @@ pub enum Command {
     Export {
         /// The folder, absolute.
         out: PathBuf,
+        /// The student is cut to these languages; empty: it is not.
+        languages: Vec<String>,
     },
     /// Trains a cool-down beside the training that goes on, and exports its student.
     Release {

@@ -28,7 +28,7 @@
 //! | `/v1/pause`, `/v1/resume` | POST | optional body `{"stage": "ingest" \| "teacher" \| "trainer"}`; without one, all stages |
 //! | `/v1/drain` | POST | ingest is paused, and all that it has read is durable; 409 while another drain is under way |
 //! | `/v1/checkpoint`, `/v1/shutdown` | POST | no body |
-//! | `/v1/export` | POST | body `{"out": "/absolute/folder"}` |
+//! | `/v1/export` | POST | body `{"out": "/absolute/folder", "languages": […]}`, cut to these languages if there are any |
 //! | `/v1/release` | POST | body `{"steps": 1000, "out": "/absolute/folder"}`, `out` is optional; 409 while a release runs |
 //! | `/v1/release/cancel` | POST | no body |
 //! | `/v1/quarantine/retry` | POST | body `{"ids": […]}`, or `{"all": true}` and perhaps a `corpus` |

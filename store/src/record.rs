@@ -121,6 +121,29 @@ impl Label {
         }
     }
 
+    /// The share of the teacher's probability that the k entries of a masked position hold: Σ exp(logit − log-sum-exp).
+    ///
+    /// # Panics
+    /// When there is no such position.
+    #[must_use]
+    pub fn retained_mass(&self, position: usize) -> f64 {
+        let entries = &self.top_logits[position * self.top_k..(position + 1) * self.top_k];
+        let log_sum_exp = f64::from(self.log_sum_exp[position]);
+        entries.iter().map(|logit| (f64::from(*logit) - log_sum_exp).exp()).sum()
+    }
+
+    /// The teacher's best guess at a masked position, and its probability. `None`: no entries are kept.
+    ///
+    /// # Panics
+    /// When there is no such position.
+    #[must_use]
+    pub fn best(&self, position: usize) -> Option<(u32, f64)> {
+        let at = position * self.top_k;
+        let log_sum_exp = f64::from(self.log_sum_exp[position]);
+        let probability = |logit: f32| (f64::from(logit) - log_sum_exp).exp();
+        (self.top_k > 0).then(|| (self.top_ids[at], probability(self.top_logits[at])))
+    }
+
     /// The teacher's own loss: mean of (log-sum-exp − gold logit) over the masked positions, in nats.
     #[must_use]
     pub fn mean_loss(&self) -> f64 {

@@ -48,6 +48,9 @@ pub trait Labeller: Send + Sync + 'static {
     /// # Errors
     /// When the teacher fails; labelling then stops.
     fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError>;
+
+    /// Floating-point operations that a teacher of this shape takes to label `copies`.
+    fn flops(&self, copies: &[&MaskedCopy]) -> u64;
 }
 
 impl<L: Labeller> Labeller for Arc<L> {
@@ -61,6 +64,10 @@ impl<L: Labeller> Labeller for Arc<L> {
 
     fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError> {
         L::label(self, copies)
+    }
+
+    fn flops(&self, copies: &[&MaskedCopy]) -> u64 {
+        L::flops(self, copies)
     }
 }
 

@@ -147,6 +147,11 @@ impl Labeller for Runner {
     fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError> {
         self.label(copies)
     }
+
+    fn flops(&self, copies: &[&MaskedCopy]) -> u64 {
+        let sizes = copies.iter().map(|copy| (copy.token_ids.len(), copy.masked_positions.len()));
+        self.configuration().flops(sizes)
+    }
 }
 
 /// The tensor's values, row after row.

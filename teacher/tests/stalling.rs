@@ -37,6 +37,10 @@ impl Labeller for Gated {
         }
         Ok(copies.iter().map(|copy| label_of(copy)).collect())
     }
+
+    fn flops(&self, copies: &[&MaskedCopy]) -> u64 {
+        copies.len() as u64
+    }
 }
 
 fn label_of(copy: &MaskedCopy) -> Label {

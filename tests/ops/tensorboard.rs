@@ -136,7 +136,17 @@ fn expected(scene: &Scene) -> Shown {
             expected.insert((tag, step), value.as_f64().unwrap() as f32);
         };
         let Some(evaluation) = line.get("evaluation") else {
-            for name in ["loss", "kd", "mlm", "top1", "learning_rate", "lambda", "grad_norm"] {
+            for name in [
+                "loss",
+                "kd",
+                "mlm",
+                "top1",
+                "learning_rate",
+                "lambda",
+                "grad_norm",
+                "total_tokens",
+                "total_train_flops",
+            ] {
                 add(format!("train/{name}"), &line[name]);
             }
             let rate = line["tokens"].as_f64().unwrap() / line["seconds"].as_f64().unwrap();
@@ -144,11 +154,12 @@ fn expected(scene: &Scene) -> Shown {
             continue;
         };
         for (language, result) in evaluation["languages"].as_object().unwrap() {
-            for name in ["student_loss", "student_top1"] {
+            for name in ["student_loss", "student_top1", "student_ece"] {
                 add(format!("evaluation/{language}/{name}"), &result[name]);
             }
             for (teacher, result) in result["teachers"].as_object().unwrap() {
-                for name in ["loss", "top1", "student_loss", "student_top1", "rdt"] {
+                for name in ["loss", "top1", "student_loss", "student_top1", "rdt", "ece", "agreement", "retained_mass"]
+                {
                     if result[name].is_number() {
                         add(format!("evaluation/{language}/{teacher}/{name}"), &result[name]);
                     }

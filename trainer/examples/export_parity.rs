@@ -7,17 +7,18 @@
 //! ```
 //!
 //! For a plain and a factorised student, `OUT/<kind>/` gets the exported folder `student`, `case.safetensors` (packed token
-//! ids, lengths, masked rows and their logits) and `ids.json` (lines of TEXT and their token ids, by tokenizer).
+//! ids, lengths, masked rows and their logits) and `ids.json` (lines of TEXT and their token ids, by tokenizer). In `OUT/<kind>-cut/`
+//! lies the same student cut to the first teacher's tokens; its logits there are the whole student's, those of the kept tokens.
 
 use candle_core::{Device, Tensor};
 use model::random::Philox;
 use model::{Bert, PackedBatch, Parameters, Tokenizer};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::error::Error;
 use std::fs;
-use std::path::{Path, PathBuf};
-use trainer::tokenizer_export::{TEACHER_TOKENIZERS, export_tokenizers};
+use std::path::{Path, PathBuf, StripPrefixError};
+use trainer::tokenizer_export::{KnownTeacher, TEACHER_TOKENIZERS, export_tokenizers, write_known_teachers};
 use trainer::{StudentOptions, TeacherTokens, Vocabulary};
 
 const LINES: usize = 200;
@@ -44,12 +45,24 @@ fn main() -> Result<(), Box<dyn Error>> {
         let bert = student(embedding_size, vocabulary.size())?;
         let exported = out.join("tokenizer-files");
         let references: Vec<&Tokenizer> = tokenizers.iter().collect();
-        export_tokenizers(&exported, &vocabulary, &references, bert.configuration.max_position_embeddings)?;
+        let folders =
+            export_tokenizers(&exported, &vocabulary, &references, bert.configuration.max_position_embeddings)?;
+        let known = names.iter().zip(&folders).map(|(name, folder)| {
+            let tokenizer = folder.strip_prefix(&exported)?.to_owned();
+            Ok(KnownTeacher { name: name.clone(), languages: vec![name.clone()], tokenizer })
+        });
+        write_known_teachers(&exported, &known.collect::<Result<Vec<_>, StripPrefixError>>()?)?;
         let folder = out.join("student");
-        trainer::export::export(&folder, &bert, &exported, 0)?;
-        write_logits(&out, &bert)?;
+        trainer::export::export(&folder, &bert, &exported, 0, &[])?;
+        write_logits(&out, &bert, None)?;
         write_ids(&out, &folder, &lines)?;
         println!("{kind}: {} tokens in the union → {}", vocabulary.size(), folder.display());
+        let out = out.with_file_name(format!("{kind}-cut"));
+        let folder = out.join("student");
+        let cut = trainer::export::export(&folder, &bert, &exported, 0, &names[..1])?;
+        write_logits(&out, &bert, Some(&kept_rows(&vocabulary)?))?;
+        write_ids(&out, &folder, &lines)?;
+        println!("{kind}: cut to {} tokens → {}", cut.tokens, folder.display());
     }
     Ok(())
 }
@@ -78,19 +91,31 @@ fn student(embedding_size: usize, vocabulary_size: usize) -> Result<Bert, Box<dy
     Ok(Bert { configuration, parameters })
 }
 
-fn write_logits(out: &Path, bert: &Bert) -> Result<(), Box<dyn Error>> {
+/// Rows of the student that its cut to the first teacher has, by their number there.
+fn kept_rows(vocabulary: &Vocabulary) -> Result<Vec<u32>, Box<dyn Error>> {
+    let map = vocabulary.maps().first().ok_or("there is no teacher")?;
+    let rows: BTreeSet<u32> = map.to_student.iter().copied().collect();
+    Ok(rows.into_iter().collect())
+}
+
+/// Logits of `bert` for random tokens. `kept`: only these rows are there for whoever is compared, which knows them by their number.
+fn write_logits(out: &Path, bert: &Bert, kept: Option<&[u32]>) -> Result<(), Box<dyn Error>> {
     let random = Philox::new(1, "parity", &[]);
     let tokens: usize = LENGTHS.iter().sum();
-    let vocabulary = bert.configuration.vocabulary_size as u64;
-    let token_ids: Vec<u32> = (0..tokens as u64).map(|at| 1 + random.below(vocabulary - 1, at, 0) as u32).collect();
+    let vocabulary = kept.map_or(bert.configuration.vocabulary_size, <[u32]>::len) as u64;
+    let known_ids: Vec<u32> = (0..tokens as u64).map(|at| 1 + random.below(vocabulary - 1, at, 0) as u32).collect();
+    let token_ids = known_ids.iter().map(|id| kept.map_or(*id, |kept| kept[*id as usize])).collect();
     let masked_rows: Vec<u32> = (0..tokens as u32).filter(|row| row % 4 == 1).collect();
     let batch = PackedBatch { token_ids, lengths: LENGTHS.to_vec(), masked_rows };
     let hidden = bert.transform_masked(&batch, None)?;
     let (weight, bias) = bert.decoder();
-    let logits = hidden.matmul(&weight.t()?)?.broadcast_add(bias)?;
+    let mut logits = hidden.matmul(&weight.t()?)?.broadcast_add(bias)?;
+    if let Some(kept) = kept {
+        logits = logits.index_select(&Tensor::new(kept, &Device::Cpu)?, 1)?;
+    }
     let lengths: Vec<u32> = batch.lengths.iter().map(|length| *length as u32).collect();
     let tensors = HashMap::from([
-        ("token_ids", Tensor::new(batch.token_ids.as_slice(), &Device::Cpu)?),
+        ("token_ids", Tensor::new(known_ids.as_slice(), &Device::Cpu)?),
         ("lengths", Tensor::new(lengths.as_slice(), &Device::Cpu)?),
         ("masked_rows", Tensor::new(batch.masked_rows.as_slice(), &Device::Cpu)?),
         ("logits", logits),

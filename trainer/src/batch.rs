@@ -6,7 +6,7 @@
 use crate::loss::Targets;
 use crate::options::LossNorm;
 use crate::target::Target;
-use crate::training_copy::TrainingCopy;
+use crate::training_copy::{LabelledCopy, TrainingCopy};
 use model::PackedBatch;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -28,6 +28,10 @@ pub struct Batch {
     pub tokens: usize,
     /// Masked positions of all copies.
     pub masked_positions: usize,
+    /// Of each copy, its tokens and its masked positions.
+    pub sizes: Vec<(usize, usize)>,
+    /// What teachers had to label for these copies that were not read before.
+    pub labelled: Vec<LabelledCopy>,
 }
 
 /// Copies that are computed together, and what their masked positions are to predict.
@@ -64,6 +68,9 @@ impl Batch {
             *languages.entry(copy.language.clone()).or_default() += 1;
         }
         let parts = arrange(&mut copies, micro_batch_tokens);
+        let size = |copy: &TrainingCopy| (copy.copy.token_ids.len(), copy.copy.masked_positions.len());
+        let sizes = copies.iter().map(size).collect();
+        let labelled = copies.iter().flat_map(|copy| copy.labelled.iter().copied()).collect();
         let weights = position_weights(&copies, loss_norm);
         let members: Vec<(&TrainingCopy, f32)> = copies.iter().zip(weights).collect();
         let micro_batches: Vec<MicroBatch> =
@@ -75,6 +82,8 @@ impl Batch {
             tokens: micro_batches.iter().map(|part| part.packed.token_ids.len()).sum(),
             masked_positions: micro_batches.iter().map(|part| part.gold_ids.len()).sum(),
             micro_batches,
+            sizes,
+            labelled,
         }
     }
 }
@@ -197,7 +206,8 @@ mod tests {
     use crate::records::memory::copy;
 
     fn training_copy(sequence: u64, language: &str, weight: f64, copy: MaskedCopy) -> TrainingCopy {
-        TrainingCopy { sequence: SequenceNumber(sequence), pass: 0, language: language.into(), weight, copy }
+        let (sequence, labelled) = (SequenceNumber(sequence), Vec::new());
+        TrainingCopy { sequence, pass: 0, language: language.into(), weight, copy, labelled }
     }
 
     /// As [`copy`], with `masked` positions.

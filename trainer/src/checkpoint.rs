@@ -69,7 +69,7 @@ pub struct TrainerState {
 }
 
 /// Sums since the start of training.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Totals {
     /// Tokens trained on, `[CLS]` and `[SEP]` included.
     pub tokens: u64,
@@ -77,6 +77,12 @@ pub struct Totals {
     pub masked_positions: u64,
     /// Steps skipped because loss or gradient was not finite.
     pub skipped_steps: u64,
+    /// Floating-point operations of training. Beyond what an integer holds in a large run; 0 of steps made by earlier versions.
+    #[serde(default)]
+    pub train_flops: f64,
+    /// Floating-point operations of the teachers, for the labels that were trained on.
+    #[serde(default)]
+    pub teacher_flops: f64,
 }
 
 /// A checkpoint, read and checked.

@@ -3,6 +3,7 @@
 //! A teacher's entry compares both at that teacher's masked positions: the teacher by the labels in the log (loss =
 //! log-sum-exp − gold logit; top-1 from its first label), the student on the same copy in student ids. Losses are in nats,
 //! each over its model's own vocabulary, so they are not to be compared with each other; top-1 accuracies are, by RDT.
+//! Beside them stand how well each is calibrated, how often they agree, and how much of the teacher's probability its labels hold.
 //!
 //! There are two sets: text that no teacher has seen (sources called `evaluate/…`), and held-out documents of the
 //! training corpora, which a teacher may have been trained on. A language's figures are those of the first set where
@@ -12,6 +13,7 @@ use crate::TrainerError;
 use crate::options::TrainerOptions;
 use crate::records::{EVALUATION_PREFIX, Records};
 use crate::student::Student;
+use crate::tally::{Sums, Tally};
 use crate::vocabulary::VocabularyMap;
 use model::PackedBatch;
 use serde::{Deserialize, Serialize};
@@ -40,6 +42,10 @@ pub struct LanguageEvaluation {
     pub student_loss: f64,
     /// Share of them that it predicts.
     pub student_top1: f64,
+    /// The student's expected calibration error over them: 15 bins of the probability of its best guess (Guo et al. 2017).
+    /// `None` in reports of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub student_ece: Option<f64>,
     /// Examples evaluated.
     pub examples: u64,
     /// Masked positions of all their copies.
@@ -64,6 +70,19 @@ pub struct TeacherEvaluation {
     pub rdt: Option<f64>,
     /// Masked positions.
     pub positions: u64,
+    /// The teacher's expected calibration error, as [`LanguageEvaluation::student_ece`]. It and what follows are `None` in reports of
+    /// earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ece: Option<f64>,
+    /// The student's expected calibration error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub student_ece: Option<f64>,
+    /// Share of positions at which teacher and student have the same best guess.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<f64>,
+    /// Mean of the share of the teacher's probability that its labels hold: see [`store::Label::retained_mass`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retained_mass: Option<f64>,
 }
 
 /// The held-out records that evaluations look at: the first ones of each language and set, in the log's order. It grows
@@ -260,16 +279,11 @@ impl Evaluator<'_> {
         let mut scores = self.options.compute(|| student.score(&batch, &gold_ids))?.into_iter();
         for copy in copies {
             let sums = sums.entry(copy.teacher).or_default();
-            for score in scores.by_ref().take(copy.gold_ids.len()) {
-                sums.student.add(score.loss, score.correct);
-                if copy.label.is_some() {
-                    sums.compared.add(score.loss, score.correct);
-                }
-            }
-            if let Some(label) = &copy.label {
-                for (position, gold) in copy.gold_ids.iter().enumerate() {
-                    let loss = f64::from(label.log_sum_exp[position]) - f64::from(label.gold_logits[position]);
-                    sums.teacher.add(loss, label.top_ids.get(position * label.top_k) == Some(gold));
+            let map = self.map(copy.teacher)?;
+            for ((at, gold), score) in copy.gold_ids.iter().enumerate().zip(scores.by_ref()) {
+                sums.add_student(&score);
+                if let Some(label) = &copy.label {
+                    sums.add_labelled(&score, label, at, *gold, |id| map.student_id(id));
                 }
             }
         }
@@ -304,61 +318,19 @@ impl Evaluator<'_> {
         let mut student = Tally::default();
         let mut teachers = BTreeMap::new();
         for (teacher, sums) in sums {
-            student.loss += sums.student.loss;
-            student.correct += sums.student.correct;
-            student.positions += sums.student.positions;
-            if sums.teacher.positions > 0 {
-                let (top1, student_top1) = (sums.teacher.top1(), sums.compared.top1());
-                let result = TeacherEvaluation {
-                    loss: sums.teacher.mean_loss(),
-                    top1,
-                    student_loss: sums.compared.mean_loss(),
-                    student_top1,
-                    rdt: (top1 > 0.0).then(|| 100.0 * (student_top1 - top1) / top1),
-                    positions: sums.teacher.positions,
-                };
-                teachers.insert(self.map(*teacher)?.teacher.clone(), result);
+            student.merge(&sums.student);
+            if let Some(evaluation) = sums.evaluation() {
+                teachers.insert(self.map(*teacher)?.teacher.clone(), evaluation);
             }
         }
         Ok(LanguageEvaluation {
             student_loss: student.mean_loss(),
             student_top1: student.top1(),
+            student_ece: student.ece(),
             examples,
             positions: student.positions,
             teachers,
         })
-    }
-}
-
-/// Sums over one teacher's masked positions.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sums {
-    student: Tally,
-    /// The student at the positions that the teacher labelled: not all, if it stalled.
-    compared: Tally,
-    teacher: Tally,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Tally {
-    loss: f64,
-    correct: u64,
-    positions: u64,
-}
-
-impl Tally {
-    fn add(&mut self, loss: f64, correct: bool) {
-        self.loss += loss;
-        self.correct += u64::from(correct);
-        self.positions += 1;
-    }
-
-    fn mean_loss(&self) -> f64 {
-        self.loss / self.positions.max(1) as f64
-    }
-
-    fn top1(&self) -> f64 {
-        self.correct as f64 / self.positions.max(1) as f64
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::batch::Batch;
 use crate::evaluate::EvaluationReport;
+use crate::flops::Cost;
 use crate::learner::Learned;
 use crate::options::EvaluationOptions;
 use crate::release::ReleaseStatus;
@@ -92,6 +93,8 @@ pub enum Request {
     Export {
         /// The folder.
         out: PathBuf,
+        /// The student is cut to these languages; empty: it is not.
+        languages: Vec<String>,
         /// Where the answer goes.
         reply: Sender<Result<PathBuf, String>>,
     },
@@ -226,10 +229,13 @@ pub struct StepReport {
     pub languages: BTreeMap<Arc<str>, usize>,
     /// Time that the step took, waiting for records not included.
     pub seconds: f64,
+    /// What it has cost, and all steps so far.
+    #[serde(flatten)]
+    pub cost: Cost,
 }
 
 impl StepReport {
-    pub(crate) fn new(step: u64, batch: &Batch, learned: &Learned, elapsed: Duration) -> Self {
+    pub(crate) fn new(step: u64, batch: &Batch, learned: &Learned, cost: Cost, elapsed: Duration) -> Self {
         let sums = &learned.sums;
         Self {
             step,
@@ -246,6 +252,7 @@ impl StepReport {
             masked_positions: batch.masked_positions as u64,
             languages: batch.languages.clone(),
             seconds: elapsed.as_secs_f64(),
+            cost,
         }
     }
 }

@@ -4,23 +4,79 @@
 //! complete: it is put aside as `.<name>.replaced`, and put back if a crash or an error came in between.
 
 use crate::checkpoint::Checkpoints;
+use crate::language_cut::LanguageCut;
 use crate::state_folder::{checkpoints_path, tokenizers_path};
 use crate::{TrainerError, durable};
 use model::Bert;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Tells an export from a folder that somebody cares for.
 const MARKER: &str = "mergedistill.json";
+const MADE_BY: &str = concat!("mergedistill ", env!("CARGO_PKG_VERSION"));
 
-/// Writes `bert` after `step` steps to `out`, with the tokenizer files in `tokenizers` (see [`crate::tokenizer_export`]).
+/// What was exported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Exported {
+    /// The student's step.
+    pub step: u64,
+    /// The folder.
+    pub path: PathBuf,
+    /// Tokens of the exported student.
+    pub tokens: usize,
+    /// Bytes of its numbers.
+    pub bytes: u64,
+    /// Tokens of the whole student.
+    pub full_tokens: usize,
+    /// Bytes of its numbers.
+    pub full_bytes: u64,
+}
+
+/// Writes `bert` after `step` steps to `out`, with the tokenizer files in `tokenizers` (see [`crate::tokenizer_export`]); cut to
+/// `languages` unless there are none (see [`crate::language_cut`]).
 ///
 /// # Errors
 /// [`TrainerError::ExportTarget`] if `out` (or one of the hidden folders beside it) holds anything but an export;
-/// [`TrainerError::Configuration`] if the tokenizer is not the student's; failures to write.
-pub fn export(out: &Path, bert: &Bert, tokenizers: &Path, step: u64) -> Result<(), TrainerError> {
+/// [`TrainerError::Configuration`] if the tokenizer is not the student's, or a language is nobody's; failures to write.
+pub fn export(
+    out: &Path,
+    bert: &Bert,
+    tokenizers: &Path,
+    step: u64,
+    languages: &[String],
+) -> Result<Exported, TrainerError> {
+    let exported = |cut: &Bert| Exported {
+        step,
+        path: out.to_owned(),
+        tokens: cut.configuration.vocabulary_size,
+        bytes: 4 * cut.parameters.count() as u64,
+        full_tokens: bert.configuration.vocabulary_size,
+        full_bytes: 4 * bert.parameters.count() as u64,
+    };
+    if languages.is_empty() {
+        put_in_place(out, |partial| {
+            write_marker(partial, &json!({"made_by": MADE_BY, "step": step}))?;
+            copy_files(tokenizers, partial)?;
+            write_student(partial, bert)
+        })?;
+        return Ok(exported(bert));
+    }
+    check_vocabulary(&tokenizers.join("vocab.txt"), bert.configuration.vocabulary_size)?;
+    let cut = LanguageCut::new(tokenizers, languages)?;
+    let student = cut.student(bert)?;
+    put_in_place(out, |partial| {
+        write_marker(partial, &json!({"made_by": MADE_BY, "step": step, "languages": languages}))?;
+        cut.write_tokenizers(tokenizers, partial)?;
+        write_student(partial, &student)
+    })?;
+    Ok(exported(&student))
+}
+
+/// Has an export written to a folder beside `out`, and puts it in the place of what is there.
+fn put_in_place(out: &Path, write: impl FnOnce(&Path) -> Result<(), TrainerError>) -> Result<(), TrainerError> {
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(TrainerError::io("create", parent))?;
     let (partial, replaced) = (beside(parent, out, ".partial"), beside(parent, out, ".replaced"));
@@ -28,7 +84,7 @@ pub fn export(out: &Path, bert: &Bert, tokenizers: &Path, step: u64) -> Result<(
     let exists = check_target(out)?;
     remove_export(&partial)?;
     remove_export(&replaced)?;
-    let written = write_files(&partial, bert, tokenizers, step).and_then(|()| {
+    let written = write(&partial).and_then(|()| {
         if exists {
             fs::rename(out, &replaced).map_err(TrainerError::io("replace", out))?;
         }
@@ -46,18 +102,25 @@ pub fn export(out: &Path, bert: &Bert, tokenizers: &Path, step: u64) -> Result<(
     written.and_then(|()| remove_export(&replaced))
 }
 
-/// Exports the newest checkpoint of a state folder to `out`; returns its step. The run may be going on.
+/// Exports the newest checkpoint of a state folder, of a run or of a release, to `out`; returns its step. The run may be going on.
 ///
 /// # Errors
 /// When there is no valid checkpoint, and as [`export`].
 pub fn export_newest(state_dir: &Path, out: &Path) -> Result<u64, TrainerError> {
+    export_languages(state_dir, out, &[]).map(|exported| exported.step)
+}
+
+/// The same, cut to `languages` unless there are none.
+///
+/// # Errors
+/// As [`export_newest`].
+pub fn export_languages(state_dir: &Path, out: &Path, languages: &[String]) -> Result<Exported, TrainerError> {
     let folder = checkpoints_path(state_dir);
     let Some(loaded) = Checkpoints::at(&folder).newest(|_| true)? else {
         return Err(TrainerError::NoCheckpoint { path: folder });
     };
     let bert = Bert { configuration: loaded.configuration, parameters: loaded.parameters };
-    export(out, &bert, &tokenizers_path(state_dir), loaded.state.step)?;
-    Ok(loaded.state.step)
+    export(out, &bert, &tokenizers_path(state_dir), loaded.state.step, languages)
 }
 
 /// Whether there is something at `out`, which may be replaced then.
@@ -85,17 +148,22 @@ fn put_back(out: &Path, replaced: &Path) -> Result<(), TrainerError> {
     fs::rename(replaced, out).map_err(TrainerError::io("put back", out))
 }
 
-fn write_files(partial: &Path, bert: &Bert, tokenizers: &Path, step: u64) -> Result<(), TrainerError> {
-    let pretty = |value: &serde_json::Value| format!("{value:#}\n").into_bytes();
-    // The marker comes first: what a crash leaves is known as ours.
+/// Makes the folder. The marker comes first: what a crash leaves is known as ours.
+fn write_marker(partial: &Path, marker: &Value) -> Result<(), TrainerError> {
     fs::create_dir(partial).map_err(TrainerError::io("create", partial))?;
-    let marker = json!({"made_by": concat!("mergedistill ", env!("CARGO_PKG_VERSION")), "step": step});
-    durable::replace(&partial.join(MARKER), &pretty(&marker))?;
-    copy_files(tokenizers, partial)?;
+    durable::replace(&partial.join(MARKER), &pretty(marker))
+}
+
+/// Writes the model beside its tokenizer.
+fn write_student(partial: &Path, bert: &Bert) -> Result<(), TrainerError> {
     check_vocabulary(&partial.join("vocab.txt"), bert.configuration.vocabulary_size)?;
     durable::replace(&partial.join("config.json"), &pretty(&bert.configuration.to_hugging_face()))?;
     bert.parameters.save_safetensors(&partial.join("model.safetensors"))?;
     durable::sync_folder(partial)
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    format!("{value:#}\n").into_bytes()
 }
 
 /// Refuses a tokenizer with another number of tokens than the student has.

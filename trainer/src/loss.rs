@@ -102,6 +102,10 @@ pub struct Score {
     pub loss: f64,
     /// Whether the gold token has the highest logit (ties to the lower id).
     pub correct: bool,
+    /// The token that the student holds the most likely.
+    pub best_id: u32,
+    /// Its probability.
+    pub best_probability: f64,
 }
 
 /// One masked position by itself. Losses are in nats, without the position's weight.
@@ -199,7 +203,7 @@ pub fn score(
         let mut picks = Picks::of_gold(&gold_ids[first..first + count]);
         let mut chunk = Chunk::new(decoder, &hidden[rows], count, scratch);
         chunk.exponentiate(&mut picks);
-        scores.extend(Positions::combine(&chunk.tiles(), &picks).scores());
+        scores.extend(Positions::combine(&chunk.tiles(), &picks).scores(&chunk));
     }
     Ok(scores)
 }

@@ -2,7 +2,7 @@
 
 use crate::evaluate::EvaluationReport;
 use crate::event::StepReport;
-use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
+use prometheus::{Counter, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     loss: Gauge,
     tokens: IntCounter,
     masked_positions: IntCounter,
+    flops: Counter,
     learning_rate: Gauge,
     lambda: Gauge,
     gradient_norm: Gauge,
@@ -33,6 +34,9 @@ pub(crate) struct Metrics {
     evaluation_loss: GaugeVec,
     evaluation_top1: GaugeVec,
     evaluation_rdt: GaugeVec,
+    evaluation_ece: GaugeVec,
+    evaluation_agreement: GaugeVec,
+    evaluation_retained_mass: GaugeVec,
     evaluation_time: Gauge,
     checkpoint_time: Gauge,
 }
@@ -56,6 +60,10 @@ impl Metrics {
             masked_positions: IntCounter::new(
                 "mergedistill_train_masked_positions_total",
                 "Masked positions trained on by this process.",
+            )?,
+            flops: Counter::new(
+                "mergedistill_train_flops_total",
+                "Floating-point operations of training by this process: by the student's shape, forward and backward.",
             )?,
             learning_rate: Gauge::new("mergedistill_train_learning_rate", "Learning rate of the last step.")?,
             lambda: Gauge::new(
@@ -104,6 +112,27 @@ impl Metrics {
                 ),
                 &by_model[..2],
             )?,
+            evaluation_ece: GaugeVec::new(
+                Opts::new(
+                    "mergedistill_evaluation_calibration_error_ratio",
+                    "Held-out expected calibration error at a teacher's positions, of the teacher or the student.",
+                ),
+                &by_model,
+            )?,
+            evaluation_agreement: GaugeVec::new(
+                Opts::new(
+                    "mergedistill_evaluation_agreement_ratio",
+                    "Share of a teacher's held-out positions at which teacher and student have the same best guess.",
+                ),
+                &by_model[..2],
+            )?,
+            evaluation_retained_mass: GaugeVec::new(
+                Opts::new(
+                    "mergedistill_evaluation_retained_mass_ratio",
+                    "Share of a teacher's probability that its labels hold at held-out positions.",
+                ),
+                &by_model[..2],
+            )?,
             evaluation_time: Gauge::new(
                 "mergedistill_evaluation_timestamp_seconds",
                 "Unix time of this process's last evaluation; 0: none yet.",
@@ -124,6 +153,7 @@ impl Metrics {
         registry.register(Box::new(self.loss.clone()))?;
         registry.register(Box::new(self.tokens.clone()))?;
         registry.register(Box::new(self.masked_positions.clone()))?;
+        registry.register(Box::new(self.flops.clone()))?;
         registry.register(Box::new(self.learning_rate.clone()))?;
         registry.register(Box::new(self.lambda.clone()))?;
         registry.register(Box::new(self.gradient_norm.clone()))?;
@@ -135,6 +165,9 @@ impl Metrics {
         registry.register(Box::new(self.evaluation_loss.clone()))?;
         registry.register(Box::new(self.evaluation_top1.clone()))?;
         registry.register(Box::new(self.evaluation_rdt.clone()))?;
+        registry.register(Box::new(self.evaluation_ece.clone()))?;
+        registry.register(Box::new(self.evaluation_agreement.clone()))?;
+        registry.register(Box::new(self.evaluation_retained_mass.clone()))?;
         registry.register(Box::new(self.evaluation_time.clone()))?;
         registry.register(Box::new(self.checkpoint_time.clone()))
     }
@@ -146,6 +179,7 @@ impl Metrics {
         self.loss.set(report.loss);
         self.tokens.inc_by(report.tokens);
         self.masked_positions.inc_by(report.masked_positions);
+        self.flops.inc_by(report.cost.train_flops as f64);
         self.learning_rate.set(report.learning_rate);
         self.lambda.set(report.lambda);
         self.gradient_norm.set(report.grad_norm);
@@ -179,18 +213,29 @@ impl Metrics {
     pub(crate) fn observe_evaluation(&self, evaluation: &EvaluationReport) {
         for (language, result) in &evaluation.languages {
             for (teacher, result) in &result.teachers {
-                let values =
-                    [("teacher", result.loss, result.top1), ("student", result.student_loss, result.student_top1)];
-                for (model, loss, top1) in values {
+                let values = [
+                    ("teacher", result.loss, result.top1, result.ece),
+                    ("student", result.student_loss, result.student_top1, result.student_ece),
+                ];
+                for (model, loss, top1, ece) in values {
                     let labels = [language, teacher, model];
                     self.evaluation_loss.with_label_values(&labels).set(loss);
                     self.evaluation_top1.with_label_values(&labels).set(top1);
+                    set(&self.evaluation_ece, &labels, ece);
                 }
-                if let Some(rdt) = result.rdt {
-                    self.evaluation_rdt.with_label_values(&[language, teacher]).set(rdt);
-                }
+                let labels = [language.as_str(), teacher];
+                set(&self.evaluation_rdt, &labels, result.rdt);
+                set(&self.evaluation_agreement, &labels, result.agreement);
+                set(&self.evaluation_retained_mass, &labels, result.retained_mass);
             }
         }
+    }
+}
+
+/// Sets a gauge to what is known.
+fn set(gauges: &GaugeVec, labels: &[impl AsRef<str> + std::fmt::Debug], value: Option<f64>) {
+    if let Some(value) = value {
+        gauges.with_label_values(labels).set(value);
     }
 }
 

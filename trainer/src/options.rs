@@ -119,6 +119,8 @@ pub struct TrainerTeacher {
     pub labels: bool,
     /// Its tokenizer: the source of its part of the union vocabulary.
     pub tokenizer: Arc<Tokenizer>,
+    /// Its shape, which says what its labels cost; `None`: it does not label, or nobody knows.
+    pub shape: Option<Arc<Configuration>>,
 }
 
 /// Shape of the student.

@@ -4,7 +4,7 @@ use crate::TrainerError;
 use crate::durable;
 use crate::options::TrainerOptions;
 use crate::run_log::RunLog;
-use crate::tokenizer_export::export_tokenizers;
+use crate::tokenizer_export::{KnownTeacher, export_tokenizers, write_known_teachers};
 use crate::vocabulary::{TeacherTokens, Vocabulary};
 use model::Tokenizer;
 use std::path::{Path, PathBuf};
@@ -103,5 +103,11 @@ fn check_teachers(options: &TrainerOptions, reader: &LogReader) -> Result<(), Tr
 pub(crate) fn keep_tokenizers(options: &TrainerOptions, vocabulary: &Vocabulary) -> Result<(), TrainerError> {
     let tokenizers: Vec<&Tokenizer> = options.teachers.iter().map(|teacher| &*teacher.tokenizer).collect();
     let (folder, longest) = (tokenizers_path(&options.state_dir), options.student.max_sequence_length);
-    export_tokenizers(&folder, vocabulary, &tokenizers, longest).map(|_| ())
+    let folders = export_tokenizers(&folder, vocabulary, &tokenizers, longest)?;
+    let known = options.teachers.iter().zip(folders).map(|(teacher, path)| KnownTeacher {
+        name: teacher.name.clone(),
+        languages: teacher.languages.clone(),
+        tokenizer: path.strip_prefix(&folder).unwrap_or(&path).to_owned(),
+    });
+    write_known_teachers(&folder, &known.collect::<Vec<_>>())
 }

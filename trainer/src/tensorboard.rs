@@ -24,9 +24,21 @@ const NAME_END: &str = ".mergedistill";
 /// The second version of the format, in which a session start says from where on to forget.
 const FILE_VERSION: &[u8] = b"brain.Event:2";
 /// Figures of a step's line that are shown as they are.
-const STEP_FIGURES: [&str; 7] = ["loss", "kd", "mlm", "top1", "learning_rate", "lambda", "grad_norm"];
+const STEP_FIGURES: [&str; 10] = [
+    "loss",
+    "kd",
+    "mlm",
+    "top1",
+    "learning_rate",
+    "lambda",
+    "grad_norm",
+    "total_tokens",
+    "total_train_flops",
+    "total_teacher_flops",
+];
 /// Figures of a language, and of the student beside a teacher.
-const EVALUATION_FIGURES: [&str; 5] = ["loss", "top1", "student_loss", "student_top1", "rdt"];
+const EVALUATION_FIGURES: [&str; 9] =
+    ["loss", "top1", "student_loss", "student_top1", "rdt", "ece", "student_ece", "agreement", "retained_mass"];
 
 /// The newest event file of a folder, open for appending.
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 //! - In `tokenizers/<teacher>/`: each teacher's own tokenizer in student ids. It cuts a text exactly as the teacher's does,
 //!   and its ids are those that the student was trained with on that teacher's copies. Ids of tokens that the teacher
 //!   does not have are missing from it, which `tokenizers` and transformers allow.
+//! - `teachers.json` says which languages each of them is for.
 //!
 //! The union normalises text as the teachers do if all do it alike; otherwise it changes no letters, since a cased
 //! tokenizer can spell the tokens of both kinds.
@@ -15,14 +16,23 @@
 
 use crate::durable;
 use crate::error::TrainerError;
-use crate::vocabulary::{Normalised, SPECIAL_COUNT, Vocabulary, VocabularyMap, file_name};
-use model::{SpecialTokens, Tokenizer};
+use crate::vocabulary::{Normalised, SPECIAL_COUNT, TeacherTokens, Vocabulary, VocabularyMap, file_name};
+use model::{LearnedVocabulary, SpecialTokens, Tokenizer};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Folder of the teachers' tokenizers inside an exported student's.
 pub const TEACHER_TOKENIZERS: &str = "tokenizers";
+
+/// Which tokenizer is whose, in an exported student's folder.
+const TEACHERS: &str = "teachers.json";
+const TOKENIZER_FILES: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
+/// `model_max_length` of a tokenizer that no model has yet: BERT's.
+const LEARNED_LENGTH: usize = 512;
 
 /// Writes the union tokenizer to `dir`, and each teacher's in student ids to `dir/tokenizers/<teacher>`. `teachers` are
 /// in the order of the vocabulary's maps. Returns the folders of the teachers' tokenizers.
@@ -45,6 +55,46 @@ pub fn export_tokenizers(
         export_teacher(folder, map, tokenizer, max_sequence_length)?;
     }
     Ok(folders)
+}
+
+/// A teacher whose tokenizer goes with a student.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownTeacher {
+    /// Its name.
+    pub name: String,
+    /// The languages that it teaches.
+    pub languages: Vec<String>,
+    /// The folder of its tokenizer in student ids, in that of the student.
+    pub tokenizer: PathBuf,
+}
+
+/// Writes whose tokenizers are in `dir`, for which languages: `teachers.json`.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_known_teachers(dir: &Path, teachers: &[KnownTeacher]) -> Result<(), TrainerError> {
+    let bytes = format!("{:#}\n", json!({ "teachers": teachers })).into_bytes();
+    durable::replace(&dir.join(TEACHERS), &bytes)
+}
+
+/// Whose tokenizers are in `dir`.
+///
+/// # Errors
+/// When that is not written there, or damaged.
+pub fn known_teachers(dir: &Path) -> Result<Vec<KnownTeacher>, TrainerError> {
+    let path = dir.join(TEACHERS);
+    let bytes = match fs::read(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(TrainerError::Configuration(format!(
+                "{} is missing: the run was made by an earlier version; `run` writes it when it starts the next time",
+                path.display()
+            )));
+        }
+        read => read.map_err(TrainerError::io("read", &path))?,
+    };
+    let mut file: BTreeMap<String, Vec<KnownTeacher>> =
+        serde_json::from_slice(&bytes).map_err(|error| TrainerError::corrupt(&path, error))?;
+    file.remove("teachers").ok_or_else(|| TrainerError::corrupt(&path, "it names no teachers"))
 }
 
 /// Writes the union tokenizer alone.
@@ -91,6 +141,44 @@ pub fn export_union(dir: &Path, vocabulary: &Vocabulary, max_sequence_length: us
     configuration.insert("tokenize_chinese_chars".to_owned(), json!(normalised.handle_chinese_chars));
     write(dir, &names, &tokenizer, configuration)?;
     durable::replace(&dir.join("vocab.txt"), vocabulary.lines().as_bytes())
+}
+
+/// Writes a vocabulary that was learned from text as the folder of a tokenizer, with the ids that it has there.
+///
+/// # Errors
+/// As [`check_tokenizer_folder`], and when a file cannot be written.
+pub fn export_learned(dir: &Path, learned: &LearnedVocabulary) -> Result<(), TrainerError> {
+    check_tokenizer_folder(dir)?;
+    let tokens = TeacherTokens {
+        name: "learned",
+        tokens: &learned.tokens,
+        special: learned.special,
+        normalisation: learned.normalisation,
+        fingerprint: "",
+    };
+    // The union of one vocabulary whose special tokens come first is that vocabulary.
+    export_union(dir, &Vocabulary::union(&[tokens])?, LEARNED_LENGTH)
+}
+
+/// Whether a tokenizer may be written to `dir`: nothing is there, or nothing but a tokenizer.
+///
+/// # Errors
+/// [`TrainerError::ExportTarget`] when it may not.
+pub fn check_tokenizer_folder(dir: &Path) -> Result<(), TrainerError> {
+    let refused = || TrainerError::ExportTarget { path: dir.to_owned() };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => return Err(refused()),
+        Err(error) => return Err(TrainerError::io("read", dir)(error)),
+    };
+    for entry in entries {
+        let name = entry.map_err(TrainerError::io("read", dir))?.file_name();
+        if !TOKENIZER_FILES.iter().any(|known| name == *known) {
+            return Err(refused());
+        }
+    }
+    Ok(())
 }
 
 /// Writes a teacher's tokenizer in student ids.

@@ -25,6 +25,7 @@ use crate::copy_stream::{CopyStream, Next};
 use crate::evaluate::{EvaluationReport, Evaluator, HeldOut};
 use crate::event::{BranchPoint, Event, Outcome, Request, StepReport, TrainerProgress};
 use crate::export;
+use crate::flops::Cost;
 use crate::growth;
 use crate::journal::Journal;
 use crate::learner::Learner;
@@ -244,7 +245,9 @@ impl Trainer {
         self.metrics.stage.in_flight.set(i64::try_from(batch.copies).unwrap_or(i64::MAX));
         let learned = self.options.compute(|| learner.step(step, batch, options))?;
         self.metrics.stage.in_flight.set(0);
-        let report = StepReport::new(step + 1, batch, &learned, started.elapsed());
+        let student = self.learner.student.configuration();
+        let cost = Cost::of(batch, student, &self.options.teachers, &mut self.state.totals);
+        let report = StepReport::new(step + 1, batch, &learned, cost, started.elapsed());
         match (learned.skipped, &self.progress.arrivals) {
             (Some(reason), _) => self.note_skip(reason, batch)?,
             (None, Some(arrivals)) => arrivals.learnt(&batch.sequences),
@@ -254,7 +257,6 @@ impl Trainer {
         self.state.step += 1;
         self.state.updates = self.learner.optimiser.updates;
         self.state.stream = self.stream.state().clone();
-        self.state.totals.tokens += report.tokens;
         self.state.totals.masked_positions += report.masked_positions;
         self.state.totals.skipped_steps += u64::from(report.skipped);
         self.run_log.append(&report)?;
@@ -420,11 +422,12 @@ impl Trainer {
     fn answer(&mut self, request: Request, desk: &mut Desk<'_>) -> Result<(), TrainerError> {
         match request {
             Request::Checkpoint { reply } => drop(send(&reply, self.checkpoint(desk))),
-            Request::Export { out, reply } => {
+            Request::Export { out, languages, reply } => {
                 let tokenizers = tokenizers_path(&self.options.state_dir);
                 let bert = self.learner.student.to_bert();
-                let exported = bert.and_then(|bert| export::export(&out, &bert, &tokenizers, self.state.step));
-                drop(send(&reply, exported.map(|()| out)));
+                let step = self.state.step;
+                let exported = bert.and_then(|bert| export::export(&out, &bert, &tokenizers, step, &languages));
+                drop(send(&reply, exported.map(|exported| exported.path)));
             }
             Request::Change { settings, evaluation, ticket, reply } => {
                 return self.answer_change(&settings, evaluation, &ticket, &reply);

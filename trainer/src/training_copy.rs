@@ -29,6 +29,19 @@ pub struct TrainingCopy {
     pub weight: f64,
     /// Tokens, gold labels and top-k, all in student ids.
     pub copy: MaskedCopy,
+    /// What teachers had to label so that this copy could be read; nothing when its record is read again.
+    pub labelled: Vec<LabelledCopy>,
+}
+
+/// The size of a copy that a teacher labelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LabelledCopy {
+    /// Index into the log's teacher table.
+    pub teacher: u16,
+    /// Its tokens, `[CLS]` and `[SEP]` included.
+    pub tokens: usize,
+    /// Its masked positions.
+    pub masked: usize,
 }
 
 /// Chooses among the copies of a record, and maps them.
@@ -113,7 +126,21 @@ impl CopyMaker {
         }
         let shared = self.options.copies == Copies::All && self.options.copy_weight == CopyWeight::Shared;
         let weight = if shared { 1.0 / self.usable(record).len() as f64 } else { 1.0 };
-        Ok(TrainingCopy { sequence, pass, language: record.language.clone(), weight, copy })
+        let labelled = if pass == 0 { self.labelled(record, index) } else { Vec::new() };
+        Ok(TrainingCopy { sequence, pass, language: record.language.clone(), weight, copy, labelled })
+    }
+
+    /// The best copy is known once all are labelled; otherwise each stands for itself.
+    fn labelled(&self, record: &Record, index: usize) -> Vec<LabelledCopy> {
+        let best = self.options.copies == Copies::Best;
+        let copies =
+            record.copies.iter().enumerate().filter(|(at, copy)| copy.label.is_some() && (best || *at == index));
+        let size = |(_, copy): (usize, &MaskedCopy)| LabelledCopy {
+            teacher: copy.teacher,
+            tokens: copy.token_ids.len(),
+            masked: copy.masked_positions.len(),
+        };
+        copies.map(size).collect()
     }
 
     /// Indices of the copies whose labels were not dropped; of all, if there is no such copy.

@@ -9,8 +9,8 @@ use scene::{Example, Scene, TEACHER_LOSS, copy_folder, example, metrics, mixture
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use store::{Payload, SequenceNumber};
-use trainer::{EvaluationReport, Event, Outcome, TrainerError, Vocabulary};
+use store::{MaskedCopy, Payload, SequenceNumber};
+use trainer::{EvaluationReport, Event, Outcome, TeacherEvaluation, TrainerError, Vocabulary};
 
 /// Held-out text of English that no teacher has seen, and held-out documents of both languages.
 fn scene_with_unseen_text() -> Scene {
@@ -72,6 +72,53 @@ fn it_does_not_disturb_training() {
     assert!(scene::checkpoint(&often.state_dir, 9) == scene::checkpoint(&never.state_dir, 9));
 }
 
+/// What is compared position by position, each written down.
+#[derive(Default)]
+struct Plain {
+    /// (probability of the best guess, whether it is right).
+    teacher: Vec<(f64, bool)>,
+    student: Vec<(f64, bool)>,
+    agreed: usize,
+    masses: Vec<f64>,
+}
+
+impl Plain {
+    fn add(&mut self, copy: &MaskedCopy, gold_ids: &[u32], log_p: &[Vec<f32>], student_id: impl Fn(u32) -> u32) {
+        let label = copy.label.as_ref().unwrap();
+        let entries = label.top_ids.chunks(label.top_k).zip(label.top_logits.chunks(label.top_k));
+        for (((ids, logits), z), (gold, log_p)) in entries.zip(&label.log_sum_exp).zip(gold_ids.iter().zip(log_p)) {
+            let p = |logit: f32| f64::from(logit - z).exp();
+            self.masses.push(logits.iter().copied().map(p).sum());
+            self.teacher.push((p(logits[0]), student_id(ids[0]) == *gold));
+            let best = (0..log_p.len()).rev().max_by(|a, b| log_p[*a].total_cmp(&log_p[*b])).unwrap();
+            self.student.push((f64::from(log_p[best]).exp(), best == *gold as usize));
+            self.agreed += usize::from(best == student_id(ids[0]) as usize);
+        }
+    }
+
+    fn check(&self, pair: &TeacherEvaluation) {
+        let positions = self.masses.len() as f64;
+        let close = |found: Option<f64>, expected: f64| {
+            assert!((found.unwrap() - expected).abs() < 1e-5, "{found:?} {expected}")
+        };
+        close(pair.retained_mass, self.masses.iter().sum::<f64>() / positions);
+        close(pair.agreement, self.agreed as f64 / positions);
+        close(pair.ece, ece(&self.teacher));
+        close(pair.student_ece, ece(&self.student));
+        assert!(pair.retained_mass < Some(1.0 - 1e-3) && pair.ece > Some(1e-3) && pair.student_ece > Some(1e-3));
+    }
+}
+
+/// Σ over 15 bins of (predictions of the bin / all) · |accuracy − mean confidence|.
+fn ece(predictions: &[(f64, bool)]) -> f64 {
+    let mut gaps = [0.0; 15];
+    for (confidence, correct) in predictions {
+        let bin = (0..15).find(|bin| *confidence <= f64::from(bin + 1) / 15.0).unwrap_or(14);
+        gaps[bin as usize] += f64::from(u8::from(*correct)) - confidence;
+    }
+    gaps.iter().map(|gap| gap.abs()).sum::<f64>() / predictions.len() as f64
+}
+
 /// One copy at a time, with candle's own log-softmax over all logits.
 #[test]
 fn figures_agree_with_a_plain_computation() {
@@ -84,6 +131,7 @@ fn figures_agree_with_a_plain_computation() {
     let reader = scene.reader();
 
     let mut sums: BTreeMap<u16, (f64, f64, f64)> = BTreeMap::new();
+    let mut plain: BTreeMap<u16, Plain> = BTreeMap::new();
     for sequence in 0..4 {
         let entry = reader.entry(SequenceNumber(sequence)).unwrap();
         let Payload::Record(record) = &entry.payload else { panic!("entry {sequence} is no record") };
@@ -106,6 +154,8 @@ fn figures_agree_with_a_plain_computation() {
                 sums.1 += f64::from(u8::from(best[row] == gold));
                 sums.2 += 1.0;
             }
+            let rows = log_p.to_vec2::<f32>().unwrap();
+            plain.entry(copy.teacher).or_default().add(copy, &ids(&copy.gold_ids), &rows, |id| ids(&[id])[0]);
         }
     }
     for (teacher, (loss, correct, positions)) in &sums {
@@ -118,6 +168,7 @@ fn figures_agree_with_a_plain_computation() {
             loss / positions
         );
         assert_eq!((pair.student_top1, pair.positions as f64), (correct / positions, *positions));
+        plain[teacher].check(pair);
     }
     let (loss, positions) = sums.values().fold((0.0, 0.0), |sum, part| (sum.0 + part.0, sum.1 + part.2));
     assert!((report.languages["en"].student_loss - loss / positions).abs() < 1e-5);

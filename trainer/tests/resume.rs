@@ -192,7 +192,9 @@ fn stops_and_requests_are_attended_to_while_waiting() {
     let outcome = trainer.run(&control, &received, &mut |event| match event {
         Event::Waiting { .. } => {
             requests.send(Request::Checkpoint { reply: reply.clone() }).unwrap();
-            requests.send(Request::Export { out: scene.path("out"), reply: reply.clone() }).unwrap();
+            requests
+                .send(Request::Export { out: scene.path("out"), languages: Vec::new(), reply: reply.clone() })
+                .unwrap();
         }
         Event::Checkpoint { .. } => control.stop(),
         _ => {}

@@ -48,6 +48,9 @@ pub enum CtlAction {
         /// Folder to write.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+        /// Cut it to the tokens of the teachers of these languages, separated by commas.
+        #[arg(long, value_name = "LANGUAGE", value_delimiter = ',')]
+        languages: Vec<String>,
     },
     /// Train a cool-down from the newest checkpoint, beside the training that goes on, and export its student.
     Release {

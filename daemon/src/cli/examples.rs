@@ -53,7 +53,13 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("ctl segments", &[("", "ctl segments"), ("", "ctl segments --json")]),
     ("ctl configuration", &[("", "ctl configuration"), ("", "ctl configuration --json")]),
     ("ctl checkpoint", &[("", "ctl checkpoint")]),
-    ("ctl export", &[("The student as it is, for transformers:", "ctl export --out students/today")]),
+    (
+        "ctl export",
+        &[
+            ("The student as it is, for transformers:", "ctl export --out students/today"),
+            ("For German alone:", "ctl export --out students/today-de --languages de"),
+        ],
+    ),
     (
         "ctl release",
         &[
@@ -139,7 +145,24 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("log export", &[("", "log export state/log --parquet labels.parquet --language de")]),
     ("vocab", &[("", "vocab union --out vocab teachers/en teachers/de")]),
     ("vocab union", &[("", "vocab union --out vocab teachers/en teachers/de")]),
-    ("export", &[("", "export --state-dir state --out student")]),
+    (
+        "vocab learn",
+        &[
+            ("From files of text:", "vocab learn --size 8000 --out tokenizers/it text/it.txt"),
+            (
+                "From a configuration's corpora of two languages:",
+                "vocab learn --size 30000 --uncased --out tokenizers/en-it --config merge.toml --language en --language it",
+            ),
+        ],
+    ),
+    (
+        "export",
+        &[
+            ("", "export --state-dir state --out student"),
+            ("Smaller, for two languages:", "export --state-dir state --out student-de-fr --languages de,fr"),
+            ("A release:", "export --state-dir state/releases/step-5000 --out student"),
+        ],
+    ),
     ("evaluate", &[("", "evaluate --config merge.toml"), ("", "evaluate --config merge.toml --json")]),
     ("bench", &[("", "bench label --teacher teachers/en --text text/en.txt --threads 2")]),
     ("bench label", &[("", "bench label --teacher teachers/en --text text/en.txt --threads 2")]),

@@ -34,6 +34,7 @@ impl Configuration {
         })?;
         configuration.file = Some(path.to_owned());
         configuration.threads.warning(crate::threads::cores()).iter().for_each(|warning| tracing::warn!("{warning}"));
+        configuration.labels_warning().iter().for_each(|warning| tracing::warn!("{warning}"));
         Ok(configuration)
     }
 }

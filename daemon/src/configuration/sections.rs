@@ -54,6 +54,19 @@ impl Configuration {
         let labelling = self.teacher.iter().filter(|teacher| teacher.labels);
         labelling.map(|teacher| teacher.stall_options().after).max().unwrap_or_default()
     }
+
+    /// What is odd about training with λ above 0 where nobody labels. A log that is there may hold labels.
+    pub fn labels_warning(&self) -> Option<String> {
+        let nobody = !self.corpus.is_empty() && !self.teacher.iter().any(|teacher| teacher.labels);
+        let train = self.student.as_ref().filter(|_| nobody).map(|_| &self.train)?;
+        let floor = train.lambda_floor.unwrap_or_default();
+        let weights = [("lambda_start", train.lambda_start), ("lambda_end", train.lambda_end), ("lambda_floor", floor)];
+        let (key, weight) = weights.into_iter().find(|(_, weight)| *weight > 0.0)?;
+        Some(format!(
+            "train.{key} is {weight}, but no teacher labels: the student learns from gold labels alone, as with λ = 0; set \
+             lambda_start = 0 and lambda_end = 0, or have a teacher label"
+        ))
+    }
 }
 
 /// `[run]`

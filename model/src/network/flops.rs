@@ -1,6 +1,27 @@
 //! How many floating-point operations a forward pass takes.
 
 use super::inference::Inference;
+use crate::Configuration;
+
+impl Configuration {
+    /// Floating-point operations of the matrix products and the attention of one pass over sequences, each given as its (tokens,
+    /// masked positions), up to the logits at masked positions: what a model of this shape takes, whoever computes it. As
+    /// [`Inference::flops`] without its shortcuts, and 2·M·E·V for the decoder, V being the words.
+    #[must_use]
+    pub fn flops(&self, sequences: impl Iterator<Item = (usize, usize)>) -> u64 {
+        let sums = Sums::of(sequences);
+        let decoder = 2 * sums.masked * self.embedding_size as u64 * self.vocabulary_size as u64;
+        sums.flops(self, false, false) + decoder
+    }
+}
+
+/// Of sequences: their tokens, masked positions, and pairs of what attends and what is attended to.
+struct Sums {
+    tokens: u64,
+    masked: u64,
+    pairs: u64,
+    masked_pairs: u64,
+}
 
 impl Inference {
     /// Floating-point operations of the matrix products and the attention of one pass over sequences, each given as its (tokens,
@@ -16,7 +37,24 @@ impl Inference {
     /// - head: 2·M·H·E.
     #[must_use]
     pub fn flops(&self, sequences: impl Iterator<Item = (usize, usize)>) -> u64 {
-        let configuration = self.configuration();
+        Sums::of(sequences).flops(self.configuration(), self.looks_up(), self.absorbs())
+    }
+}
+
+impl Sums {
+    fn of(sequences: impl Iterator<Item = (usize, usize)>) -> Self {
+        let mut sums = Self { tokens: 0, masked: 0, pairs: 0, masked_pairs: 0 };
+        for (tokens, masked) in sequences.map(|(tokens, masked)| (tokens as u64, masked as u64)) {
+            sums.tokens += tokens;
+            sums.masked += masked;
+            sums.pairs += tokens * tokens;
+            sums.masked_pairs += masked * tokens;
+        }
+        sums
+    }
+
+    /// See [`Inference::flops`].
+    fn flops(&self, configuration: &Configuration, looks_up: bool, absorbs: bool) -> u64 {
         let [h, i, e, heads, layers] = [
             configuration.hidden_size,
             configuration.intermediate_size,
@@ -25,17 +63,11 @@ impl Inference {
             configuration.layers,
         ]
         .map(|size| size as u64);
-        let [mut t, mut m, mut pairs, mut masked_pairs] = [0_u64; 4];
-        for (tokens, masked) in sequences.map(|(tokens, masked)| (tokens as u64, masked as u64)) {
-            t += tokens;
-            m += masked;
-            pairs += tokens * tokens;
-            masked_pairs += masked * tokens;
-        }
+        let Self { tokens: t, masked: m, pairs, masked_pairs } = *self;
         let factorised = if e == h { 0 } else { 2 * t * e * h };
-        let looked_up = if self.looks_up() { 2 * t * 3 * h * h } else { 0 };
+        let looked_up = if looks_up { 2 * t * 3 * h * h } else { 0 };
         let full_layer = 2 * t * (4 * h * h + 2 * h * i) + 4 * pairs * h;
-        let (rows, wide) = if self.absorbs() { (m, heads) } else { (t, 1) };
+        let (rows, wide) = if absorbs { (m, heads) } else { (t, 1) };
         let last_layer = 2 * rows * 2 * h * h + 2 * m * (2 * h * h + 2 * h * i) + 4 * masked_pairs * h * wide;
         factorised + (layers - 1) * full_layer - looked_up + last_layer + 2 * m * h * e
     }
@@ -105,7 +137,15 @@ mod tests {
                 }
                 expected += product(masked, h, e);
             }
-            assert_eq!(network.flops([(5, 1), (9, 3)].into_iter()), expected, "{hidden}, {embedding}");
+            let sequences = || [(5, 1), (9, 3)].into_iter();
+            assert_eq!(network.flops(sequences()), expected, "{hidden}, {embedding}");
+            // 50 words; what is looked up or absorbed counts as if it was computed.
+            let whole = network.configuration().flops(sequences()) - product(4, e, 50);
+            if looks_up || absorbs {
+                assert_ne!(whole, expected, "{hidden}, {embedding}");
+            } else {
+                assert_eq!(whole, expected, "{hidden}, {embedding}");
+            }
         }
     }
 }

@@ -152,7 +152,7 @@ impl Control for Daemon {
             Command::Pause { stage } => state.paused.extend(stages(stage)),
             Command::Resume { stage } => state.paused.retain(|paused| !stages(stage).contains(paused)),
             Command::Checkpoint => state.checkpoints += 1,
-            Command::Export { out } => {
+            Command::Export { out, .. } => {
                 let failed = |error: std::io::Error| CommandError {
                     code: "trainer_ended",
                     message: format!("cannot create {}: {error}", out.display()),

@@ -145,6 +145,8 @@ fn commands_reach_the_daemon() {
     post("/v1/export", &export, 200);
     assert!(out.is_dir());
     assert_eq!(post("/v1/export", &export, 409).code(), "trainer_ended");
+    let cut = json!({ "out": out, "languages": ["de"] }).to_string();
+    assert_eq!(post("/v1/export", &cut, 409).code(), "trainer_ended");
     post("/v1/release", r#"{"steps": 9}"#, 200);
     post("/v1/release", r#"{"steps": 10, "out": "/x"}"#, 200);
     post("/v1/release/cancel", "", 200);
@@ -156,8 +158,9 @@ fn commands_reach_the_daemon() {
             Command::Resume { stage: Some(Stage::Teacher) },
             Command::Resume { stage: None },
             Command::Checkpoint,
-            Command::Export { out: out.clone() },
-            Command::Export { out },
+            Command::Export { out: out.clone(), languages: Vec::new() },
+            Command::Export { out: out.clone(), languages: Vec::new() },
+            Command::Export { out, languages: vec!["de".to_owned()] },
             Command::Release { steps: 9, out: None },
             Command::Release { steps: 10, out: Some("/x".into()) },
             Command::CancelRelease,
@@ -264,5 +267,5 @@ fn stages_have_names() {
     let error = "store".parse::<Stage>().unwrap_err().to_string();
     assert_eq!(error, "`store` is not a stage: one of ingest, teacher, trainer");
     let out = PathBuf::from("/x");
-    assert_ne!(Command::Export { out }, Command::Checkpoint);
+    assert_ne!(Command::Export { out, languages: Vec::new() }, Command::Checkpoint);
 }

@@ -4,12 +4,15 @@ use super::{Job, Message, copy_count};
 use crate::{Labeller, TeacherError, TeacherWatch};
 use crossbeam::channel::{Receiver, Sender};
 use model::{RolePool, Working};
-use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
+use prometheus::{Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, Opts, Registry};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use store::stage::StageControl;
 use store::{Group, Label, MaskedCopy, Payload};
+
+/// Bounds of the histogram of retained masses.
+const RETAINED_MASSES: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
 pub(super) struct RunnerThread<L> {
     pub(super) runner: L,
@@ -75,7 +78,8 @@ impl<L: Labeller> RunnerThread<L> {
 
     fn label(&self, group: &Group, batch: usize) -> Result<Vec<Label>, TeacherError> {
         let plan = &group.batches[batch];
-        let copies: Vec<&MaskedCopy> = plan.members.iter().map(|&(entry, copy)| copy_of(group, entry, copy)).collect();
+        let members = || plan.members.iter().map(|&(entry, copy)| copy_of(group, entry, copy));
+        let copies: Vec<&MaskedCopy> = members().map(|(_, copy)| copy).collect();
         let timer = self.metrics.batch_seconds.start_timer();
         let labels = self.pool.install(|| {
             self.watch.begin(); // Only now: others may be at work on all threads, for as long as they like.
@@ -86,13 +90,18 @@ impl<L: Labeller> RunnerThread<L> {
         self.metrics.last_progress.set(store::stage::unix_seconds());
         self.metrics.tokens.inc_by(copies.iter().map(|copy| copy.token_ids.len() as u64).sum());
         self.metrics.masked_positions.inc_by(copies.iter().map(|copy| copy.masked_positions.len() as u64).sum());
+        self.metrics.flops.inc_by(self.runner.flops(&copies) as f64);
+        for ((language, _), label) in members().zip(&labels) {
+            self.metrics.observe_retained_mass(language, label);
+        }
         Ok(labels)
     }
 }
 
-fn copy_of(group: &Group, entry: u32, copy: u32) -> &MaskedCopy {
+/// A copy, and the language of its record.
+fn copy_of(group: &Group, entry: u32, copy: u32) -> (&str, &MaskedCopy) {
     match &group.entries[entry as usize].payload {
-        Payload::Record(record) => &record.copies[copy as usize],
+        Payload::Record(record) => (&record.language, &record.copies[copy as usize]),
         Payload::Skip(_) | Payload::End => unreachable!("a batch plan names only records"),
     }
 }
@@ -105,7 +114,10 @@ pub(super) struct RunnerMetrics {
     copies: IntCounter,
     tokens: IntCounter,
     masked_positions: IntCounter,
+    flops: Counter,
     batch_seconds: Histogram,
+    /// By language.
+    retained_mass: HistogramVec,
 }
 
 impl RunnerMetrics {
@@ -114,6 +126,10 @@ impl RunnerMetrics {
         let counter = |name: &str, help: &str| IntCounter::with_opts(of_teacher(name, help));
         let buckets = prometheus::exponential_buckets(0.004, 2.0, 14)?;
         let seconds = HistogramOpts::new("mergedistill_teacher_batch_seconds", "Time to label one batch.");
+        let retained_mass = HistogramOpts::new(
+            "mergedistill_teacher_retained_mass_ratio",
+            "Share of a teacher's probability that its label holds at a masked position.",
+        );
         let metrics = Self {
             queued_copies: counter(
                 "mergedistill_teacher_queued_copies_total",
@@ -130,7 +146,15 @@ impl RunnerMetrics {
             copies: counter("mergedistill_teacher_copies_total", "Masked copies labelled.")?,
             tokens: counter("mergedistill_teacher_tokens_total", "Tokens of labelled copies.")?,
             masked_positions: counter("mergedistill_teacher_masked_positions_total", "Masked positions labelled.")?,
+            flops: Counter::with_opts(of_teacher(
+                "mergedistill_teacher_flops_total",
+                "Floating-point operations of labelling, by the teacher's shape.",
+            ))?,
             batch_seconds: Histogram::with_opts(seconds.const_label("teacher", teacher).buckets(buckets))?,
+            retained_mass: HistogramVec::new(
+                retained_mass.const_label("teacher", teacher).buckets(RETAINED_MASSES.to_vec()),
+                &["language"],
+            )?,
         };
         registry.register(Box::new(metrics.queued_copies.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
@@ -138,7 +162,9 @@ impl RunnerMetrics {
         registry.register(Box::new(metrics.copies.clone()))?;
         registry.register(Box::new(metrics.tokens.clone()))?;
         registry.register(Box::new(metrics.masked_positions.clone()))?;
+        registry.register(Box::new(metrics.flops.clone()))?;
         registry.register(Box::new(metrics.batch_seconds.clone()))?;
+        registry.register(Box::new(metrics.retained_mass.clone()))?;
         Ok(metrics)
     }
 
@@ -146,6 +172,12 @@ impl RunnerMetrics {
     pub(super) fn queued(&self, copies: u64) {
         self.queued_copies.inc_by(copies);
         self.in_flight.add(copies.cast_signed());
+    }
+
+    /// A copy in `language` was labelled.
+    fn observe_retained_mass(&self, language: &str, label: &Label) {
+        let histogram = self.retained_mass.with_label_values(&[language]);
+        (0..label.positions()).for_each(|position| histogram.observe(label.retained_mass(position)));
     }
 
     /// They are labelled, or nobody waits for them any more.

@@ -51,9 +51,12 @@ impl Positions {
         Self(positions.map(|(at, ((labels, gold), others))| Position::new(labels, gold, others, tiles, at)).collect())
     }
 
-    /// Losses of the gold labels.
-    pub(super) fn scores(&self) -> impl Iterator<Item = Score> {
-        self.0.iter().map(|position| Score { loss: position.gold_loss(), correct: position.correct })
+    /// Losses of the gold labels, and best guesses. No tokens of a teacher were taken out of `chunk`.
+    pub(super) fn scores(&self, chunk: &Chunk<'_>) -> impl Iterator<Item = Score> {
+        self.0.iter().enumerate().map(|(at, position)| {
+            let (best_id, best_probability) = position.best(chunk.largest(at));
+            Score { loss: position.gold_loss(), correct: position.correct, best_id, best_probability }
+        })
     }
 
     /// Losses and best guesses, one by one. The positions are those of `targets` from `first` on, and of `chunk`.
@@ -69,8 +72,7 @@ impl Positions {
             let (_, kd) = position.distillation(labels, position.tail_mass(targets, first + at));
             let others = labels.iter().map(|pick| (pick.id, pick.logit));
             let higher = |best: (u32, f32), other: (u32, f32)| if other.1 > best.1 { other } else { best };
-            let (best_id, logit) = others.fold(chunk.largest(at), higher);
-            let best_probability = libm::exp(f64::from(logit) - position.log_sum_exp);
+            let (best_id, best_probability) = position.best(others.fold(chunk.largest(at), higher));
             PositionLoss { kd, mlm: position.gold_loss(), best_id, best_probability }
         };
         each.map(explain).collect()
@@ -137,6 +139,11 @@ impl Position {
             gold_logit: f64::from(gold.logit),
             correct: is_first_max(labels, gold, tiles, at),
         }
+    }
+
+    /// The token with the highest logit, and its probability.
+    fn best(&self, (id, logit): (u32, f32)) -> (u32, f64) {
+        (id, libm::exp(f64::from(logit) - self.log_sum_exp))
     }
 
     fn gold_loss(&self) -> f64 {

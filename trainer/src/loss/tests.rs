@@ -313,6 +313,11 @@ fn scores_agree_with_the_loss_and_ties_go_to_the_lower_id() {
         let sums = case.run(0.5, &mut scratch).sums;
         assert!((sums.mlm - scores.iter().map(|score| score.loss).sum::<f64>()).abs() < 1e-4);
         assert_eq!(sums.correct, scores.iter().filter(|score| score.correct).count() as u64);
+        let explained = explain(case.decoder(), &case.hidden, &case.targets(), &mut scratch).unwrap();
+        for ((score, position), gold) in scores.iter().zip(explained).zip(&case.gold_ids) {
+            assert_eq!((score.best_id, score.correct), (position.best_id, score.best_id == *gold));
+            assert!((score.best_probability - position.best_probability).abs() < 1e-6);
+        }
     }
 
     // One hidden row of 1; logits are the bias. Tiles have 24 rows.

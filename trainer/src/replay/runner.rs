@@ -7,6 +7,7 @@ use crate::batch::Batch;
 use crate::checkpoint::TrainerState;
 use crate::copy_stream::{CopyStream, Next};
 use crate::event::StepReport;
+use crate::flops::Cost;
 use crate::growth;
 use crate::learner::{Learned, Learner};
 use crate::optimiser;
@@ -167,7 +168,7 @@ impl<'a> Runner<'a> {
 impl Figures {
     /// As `metrics.jsonl` has them, and more.
     pub(super) fn of(batch: &Batch, learned: &Learned, train: &TrainOptions) -> Self {
-        let report = StepReport::new(0, batch, learned, Duration::ZERO);
+        let report = StepReport::new(0, batch, learned, Cost::default(), Duration::ZERO);
         Self {
             loss: report.loss,
             kd: report.kd,

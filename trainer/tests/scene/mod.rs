@@ -67,7 +67,7 @@ impl Scene {
             fs::write(dir.join("vocab.txt"), words.join("\n")).unwrap();
             fs::write(dir.join("tokenizer_config.json"), r#"{"do_lower_case": false}"#).unwrap();
             let tokenizer = Arc::new(Tokenizer::load(&dir).unwrap());
-            TrainerTeacher { name: name.to_owned(), languages, labels: true, tokenizer }
+            TrainerTeacher { name: name.to_owned(), languages, labels: true, tokenizer, shape: None }
         });
         Self { teachers: teachers.collect(), folder }
     }

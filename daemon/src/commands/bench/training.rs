@@ -141,6 +141,7 @@ fn random_batch(step: u64, args: &TrainWorkArgs, top_k: usize, options: &TrainOp
         language: Arc::from("xx"),
         weight: 1.0,
         copy,
+        labelled: Vec::new(),
     });
     Batch::new(copies.collect(), options.kd_target.into(), options.loss_norm, options.micro_batch_tokens)
 }

@@ -35,7 +35,13 @@ pub fn ctl(args: &CtlArgs) -> Result<(), Failure> {
         CtlAction::Resume { stage } => told(socket, "/v1/resume", of_stage(stage.as_deref()), as_json),
         CtlAction::Drain => told(socket, "/v1/drain", None, as_json),
         CtlAction::Checkpoint => told(socket, "/v1/checkpoint", None, as_json),
-        CtlAction::Export { out } => told(socket, "/v1/export", Some(json!({ "out": absolute(out)? })), as_json),
+        CtlAction::Export { out, languages } => {
+            let mut body = json!({ "out": absolute(out)? });
+            if !languages.is_empty() {
+                body["languages"] = json!(languages);
+            }
+            told(socket, "/v1/export", Some(body), as_json)
+        }
         CtlAction::Operations { id } => lists::operations(id.as_deref(), socket, as_json),
         CtlAction::Segments => lists::segments(socket, as_json),
         CtlAction::Configuration => lists::configuration(socket, as_json),

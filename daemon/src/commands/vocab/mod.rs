@@ -1,4 +1,6 @@
-//! `mergedistill vocab union`.
+//! `mergedistill vocab`.
+
+mod learn;
 
 use super::{print_json, print_line};
 use crate::cli::VocabCommand;
@@ -8,12 +10,15 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use trainer::{TeacherTokens, Vocabulary};
 
-/// Writes the union of the teachers' vocabularies, and the maps into it.
+/// Makes a vocabulary: of teachers' vocabularies, or of text.
 pub fn vocab(command: &VocabCommand) -> Result<(), Failure> {
-    let VocabCommand::Union { out, teachers, json } = command;
-    union(out, teachers, *json)
+    match command {
+        VocabCommand::Union { out, teachers, json } => union(out, teachers, *json),
+        VocabCommand::Learn(args) => learn::learn(args),
+    }
 }
 
+/// Writes the union of the teachers' vocabularies, and the maps into it.
 fn union(out: &Path, teachers: &[PathBuf], as_json: bool) -> Result<(), Failure> {
     let failed = |error: model::ModelError| Failure::new(ExitCode::DataError, error);
     let tokenizers: Vec<Tokenizer> =
