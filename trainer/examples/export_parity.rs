@@ -84,7 +84,7 @@ fn write_logits(out: &Path, bert: &Bert) -> Result<(), Box<dyn Error>> {
     let vocabulary = bert.configuration.vocabulary_size as u64;
     let token_ids: Vec<u32> = (0..tokens as u64).map(|at| 1 + random.below(vocabulary - 1, at, 0) as u32).collect();
     let masked_rows: Vec<u32> = (0..tokens as u32).filter(|row| row % 4 == 1).collect();
-    let batch = PackedBatch { token_ids, lengths: LENGTHS.to_vec(), masked_rows };
+    let batch = PackedBatch { token_ids, lengths: LENGTHS.to_vec(), masked_rows, ..PackedBatch::default() };
     let hidden = bert.transform_masked(&batch, None)?;
     let (weight, bias) = bert.decoder();
     let logits = hidden.matmul(&weight.t()?)?.broadcast_add(bias)?;
