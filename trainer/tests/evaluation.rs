@@ -205,7 +205,12 @@ fn an_export_survives_a_replacement_that_fails() {
 }
 
 fn assert_same_logits(one: &Path, other: &Path) {
-    let batch = PackedBatch { token_ids: vec![2, 9, 4, 7, 3], lengths: vec![5], masked_rows: vec![2], ..PackedBatch::default() };
+    let batch = PackedBatch {
+        token_ids: vec![2, 9, 4, 7, 3],
+        lengths: vec![5],
+        masked_rows: vec![2],
+        ..PackedBatch::default()
+    };
     let logits = |dir: &Path| -> Vec<f32> {
         let bert = Bert::load(dir, &Device::Cpu).unwrap();
         let hidden = bert.transform_masked(&batch, None).unwrap();
