@@ -3,6 +3,7 @@
 mod bench;
 mod ctl;
 mod examples;
+mod finetune;
 mod log;
 mod replay;
 mod vocab;
@@ -13,6 +14,7 @@ pub use bench::{
 };
 pub use ctl::{CorpusAction, CtlAction, CtlArgs, PushArgs, QuarantineAction, TeacherAction};
 pub use examples::examples;
+pub use finetune::{FinetuneArgs, MetricArg, TaskArg};
 pub use log::{
     LogArgs, LogAuditArgs, LogCommand, LogCopyArgs, LogDumpArgs, LogExportArgs, LogMergeArgs, LogRelabelArgs,
 };
@@ -93,6 +95,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Compare the student with its teachers on held-out text: MLM loss, accuracy and RDT.
     Evaluate(EvaluateArgs),
+    /// Fine-tune a model on a task and score it: what a teacher or a student is worth.
+    Finetune(FinetuneArgs),
     /// Measure what this machine does: tokens per second and peak memory, on the path that `run` takes.
     #[command(subcommand)]
     Bench(BenchCommand),

@@ -86,6 +86,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Vocab(command) => commands::vocab(command),
         Command::Export(args) => commands::export(args),
         Command::Evaluate(args) => commands::evaluate(args),
+        Command::Finetune(args) => commands::finetune(args),
         Command::Bench(command) => commands::bench(command),
         Command::Generate(args) => commands::generate(args),
     }

@@ -131,7 +131,7 @@ fn embedding_forward(bencher: Bencher<'_, '_>) {
     bencher.counter(ItemsCount::new(out.len())).bench_local(|| {
         let tables = Tables { word: &word, position: &position, token_type: &token_type };
         let norm = Norm { weight: &weight, bias: &bias, eps: 1e-12 };
-        embedding::forward(tables, norm, (&ids, &positions), None, Rows::From(0), &mut out, None);
+        embedding::forward(tables, norm, (&ids, &positions, &[]), None, Rows::From(0), &mut out, None);
     });
 }
 

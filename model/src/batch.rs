@@ -1,8 +1,9 @@
 //! A batch of sequences, packed without padding.
 
 use crate::{Configuration, ModelError};
+use std::ops::Range;
 
-/// Sequences one after another, without padding, and the rows whose tokens are to be predicted.
+/// Sequences one after another, without padding, and the rows that are asked for: whose tokens are to be predicted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PackedBatch {
     /// `[tokens]`: all sequences, special tokens included.
@@ -11,6 +12,8 @@ pub struct PackedBatch {
     pub lengths: Vec<usize>,
     /// `[masked]`: rows of the packed `[tokens, …]` matrices, strictly ascending.
     pub masked_rows: Vec<u32>,
+    /// `[tokens]`: the row of the type embedding that each token has, 1 for the second text of a pair; empty: all 0.
+    pub token_types: Vec<u8>,
 }
 
 impl PackedBatch {
@@ -50,7 +53,24 @@ impl PackedBatch {
         if !self.masked_rows.is_sorted_by(|a, b| a < b) {
             return fail("masked rows are not strictly ascending".to_owned());
         }
+        if !self.token_types.is_empty() && self.token_types.len() != self.tokens() {
+            return fail(format!("{} token types for {} tokens", self.token_types.len(), self.tokens()));
+        }
+        let types = configuration.type_vocabulary_size;
+        if let Some(token_type) = self.token_types.iter().find(|token_type| usize::from(**token_type) >= types) {
+            return fail(format!("token type {token_type}, but the model knows {types}"));
+        }
         Ok(())
+    }
+
+    /// Whether a token has another type than 0.
+    pub(crate) fn is_typed(&self) -> bool {
+        self.token_types.iter().any(|token_type| *token_type != 0)
+    }
+
+    /// The types of the tokens in `tokens`; empty: all 0.
+    pub(crate) fn types_of(&self, tokens: Range<usize>) -> &[u8] {
+        self.token_types.get(tokens).unwrap_or_default()
     }
 
     /// `[tokens]`: each token's place in its sequence.
@@ -65,7 +85,7 @@ mod tests {
 
     #[test]
     fn positions_count_from_each_sequence_s_first_token() {
-        let batch = PackedBatch { token_ids: vec![0; 6], lengths: vec![2, 3, 1], masked_rows: vec![] };
+        let batch = PackedBatch { token_ids: vec![0; 6], lengths: vec![2, 3, 1], ..PackedBatch::default() };
         assert_eq!(batch.positions(), [0, 1, 0, 1, 2, 0]);
     }
 }

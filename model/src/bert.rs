@@ -89,9 +89,14 @@ impl Bert {
         let device = table("word_embeddings").device();
         let ids = Tensor::new(batch.token_ids.as_slice(), device)?;
         let positions = Tensor::new(batch.positions(), device)?;
-        // The order of the sums is that of transformers. Every token has type 0.
+        // The order of the sums is that of transformers.
         let words = embedding("word_embeddings").forward(&ids)?;
-        let x = words.broadcast_add(&table("token_type_embeddings").narrow(0, 0, 1)?)?;
+        let x = if batch.token_types.is_empty() {
+            words.broadcast_add(&table("token_type_embeddings").narrow(0, 0, 1)?)?
+        } else {
+            let types: Vec<u32> = batch.token_types.iter().map(|token_type| u32::from(*token_type)).collect();
+            (words + embedding("token_type_embeddings").forward(&Tensor::new(types, device)?)?)?
+        };
         let x = (x + embedding("position_embeddings").forward(&positions)?)?; // [tokens, embedding]
         let x = self.layer_norm(&x, &format!("{base}.embeddings.LayerNorm"))?;
         let x = self.drop_hidden(&x, dropout, Site::Embeddings)?;

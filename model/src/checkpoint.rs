@@ -182,7 +182,7 @@ fn canonical_name(name: &str, architecture: Architecture) -> String {
         Architecture::Bert => "bert.",
         Architecture::ElectraGenerator => "electra.",
     };
-    let of_the_encoder = ["embeddings.", "encoder.", "embeddings_project"];
+    let of_the_encoder = ["embeddings.", "encoder.", "embeddings_project", "pooler."];
     let prefix = if of_the_encoder.iter().any(|part| stem.starts_with(part)) { base } else { "" };
     format!("{prefix}{stem}.{leaf}")
 }

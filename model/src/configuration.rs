@@ -70,11 +70,18 @@ impl Configuration {
     /// # Errors
     /// When the file cannot be read, or describes a model that this crate does not compute.
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
-        let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
-        let file: File = serde_json::from_str(&text)
-            .map_err(|error| ModelError::Malformed { path: path.clone(), reason: error.to_string() })?;
-        file.into_configuration(&path)
+        let (file, path) = File::read(dir)?;
+        file.into_configuration(&path, File::architecture)
+    }
+
+    /// Reads `dir/config.json` of any model whose encoder is a BERT's or an ELECTRA's, whatever head it has: a discriminator too, or a model
+    /// that was fine-tuned.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or describes a model that this crate does not compute.
+    pub fn load_encoder(dir: &Path) -> Result<Self, ModelError> {
+        let (file, path) = File::read(dir)?;
+        file.into_configuration(&path, File::encoder)
     }
 
     /// The contents of a `config.json` from which transformers builds this model.
@@ -215,9 +222,21 @@ struct File {
 }
 
 impl File {
-    fn into_configuration(self, path: &Path) -> Result<Configuration, ModelError> {
+    fn read(dir: &Path) -> Result<(Self, PathBuf), ModelError> {
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
+        let file = serde_json::from_str(&text)
+            .map_err(|error| ModelError::Malformed { path: path.clone(), reason: error.to_string() })?;
+        Ok((file, path))
+    }
+
+    fn into_configuration(
+        self,
+        path: &Path,
+        architecture: impl Fn(&Self) -> Result<Architecture, String>,
+    ) -> Result<Configuration, ModelError> {
         let unsupported = |reason: String| ModelError::Unsupported { path: PathBuf::from(path), reason };
-        let architecture = self.architecture().map_err(unsupported)?;
+        let architecture = architecture(&self).map_err(unsupported)?;
         self.check_variants().map_err(unsupported)?;
         let electra = architecture == Architecture::ElectraGenerator;
         let hidden_size = self.hidden_size.unwrap_or(if electra { 256 } else { 768 });
@@ -270,6 +289,21 @@ impl File {
                 classes.join(", ")
             )),
             other => Err(format!("unsupported `model_type` \"{other}\"; {SUPPORTED}")),
+        }
+    }
+
+    /// Of the encoder alone: the head does not matter.
+    fn encoder(&self) -> Result<Architecture, String> {
+        let class = self.architectures.iter().flatten().next().map_or("", String::as_str);
+        match self.model_type.as_deref() {
+            Some("bert") => Ok(Architecture::Bert),
+            Some("electra") => Ok(Architecture::ElectraGenerator),
+            None if class.is_empty() || class.starts_with("Bert") => Ok(Architecture::Bert),
+            None if class.starts_with("Electra") => Ok(Architecture::ElectraGenerator),
+            other => Err(format!(
+                "unsupported `model_type` \"{}\"; supported: \"bert\" and \"electra\"",
+                other.unwrap_or(class)
+            )),
         }
     }
 

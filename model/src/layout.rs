@@ -37,6 +37,7 @@ pub struct Layout {
     pub(crate) matrices: usize,
     pub(crate) word: Range<usize>,
     pub(crate) position: Range<usize>,
+    pub(crate) token_types: Range<usize>,
     /// The row of type 0.
     pub(crate) token_type: Range<usize>,
     pub(crate) embedding: EmbeddingVectors,
@@ -148,6 +149,7 @@ impl Layout {
             word,
             position,
             token_type: types.start..types.start + embedding,
+            token_types: types,
             embedding: embedding_vectors,
             projection,
             layers,

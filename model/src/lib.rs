@@ -25,6 +25,7 @@ mod checkpoint;
 #[cfg(test)]
 mod comparison;
 mod configuration;
+mod encoder;
 mod error;
 mod layout;
 mod network;
@@ -37,6 +38,7 @@ pub use batch::PackedBatch;
 pub use bert::{Bert, Dropout};
 pub use checkpoint::fingerprint_weights;
 pub use configuration::{Activation, Architecture, Configuration};
+pub use encoder::Encoder;
 pub use error::ModelError;
 pub use layout::{Layout, Slot};
 pub use network::{Inference, Training};

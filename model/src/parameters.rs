@@ -53,6 +53,25 @@ impl Parameters {
         Self::from_map(tensors, &Configuration { tie_word_embeddings: tied, ..configuration.clone() })
     }
 
+    /// Reads the encoder in `dir` alone. What belongs to a head that predicts tokens is 0, whatever the checkpoint holds of it, and the
+    /// decoder is the word embedding.
+    ///
+    /// # Errors
+    /// When the weights cannot be read, or a tensor is missing or misshapen.
+    pub(crate) fn of_encoder(checkpoint: &Checkpoint, configuration: &Configuration) -> Result<Self, ModelError> {
+        let tied = Configuration { tie_word_embeddings: true, ..configuration.clone() };
+        let prefix = format!("{}.", Names::of(configuration.architecture).base);
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in Self::expected(&tied) {
+            let tensor = match name.starts_with(&prefix) {
+                true => checkpoint.read(&name, &shape)?,
+                false => Tensor::zeros(shape, DType::F32, &Device::Cpu)?,
+            };
+            tensors.insert(name, tensor);
+        }
+        Self::from_map(tensors, &tied)
+    }
+
     /// Fresh parameters: weights normal with `initializer_range` as standard deviation, the padding token's embedding
     /// and all biases 0, LayerNorms 1. A function of `seed` and the name alone.
     ///

@@ -33,7 +33,12 @@ fn save(tensors: &Tensors, path: &Path) {
 }
 
 fn outputs(bert: &Bert) -> Vec<Vec<f32>> {
-    let batch = PackedBatch { token_ids: (5..27).collect(), lengths: vec![9, 13], masked_rows: vec![1, 4, 17] };
+    let batch = PackedBatch {
+        token_ids: (5..27).collect(),
+        lengths: vec![9, 13],
+        masked_rows: vec![1, 4, 17],
+        ..PackedBatch::default()
+    };
     let (weight, bias) = bert.decoder();
     let logits = bert.transform_masked(&batch, None).unwrap().matmul(&weight.t().unwrap()).unwrap();
     logits.broadcast_add(bias).unwrap().to_vec2().unwrap()

@@ -55,7 +55,7 @@ fn batch() -> PackedBatch {
     let lengths = vec![3, 3, 7, 1, 18, 18, 5];
     let tokens: usize = lengths.iter().sum();
     let token_ids = (0..tokens as u32).map(|i| i * 7 % 61 + 1).collect();
-    PackedBatch { token_ids, lengths, masked_rows: vec![1, 4, 8, 9, 14, 20, 33, 47, 51] }
+    PackedBatch { token_ids, lengths, masked_rows: vec![1, 4, 8, 9, 14, 20, 33, 47, 51], ..PackedBatch::default() }
 }
 
 fn dropout() -> Option<Dropout> {
@@ -166,6 +166,80 @@ fn passes_agree_with_autograd_on_the_plain_composition() {
     }
 }
 
+/// As a pair of texts would have them, in some sequences.
+fn typed(batch: PackedBatch) -> PackedBatch {
+    let types = batch
+        .lengths
+        .iter()
+        .flat_map(|length| (0..*length).map(move |at| u8::from(at > length / 2 && length % 2 == 1)));
+    PackedBatch { token_types: types.collect(), ..batch }
+}
+
+/// The last layer's output at masked rows, and gradients; by autograd, then by hand.
+fn encodings(configuration: &Configuration, batch: &PackedBatch, dropout: Option<Dropout>) -> [Passes; 2] {
+    let variables: BTreeMap<String, Var> = parameters(configuration)
+        .iter()
+        .map(|(name, tensor)| (name.clone(), Var::from_tensor(tensor).unwrap()))
+        .collect();
+    let map = variables.iter().map(|(name, variable)| (name.clone(), variable.as_tensor().clone())).collect();
+    let reference =
+        Bert { configuration: configuration.clone(), parameters: Parameters::from_map(map, configuration).unwrap() };
+    let rows = Tensor::new(batch.masked_rows.as_slice(), &Device::Cpu).unwrap();
+    let hidden = reference.encode(batch, dropout).unwrap().index_select(&rows, 0).unwrap();
+    let of_hidden = noise("hidden", 7, &hidden);
+    let store = (&hidden * &of_hidden).unwrap().sum_all().unwrap().backward().unwrap();
+    let gradients = variables.iter().filter_map(|(name, variable)| Some((name.clone(), list(store.get(variable)?))));
+    let expected = Passes { hidden: list(&hidden), gradients: gradients.collect() };
+
+    let (mut network, arena) = network(configuration, &parameters(configuration));
+    let mut gradients = vec![0.0; arena.len()];
+    // After a pass with the head, of which nothing may be left.
+    network.forward(&arena, &self::batch(), dropout).unwrap();
+    let hidden = network.encode(&arena, batch, dropout).unwrap().to_vec();
+    network.encode_backward(&arena, &list(&of_hidden), &mut gradients);
+    let slots = network.layout().slots().iter();
+    let gradients = slots.map(|slot| (slot.name.clone(), gradients[slot.range.clone()].to_vec())).collect();
+    [expected, Passes { hidden, gradients }]
+}
+
+#[test]
+fn encodings_agree_with_autograd_with_and_without_types() {
+    let all = |batch: PackedBatch| PackedBatch { masked_rows: (0..batch.tokens() as u32).collect(), ..batch };
+    for (variant, configuration) in variants() {
+        for (batch, dropout) in [(typed(batch()), dropout()), (typed(all(batch())), None), (batch(), None)] {
+            let what = format!("{variant}, types: {}", !batch.token_types.is_empty());
+            let [expected, found] = encodings(&configuration, &batch, dropout);
+            assert_close(&found.hidden, &expected.hidden, &what);
+            for (name, found) in found.gradients.iter().filter(|(name, _)| !name.ends_with("key.bias")) {
+                match expected.gradients.get(name) {
+                    Some(expected) => assert_close(found, expected, &format!("{what}: {name}")),
+                    None => assert!(found.iter().all(|value| *value == 0.0), "{what}: {name}"),
+                }
+            }
+            let types = found.gradients.iter().find(|(name, _)| name.contains("token_type")).unwrap().1;
+            let (zero, one) = types.split_at(configuration.embedding_size);
+            assert!(zero.iter().all(|value| *value != 0.0), "{what}");
+            assert_eq!(one.iter().any(|value| *value != 0.0), !batch.token_types.is_empty(), "{what}");
+        }
+    }
+}
+
+/// With types, the network that has tables for type 0 must not use them.
+#[test]
+fn hidden_states_of_typed_tokens_agree() {
+    for (variant, configuration) in variants().into_iter().chain([("larger".to_owned(), larger())]) {
+        let batch = typed(if variant == "larger" { many() } else { batch() });
+        let expected = by_autograd(&configuration, &batch, None).hidden;
+        assert_close(&by_hand(&configuration, &batch, None).hidden, &expected, &variant);
+        let parameters = Parameters::from_map(parameters(&configuration), &configuration).unwrap();
+        let network = Inference::new(&configuration, &parameters).unwrap();
+        assert_close(&hidden_of(&network, &batch), &expected, &variant);
+        let zeros = PackedBatch { token_types: vec![0; batch.tokens()], ..batch.clone() };
+        let none = PackedBatch { token_types: Vec::new(), ..batch };
+        assert_eq!(hidden_of(&network, &zeros), hidden_of(&network, &none));
+    }
+}
+
 /// Several shards, some of which have no masked row.
 #[test]
 fn passes_agree_over_several_shards() {
@@ -248,6 +322,7 @@ fn a_sequence_has_the_same_bits_alone_and_in_company() {
             token_ids: batch.token_ids[rows.clone()].to_vec(),
             lengths: vec![length],
             masked_rows: masked.map(|row| row - rows.start as u32).collect(),
+            ..PackedBatch::default()
         };
         let alone = hidden_of(&network, &alone);
         assert_eq!(alone, together[first_value..first_value + alone.len()]);
@@ -276,6 +351,7 @@ fn unusable_batches_are_refused() {
         token_ids: token_ids.to_vec(),
         lengths: lengths.to_vec(),
         masked_rows: masked_rows.to_vec(),
+        ..PackedBatch::default()
     };
     for (batch, expected) in [
         (batch(&[], &[], &[]), "no tokens"),
@@ -286,6 +362,11 @@ fn unusable_batches_are_refused() {
         (batch(&[1, 2], &[2], &[2]), "beyond the 2 tokens"),
         (batch(&[1, 2], &[2], &[1, 1]), "strictly ascending"),
     ] {
+        let error = network.forward(&arena, &batch, None).unwrap_err();
+        assert!(matches!(error, ModelError::Batch(_)) && error.to_string().contains(expected), "{error}");
+    }
+    let types = |token_types: &[u8]| PackedBatch { token_types: token_types.to_vec(), ..batch(&[1, 2], &[2], &[]) };
+    for (batch, expected) in [(types(&[0]), "1 token types for 2 tokens"), (types(&[0, 2]), "token type 2")] {
         let error = network.forward(&arena, &batch, None).unwrap_err();
         assert!(matches!(error, ModelError::Batch(_)) && error.to_string().contains(expected), "{error}");
     }
@@ -309,7 +390,12 @@ fn many() -> PackedBatch {
     let lengths: Vec<usize> = (0..30).map(|i| 5 + i * 2).chain([65; 9]).collect();
     let tokens = lengths.iter().sum::<usize>() as u32;
     let token_ids = (0..tokens).map(|i| i * 7 % 299 + 1).collect();
-    PackedBatch { token_ids, lengths, masked_rows: (0..tokens).filter(|row| row % 7 == 2).collect() }
+    PackedBatch {
+        token_ids,
+        lengths,
+        masked_rows: (0..tokens).filter(|row| row % 7 == 2).collect(),
+        ..PackedBatch::default()
+    }
 }
 
 #[test]

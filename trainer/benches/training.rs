@@ -66,7 +66,7 @@ fn adamw_update(bencher: Bencher<'_, '_>) {
     let (mut parameters, mut gradients) = (values(layout.length(), 1.0, 1), values(layout.length(), 1.0, 2));
     let (pool, mut optimiser) = (one_thread(), AdamW::new(layout.length()));
     let update = Update { learning_rate: 1e-4, weight_decay: 0.01, gradient_scale: 0.5 };
-    let mut run = || pool.install(|| optimiser.update(&mut parameters, &mut gradients, &layout, &update));
+    let mut run = || pool.install(|| optimiser.update(&mut parameters, &mut gradients, layout.slots(), &update));
     run(); // Touches the moments; the gradients are 0 from here on, which costs the same.
     bencher.counter(BytesCount::of_many::<f32>(2 * 4 * layout.length())).bench_local(run);
     black_box(&parameters);

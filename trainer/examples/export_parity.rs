@@ -106,7 +106,7 @@ fn write_logits(out: &Path, bert: &Bert, kept: Option<&[u32]>) -> Result<(), Box
     let known_ids: Vec<u32> = (0..tokens as u64).map(|at| 1 + random.below(vocabulary - 1, at, 0) as u32).collect();
     let token_ids = known_ids.iter().map(|id| kept.map_or(*id, |kept| kept[*id as usize])).collect();
     let masked_rows: Vec<u32> = (0..tokens as u32).filter(|row| row % 4 == 1).collect();
-    let batch = PackedBatch { token_ids, lengths: LENGTHS.to_vec(), masked_rows };
+    let batch = PackedBatch { token_ids, lengths: LENGTHS.to_vec(), masked_rows, ..PackedBatch::default() };
     let hidden = bert.transform_masked(&batch, None)?;
     let (weight, bias) = bert.decoder();
     let mut logits = hidden.matmul(&weight.t()?)?.broadcast_add(bias)?;

@@ -10,6 +10,8 @@
 //! - Memory for logits is bounded by a chunk of positions, however large batch and vocabulary are ([`loss`]).
 //! - A record that is held out is never trained on; evaluation changes nothing that training reads.
 //!
+//! Beside all that, [`downstream`] fine-tunes a finished model on a task and scores it.
+//!
 //! What it does not do: it reads no corpus and runs no teacher (the log has all it needs), it serves nothing (its
 //! metrics go to the registry it is given), and it decides nothing about retention beyond saying what it needs
 //! ([`TrainerProgress::need`]).
@@ -17,6 +19,7 @@
 pub mod batch;
 pub mod checkpoint;
 pub mod copy_stream;
+pub mod downstream;
 pub mod evaluate;
 pub mod export;
 mod flops;

@@ -3,8 +3,8 @@
 //!
 //! Work is cut into pieces of a fixed size, so that nothing depends on the number of threads.
 
+use model::Slot;
 use model::simd::vectorised;
-use model::{Layout, Slot};
 use rayon::prelude::*;
 
 const BETAS: (f64, f64) = (0.9, 0.999);
@@ -85,11 +85,11 @@ impl AdamW {
         Self { updates: 0, first: vec![0.0; length], second: vec![0.0; length] }
     }
 
-    /// Moves `parameters` along their `gradients`, which are 0 afterwards. Both are arenas of `layout`.
+    /// Moves `parameters` along their `gradients`, which are 0 afterwards. Both are arenas in which `slots` lie in this order.
     ///
     /// # Panics
     /// When an arena has another length than the state.
-    pub fn update(&mut self, parameters: &mut [f32], gradients: &mut [f32], layout: &Layout, update: &Update) {
+    pub fn update(&mut self, parameters: &mut [f32], gradients: &mut [f32], slots: &[Slot], update: &Update) {
         assert_eq!([parameters.len(), gradients.len(), self.second.len()], [self.first.len(); 3], "lengths of arenas");
         self.updates += 1;
         let count = i32::try_from(self.updates).unwrap_or(i32::MAX);
@@ -98,7 +98,7 @@ impl AdamW {
         let states = self.first.par_chunks_mut(PIECE).zip(self.second.par_chunks_mut(PIECE));
         numbers.zip(states).enumerate().for_each(|(piece, ((values, gradients), (first, second)))| {
             let mut arenas = Arenas { values, gradients, first, second };
-            for (end, decays) in stretches(layout.slots(), piece * PIECE, arenas.values.len()) {
+            for (end, decays) in stretches(slots, piece * PIECE, arenas.values.len()) {
                 factors[usize::from(decays)].apply(arenas.take(end));
             }
         });
@@ -190,6 +190,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::options::StudentOptions;
+    use model::Layout;
     use model::random::Philox;
 
     #[test]
@@ -251,7 +252,7 @@ mod tests {
                     *x -= 0.01 * corrected / ((*v / (1.0 - 0.999_f64.powi(count))).sqrt() + 1e-8);
                 }
             }
-            optimiser.update(&mut arena, &mut gradients, &layout, &UPDATE);
+            optimiser.update(&mut arena, &mut gradients, layout.slots(), &UPDATE);
             assert!(gradients.iter().all(|gradient| *gradient == 0.0));
         }
         for at in layout.slots().iter().flat_map(|slot| slot.range.clone()) {
@@ -269,7 +270,7 @@ mod tests {
                 let (mut arena, mut optimiser) = (values(layout.length(), 1), AdamW::new(layout.length()));
                 let mut gradients = values(layout.length(), 2);
                 let norm = sum_of_squares(&gradients);
-                optimiser.update(&mut arena, &mut gradients, &layout, &UPDATE);
+                optimiser.update(&mut arena, &mut gradients, layout.slots(), &UPDATE);
                 (arena, optimiser, norm)
             })
         };

@@ -150,7 +150,7 @@ impl Student {
     /// Moves the parameters along their gradients, which are 0 afterwards.
     pub fn update(&mut self, optimiser: &mut AdamW, update: &Update) {
         self.gradients.resize(self.parameters.len(), 0.0);
-        optimiser.update(&mut self.parameters, &mut self.gradients, self.network.layout(), update);
+        optimiser.update(&mut self.parameters, &mut self.gradients, self.network.layout().slots(), update);
         self.changed = true;
     }
 

@@ -142,6 +142,7 @@ fn figures_agree_with_a_plain_computation() {
                 token_ids: ids(&copy.token_ids),
                 lengths: vec![copy.token_ids.len()],
                 masked_rows: copy.masked_positions.clone(),
+                ..PackedBatch::default()
             };
             let hidden = bert.transform_masked(&batch, None).unwrap();
             let (weight, bias) = bert.decoder();
@@ -255,7 +256,12 @@ fn an_export_survives_a_replacement_that_fails() {
 }
 
 fn assert_same_logits(one: &Path, other: &Path) {
-    let batch = PackedBatch { token_ids: vec![2, 9, 4, 7, 3], lengths: vec![5], masked_rows: vec![2] };
+    let batch = PackedBatch {
+        token_ids: vec![2, 9, 4, 7, 3],
+        lengths: vec![5],
+        masked_rows: vec![2],
+        ..PackedBatch::default()
+    };
     let logits = |dir: &Path| -> Vec<f32> {
         let bert = Bert::load(dir, &Device::Cpu).unwrap();
         let hidden = bert.transform_masked(&batch, None).unwrap();

@@ -40,7 +40,8 @@ fn accumulate(student: &mut Student, dropout: Option<Dropout>) {
     };
     let masked_rows: Vec<u32> = (0..tokens as u32).filter(|row| row % 3 == 1).collect();
     let n = masked_rows.len();
-    let batch = PackedBatch { token_ids: ids(tokens, 0), lengths: lengths.to_vec(), masked_rows };
+    let batch =
+        PackedBatch { token_ids: ids(tokens, 0), lengths: lengths.to_vec(), masked_rows, ..PackedBatch::default() };
     let (gold_ids, top_ids) = (ids(n, 1), ids(2 * n, 2));
     let targets = Targets {
         gold_ids: &gold_ids,

@@ -46,6 +46,7 @@ impl Case {
                 token_ids: integers("token_ids"),
                 lengths: integers("lengths").into_iter().map(|length| length as usize).collect(),
                 masked_rows: integers("masked_rows"),
+                ..PackedBatch::default()
             },
             gold_ids: integers("gold_ids"),
             top_ids: integers("top_ids"),

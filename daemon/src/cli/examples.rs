@@ -163,6 +163,19 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("A release:", "export --state-dir state/releases/step-5000 --out student"),
         ],
     ),
+    (
+        "finetune",
+        &[
+            (
+                "Parts of speech, tested in two languages:",
+                "finetune --model student --task token --train en.train.tsv --dev en.dev.tsv --test en=en.test.tsv de=de.test.tsv",
+            ),
+            (
+                "With a teacher's tokenizer in the student's ids; a fixed tenth each to choose the epoch and to score:",
+                "finetune --model student --tokenizer student/tokenizers/en --task token --train en.tsv --split 80/10/10 --json",
+            ),
+        ],
+    ),
     ("evaluate", &[("", "evaluate --config merge.toml"), ("", "evaluate --config merge.toml --json")]),
     ("bench", &[("", "bench label --teacher teachers/en --text text/en.txt --threads 2")]),
     ("bench label", &[("", "bench label --teacher teachers/en --text text/en.txt --threads 2")]),

@@ -30,6 +30,8 @@ pub enum Site {
     Attention(usize),
     /// Behind the second dense map of a layer.
     Output(usize),
+    /// In the head of a task, before one of its dense maps.
+    Task(usize),
 }
 
 /// The number that each of some rows has in its batch.
@@ -73,6 +75,8 @@ impl Site {
             Self::Probabilities(layer) => of_layer(layer, 0),
             Self::Attention(layer) => of_layer(layer, 1),
             Self::Output(layer) => of_layer(layer, 2),
+            // The last sites of those that have counters of their own.
+            Self::Task(map) => 0xffff - map as u32,
         }
     }
 }

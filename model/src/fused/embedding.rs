@@ -1,4 +1,4 @@
-//! x = dropout(LayerNorm(word[id] + type[0] + position[p])), and the gradients of the tables.
+//! x = dropout(LayerNorm(word[id] + type[t] + position[p])), and the gradients of the tables.
 
 use super::activation::add_to;
 use super::dropout::{Mask, Rows};
@@ -14,29 +14,29 @@ pub struct Tables<'a> {
     pub word: &'a [f32],
     /// `[positions, columns]`.
     pub position: &'a [f32],
-    /// `[columns]`: the row of type 0, which every token has.
+    /// `[types, columns]`; type 0 alone is enough where all tokens have it.
     pub token_type: &'a [f32],
 }
 
-/// `out` `[tokens, columns]` from the tokens' ids and positions. `rows` are the tokens' numbers for `mask`.
+/// `out` `[tokens, columns]` from the tokens' ids, positions and types (empty: all 0). `rows` are the tokens' numbers for `mask`.
 ///
 /// # Panics
 /// When the lengths do not fit, or a table lacks a row.
 pub fn forward(
     tables: Tables<'_>,
     norm: Norm<'_>,
-    (token_ids, positions): (&[u32], &[u32]),
+    (token_ids, positions, types): (&[u32], &[u32], &[u8]),
     mask: Option<Mask>,
     rows: Rows<'_>,
     out: &mut [f32],
     saved: Option<Saved<'_>>,
 ) {
-    ARCH.dispatch(Forward { tables, norm, token_ids, positions, mask, rows, out, saved });
+    ARCH.dispatch(Forward { tables, norm, token_ids, positions, types, mask, rows, out, saved });
 }
 
 /// Makes `gradient` `[tokens, columns]`, that of `out`, the gradient of the sum in place, which is that of each token's row of
-/// `word` and of `position`, see [`scatter`]. `saved` is (normalised, scale) of the forward pass. `sums.dense_bias` gets the
-/// gradient of `token_type`.
+/// `word`, of `position` and of `token_type`, see [`scatter`]. `saved` is (normalised, scale) of the forward pass. `sums.dense_bias` gets
+/// the sum over all tokens: where all have type 0, the gradient of its row.
 ///
 /// # Panics
 /// When the lengths do not fit.
@@ -109,6 +109,7 @@ struct Forward<'a> {
     norm: Norm<'a>,
     token_ids: &'a [u32],
     positions: &'a [u32],
+    types: &'a [u8],
     mask: Option<Mask>,
     rows: Rows<'a>,
     out: &'a mut [f32],
@@ -120,17 +121,18 @@ impl WithSimd for Forward<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { tables, norm, token_ids, positions, mask, rows, out, mut saved } = self;
+        let Self { tables, norm, token_ids, positions, types, mask, rows, out, mut saved } = self;
         let columns = norm.weight.len();
         let normalised = saved.as_ref().map(|saved| &*saved.normalised);
         let tokens = norm.rows_of(&[Some(out), normalised], saved.as_ref().map(|saved| &*saved.scale));
-        assert!([token_ids.len(), positions.len()] == [tokens; 2] && tables.token_type.len() == columns);
+        assert!([token_ids.len(), positions.len()] == [tokens; 2] && (types.is_empty() || types.len() == tokens));
         let within = |row: u32| row as usize * columns..(row as usize + 1) * columns;
         for (row, out) in out.chunks_exact_mut(columns).enumerate() {
             let word = &tables.word[within(token_ids[row])];
             let position = &tables.position[within(positions[row])];
+            let token_type = &tables.token_type[within(types.get(row).copied().unwrap_or(0).into())];
             // The order of the sums is that of transformers.
-            for (((out, word), token_type), position) in out.iter_mut().zip(word).zip(tables.token_type).zip(position) {
+            for (((out, word), token_type), position) in out.iter_mut().zip(word).zip(token_type).zip(position) {
                 *out = word + token_type + position;
             }
             norm.normalise_row(out, saved.as_mut().map(|saved| saved.row(row, columns)));
@@ -198,7 +200,7 @@ mod tests {
             let (mut normalised, mut scale) = (vec![0.0; within.len()], vec![0.0; tokens.len()]);
             let saved = Saved { normalised: &mut normalised, scale: &mut scale };
             let rows = Rows::From(tokens.start as u32);
-            let these = (&ids[tokens.clone()], &positions[tokens]);
+            let these = (&ids[tokens.clone()], &positions[tokens], &[][..]);
             forward(
                 Tables { word, position, token_type },
                 norm,
@@ -247,7 +249,7 @@ mod tests {
             for arch in archs() {
                 let (mut made, rows) = (vec![0.0; 9 * columns], Rows::From(0));
                 let (token_ids, positions, out) = (&*tokens.0, &*tokens.1, &mut *made);
-                arch.dispatch(Forward { tables, norm, token_ids, positions, mask, rows, out, saved: None });
+                arch.dispatch(Forward { tables, norm, token_ids, positions, types: &[], mask, rows, out, saved: None });
                 assert_eq!(made, whole.0);
             }
         }

@@ -1,16 +1,35 @@
 //! What comes before the layers, for one shard.
 //!
-//! embedded = dropout(LayerNorm(word\[id\] + type\[0\] + position\[p\])), times a projection where the embedding is factorised.
+//! embedded = dropout(LayerNorm(word\[id\] + type\[t\] + position\[p\])), times a projection where the embedding is factorised.
 
 use super::layer::{Factors, NormSaved, disjoint, sized, zeroed};
 use super::shard::Shard;
 use super::weights::Embedding;
-use crate::Configuration;
 use crate::Dropout;
 use crate::fused::dropout::{Mask, Rows, Site};
 use crate::fused::embedding::{self, Tables};
 use crate::fused::{activation, norm};
 use crate::product::{Matrix, Start, multiply};
+use crate::{Configuration, PackedBatch};
+
+/// A shard's tokens.
+#[derive(Clone, Copy)]
+pub(crate) struct Tokens<'a> {
+    /// `[tokens]`.
+    pub(crate) ids: &'a [u32],
+    /// `[tokens]`: places in their sequences.
+    pub(crate) positions: &'a [u32],
+    /// `[tokens]`; empty: all 0.
+    pub(crate) types: &'a [u8],
+}
+
+impl<'a> Tokens<'a> {
+    pub(crate) fn of(batch: &'a PackedBatch, positions: &'a [u32], shard: &Shard) -> Self {
+        let tokens = shard.tokens.clone();
+        let (ids, positions) = (&batch.token_ids[tokens.clone()], &positions[tokens.clone()]);
+        Self { ids, positions, types: batch.types_of(tokens) }
+    }
+}
 
 /// What the embedding computes for a shard.
 #[derive(Debug, Default)]
@@ -27,7 +46,7 @@ pub(crate) struct Embedded {
 pub(crate) struct EmbeddedGradients {
     /// `[tokens, embedding]`: of the sum of the three embeddings.
     pub(crate) sum: Vec<f32>,
-    /// `[embedding]`: of the embedding of type 0.
+    /// `[embedding]`: of the embedding of type 0, unless tokens have types.
     pub(crate) token_type: Vec<f32>,
     pub(crate) projection: Factors,
     /// Of the embedding's vectors.
@@ -45,23 +64,24 @@ impl Embedded {
         &self.saved.scale
     }
 
-    /// Computes the output for `ids` `[tokens]` at `positions` `[tokens]`.
+    /// Computes the output for `tokens`.
     pub(crate) fn forward(
         &mut self,
         weights: &Embedding<'_>,
         configuration: &Configuration,
-        (ids, positions): (&[u32], &[u32]),
+        tokens: Tokens<'_>,
         shard: &Shard,
         dropout: Option<Dropout>,
         saving: bool,
     ) {
+        let Tokens { ids, positions, types } = tokens;
         let (tokens, columns, hidden) = (ids.len(), configuration.embedding_size, configuration.hidden_size);
-        let tables = Tables { word: weights.word, position: weights.position, token_type: weights.token_type };
+        let tables = Tables { word: weights.word, position: weights.position, token_type: weights.token_types };
         let mask = Mask::new(dropout, Site::Embeddings, configuration.hidden_dropout);
         let saved = saving.then(|| self.saved.make(tokens, columns));
         let embedded = sized(&mut self.embedded, tokens * columns);
         let rows = Rows::From(shard.tokens.start as u32);
-        embedding::forward(tables, weights.norm(), (ids, positions), mask, rows, embedded, saved);
+        embedding::forward(tables, weights.norm(), (ids, positions, types), mask, rows, embedded, saved);
         if let Some(projection) = weights.projection {
             let projected = sized(&mut self.projected, tokens * hidden);
             let bias = Start::Bias(weights.projection_bias());
@@ -69,12 +89,12 @@ impl Embedded {
         }
     }
 
-    /// From the gradient of the output, `flow` `[tokens, hidden]`.
+    /// From the gradient of the output, `flow` `[tokens, hidden]`. `typed`: the types' gradients are found elsewhere, from that of the sum.
     pub(crate) fn backward(
         &self,
         weights: &Embedding<'_>,
         configuration: &Configuration,
-        shard: &Shard,
+        (shard, typed): (&Shard, bool),
         dropout: Option<Dropout>,
         flow: &mut Vec<f32>,
         of: &mut EmbeddedGradients,
@@ -95,7 +115,7 @@ impl Embedded {
         let [weight, bias] = disjoint(&mut of.vectors, [&weights.within.norm.weight, &weights.within.norm.bias]);
         let saved = (&*self.saved.normalised, &*self.saved.scale);
         let token_type = zeroed(&mut of.token_type, configuration.embedding_size);
-        let sums = norm::Sums { weight, bias, dense_bias: Some(token_type) };
+        let sums = norm::Sums { weight, bias, dense_bias: (!typed).then_some(token_type) };
         embedding::backward(weights.norm(), &mut of.sum, saved, mask, rows, sums);
     }
 }

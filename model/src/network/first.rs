@@ -49,7 +49,8 @@ impl FirstLayer {
             let mean = row.iter().sum::<f32>() / row.len() as f32;
             row.iter_mut().zip(norm.weight).for_each(|(value, weight)| *value = (*value - mean) * weight);
         };
-        let word = table(weights, embedding.word, |row| centred(row, embedding.token_type));
+        let type_zero = &embedding.token_types[..hidden];
+        let word = table(weights, embedding.word, |row| centred(row, type_zero));
         let position = table(weights, embedding.position, |row| centred(row, &zeros));
         Some(Self { word, position, constant, hidden })
     }

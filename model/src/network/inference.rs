@@ -1,7 +1,7 @@
 //! A network whose weights do not change: a teacher.
 
 use super::absorbed::{self, Absorbed};
-use super::embedding::Embedded;
+use super::embedding::{Embedded, Tokens};
 use super::first::FirstLayer;
 use super::head::Transformed;
 use super::layer::{self, Activations, Part, Scratch, Setting};
@@ -42,6 +42,7 @@ fn trial(configuration: &Configuration) -> PackedBatch {
         token_ids: (0..tokens).map(id).collect(),
         lengths,
         masked_rows: (0..tokens as u32).filter(|row| row % 3 == 0).collect(),
+        ..PackedBatch::default()
     }
 }
 
@@ -145,16 +146,18 @@ impl Inference {
         let configuration = &self.configuration;
         let weights = Weights { configuration, layout: &self.layout, arena: &self.arena, matrices: &self.matrices };
         let Workspace { embedded, x, layer: made, last: made_last, transformed, scratch, absorbed } = workspace;
-        let tokens = (&batch.token_ids[shard.tokens.clone()], &positions[shard.tokens.clone()]);
-        embedded.forward(&weights.embedding(), configuration, tokens, shard, None, self.first.is_some());
+        let tokens = Tokens::of(batch, positions, shard);
+        // The tables of the first layer are those of type 0.
+        let first = self.first.as_ref().filter(|_| !batch.is_typed());
+        embedded.forward(&weights.embedding(), configuration, tokens, shard, None, first.is_some());
         for number in 0..configuration.layers {
             let setting = Setting { number, weights: weights.layer(number), configuration, dropout: None };
             let last = number + 1 == configuration.layers;
             let masked = last.then(|| &batch.masked_rows[shard.masked.clone()]);
             let input: &[f32] = if number == 0 { embedded.output() } else { x };
-            if let Some(first) = self.first.as_ref().filter(|_| number == 0) {
+            if let Some(first) = first.filter(|_| number == 0) {
                 let (query, key_value) = made.projected(shard.tokens.len(), configuration.hidden_size);
-                first.look_up(tokens, embedded.scales(), query, key_value);
+                first.look_up((tokens.ids, tokens.positions), embedded.scales(), query, key_value);
                 layer::forward_projected(&setting, Part { shard, masked }, input, false, made, scratch);
                 std::mem::swap(x, &mut made.output);
             } else if let Some(maps) = self.absorbed.as_ref().filter(|_| last) {

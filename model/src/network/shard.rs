@@ -61,7 +61,8 @@ mod tests {
     #[test]
     fn shards_hold_whole_sequences_in_order() {
         let lengths = vec![100, 250, 40, 580, 30];
-        let batch = PackedBatch { token_ids: vec![0; 1000], lengths, masked_rows: vec![3, 99, 349, 370, 999] };
+        let masked_rows = vec![3, 99, 349, 370, 999];
+        let batch = PackedBatch { token_ids: vec![0; 1000], lengths, masked_rows, ..PackedBatch::default() };
         let shards = cut(&batch);
         let tokens: Vec<_> = shards.iter().map(|shard| shard.tokens.clone()).collect();
         assert_eq!(tokens, [0..350, 350..970, 970..1000]);
@@ -80,7 +81,7 @@ mod tests {
             let batch = PackedBatch {
                 token_ids: vec![0; sequences * 128],
                 lengths: vec![128; sequences],
-                masked_rows: Vec::new(),
+                ..PackedBatch::default()
             };
             let cut = cut(&batch);
             assert_eq!((cut.len(), cut.iter().map(|shard| shard.tokens.len()).max()), (shards, Some(tokens)));

@@ -1,6 +1,6 @@
 //! A network in training: a forward pass that keeps what the backward pass needs, and that backward pass.
 
-use super::embedding::{Embedded, EmbeddedGradients};
+use super::embedding::{Embedded, EmbeddedGradients, Tokens};
 use super::head::{Transformed, TransformedGradients};
 use super::layer::{self, Activations, Gradients, Part, Scratch, Setting, disjoint, sized};
 use super::shard::{self, Shard};
@@ -29,7 +29,7 @@ pub struct Training {
     dropout: Option<Dropout>,
     shards: Vec<Shard>,
     states: Vec<State>,
-    /// `[masked, embedding]`.
+    /// `[masked, embedding]`, behind the head; `[masked, hidden]` without it.
     hidden: Vec<f32>,
     /// `[tokens, embedding]`: the gradient of the sum of the embeddings.
     of_embedding: Vec<f32>,
@@ -94,6 +94,30 @@ impl Training {
         batch: &PackedBatch,
         dropout: Option<Dropout>,
     ) -> Result<&[f32], ModelError> {
+        self.pass(arena, batch, dropout, true)
+    }
+
+    /// The last layer's output at masked rows, `[masked, hidden]`, without the head that predicts tokens: for heads of other tasks.
+    ///
+    /// # Errors
+    /// When the batch does not fit the model; see [`PackedBatch::validate`].
+    pub fn encode(
+        &mut self,
+        arena: &[f32],
+        batch: &PackedBatch,
+        dropout: Option<Dropout>,
+    ) -> Result<&[f32], ModelError> {
+        self.pass(arena, batch, dropout, false)
+    }
+
+    /// A forward pass, with the head or without it.
+    fn pass(
+        &mut self,
+        arena: &[f32],
+        batch: &PackedBatch,
+        dropout: Option<Dropout>,
+        head: bool,
+    ) -> Result<&[f32], ModelError> {
         batch.validate(&self.configuration)?;
         self.batch.clone_from(batch);
         self.positions = batch.positions();
@@ -105,10 +129,16 @@ impl Training {
         let mut states = std::mem::take(&mut self.states);
         states.par_iter_mut().zip(&self.shards).with_max_len(1).for_each(|(state, shard)| {
             self.forward_shard(arena, shard, state);
+            if head {
+                let State { embedded, layers, transformed, .. } = state;
+                let x = layers.last().map_or(embedded.output(), |layer| &layer.output);
+                transformed.forward(&self.weights(arena).head(), &self.configuration, x, true);
+            }
         });
         self.hidden.clear();
         for (state, _) in states.iter().zip(&self.shards) {
-            self.hidden.extend_from_slice(&state.transformed.hidden);
+            let last = state.layers.last().map_or(state.embedded.output(), |layer| &layer.output);
+            self.hidden.extend_from_slice(if head { &state.transformed.hidden } else { last });
         }
         self.states = states;
         Ok(&self.hidden)
@@ -130,11 +160,36 @@ impl Training {
         let mut states = std::mem::take(&mut self.states);
         let active = &mut states[..self.shards.len()];
         self.in_parallel(active, |this, shard, state| this.transformed_backward(arena, of_hidden, shard, state));
+        let layout = &self.layout;
+        add_vectors(gradients, &layout.head.vectors, active, |state| &state.of_transformed.vectors);
+        let inputs = self.configuration.hidden_size;
+        let transform: MatrixGradient<'_> = (&layout.transform, inputs, |state| state.of_transformed.transform.both());
+        add_matrices(gradients, active, [transform]);
+        self.backward_layers(arena, active, gradients);
+        self.states = states;
+    }
+
+    /// The same after [`Training::encode`]: `of_hidden` is `[masked, hidden]`, and what belongs to the head gets no gradient.
+    ///
+    /// # Panics
+    /// When `of_hidden` or an arena has another size.
+    pub fn encode_backward(&mut self, arena: &[f32], of_hidden: &[f32], gradients: &mut [f32]) {
+        assert_eq!(of_hidden.len(), self.hidden.len(), "gradient of the hidden states");
+        let columns = self.configuration.hidden_size;
+        let mut states = std::mem::take(&mut self.states);
+        let active = &mut states[..self.shards.len()];
+        self.in_parallel(active, |_, shard, state| {
+            state.flow.clear();
+            state.flow.extend_from_slice(&of_hidden[shard.masked.start * columns..shard.masked.end * columns]);
+        });
+        self.backward_layers(arena, active, gradients);
+        self.states = states;
+    }
+
+    /// From the gradients of the last layer's outputs, in `flow`, to those of all parameters before the head.
+    fn backward_layers(&mut self, arena: &[f32], active: &mut [State], gradients: &mut [f32]) {
         let (layout, configuration) = (&self.layout, &self.configuration);
         let (hidden, embedding) = (configuration.hidden_size, configuration.embedding_size);
-        add_vectors(gradients, &layout.head.vectors, active, |state| &state.of_transformed.vectors);
-        let transform: MatrixGradient<'_> = (&layout.transform, hidden, |state| state.of_transformed.transform.both());
-        add_matrices(gradients, active, [transform]);
         for number in (0..configuration.layers).rev() {
             self.in_parallel(active, |this, shard, state| this.layer_backward(arena, number, shard, state));
             let slots = &layout.layers[number];
@@ -152,7 +207,10 @@ impl Training {
         }
         self.in_parallel(active, |this, shard, state| this.embedded_backward(arena, shard, state));
         add_vectors(gradients, &layout.embedding.vectors, active, |state| &state.of_embedded.vectors);
-        add_vectors(gradients, &layout.token_type, active, |state| &state.of_embedded.token_type);
+        let typed = self.batch.is_typed();
+        if !typed {
+            add_vectors(gradients, &layout.token_type, active, |state| &state.of_embedded.token_type);
+        }
         if let Some(projection) = &layout.projection {
             let projection: MatrixGradient<'_> = (projection, embedding, |state| state.of_embedded.projection.both());
             add_matrices(gradients, active, [projection]);
@@ -162,7 +220,10 @@ impl Training {
         active.iter().for_each(|state| of_embedding.extend_from_slice(&state.of_embedded.sum));
         scatter(&self.batch.token_ids, of_embedding, &mut gradients[layout.word.clone()]);
         scatter(&self.positions, of_embedding, &mut gradients[layout.position.clone()]);
-        self.states = states;
+        if typed {
+            let types: Vec<u32> = self.batch.token_types.iter().map(|token_type| u32::from(*token_type)).collect();
+            scatter(&types, of_embedding, &mut gradients[layout.token_types.clone()]);
+        }
     }
 
     fn in_parallel(&self, states: &mut [State], f: impl Fn(&Self, &Shard, &mut State) + Sync) {
@@ -186,7 +247,7 @@ impl Training {
 
     fn forward_shard(&self, arena: &[f32], shard: &Shard, state: &mut State) {
         let (weights, configuration) = (self.weights(arena), &self.configuration);
-        let tokens = (&self.batch.token_ids[shard.tokens.clone()], &self.positions[shard.tokens.clone()]);
+        let tokens = Tokens::of(&self.batch, &self.positions, shard);
         state.embedded.forward(&weights.embedding(), configuration, tokens, shard, self.dropout, true);
         state.layers.resize_with(configuration.layers, Activations::default);
         for number in 0..configuration.layers {
@@ -195,8 +256,6 @@ impl Training {
             let setting = self.setting(arena, number);
             layer::forward(&setting, self.part(number, shard), x, true, &mut rest[0], &mut state.scratch);
         }
-        let x = state.layers.last().map_or(state.embedded.output(), |layer| &layer.output);
-        state.transformed.forward(&weights.head(), configuration, x, true);
     }
 
     fn transformed_backward(&self, arena: &[f32], of_hidden: &[f32], shard: &Shard, state: &mut State) {
@@ -218,6 +277,7 @@ impl Training {
     fn embedded_backward(&self, arena: &[f32], shard: &Shard, state: &mut State) {
         let State { embedded, flow, of_embedded, .. } = state;
         let weights = self.weights(arena).embedding();
+        let shard = (shard, self.batch.is_typed());
         embedded.backward(&weights, &self.configuration, shard, self.dropout, flow, of_embedded);
     }
 }

@@ -107,8 +107,8 @@ pub(crate) struct Embedding<'a> {
     pub(crate) word: &'a [f32],
     /// `[positions, embedding]`.
     pub(crate) position: &'a [f32],
-    /// `[embedding]`: type 0.
-    pub(crate) token_type: &'a [f32],
+    /// `[types, embedding]`.
+    pub(crate) token_types: &'a [f32],
     pub(crate) vectors: &'a [f32],
     pub(crate) within: &'a EmbeddingVectors,
     pub(crate) projection: Option<&'a Dense>,
@@ -167,7 +167,7 @@ impl<'a> Weights<'a> {
         Embedding {
             word: &self.arena[layout.word.clone()],
             position: &self.arena[layout.position.clone()],
-            token_type: &self.arena[layout.token_type.clone()],
+            token_types: &self.arena[layout.token_types.clone()],
             vectors: &self.arena[layout.embedding.vectors.clone()],
             within: &layout.embedding,
             projection: self.matrices.projection.as_ref(),

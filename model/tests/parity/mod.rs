@@ -79,6 +79,7 @@ impl Expected {
                 token_ids: ids("token_ids")?,
                 lengths: integers("lengths")?,
                 masked_rows: ids("masked_rows")?,
+                ..PackedBatch::default()
             },
             gold_ids: ids("gold_ids")?,
             top_ids: ids("top_ids")?,

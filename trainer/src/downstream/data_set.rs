@@ -1,0 +1,170 @@
+//! A task's files, as examples and as sequences.
+
+use super::head::HeadKind;
+use super::scores::{self, Scores};
+use super::sequence;
+use super::words::{self, Columns, TaggedSentence};
+use super::{DownstreamError, FineTuneOptions, Metric, Sequence};
+use model::Tokenizer;
+use model::random::Philox;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// A kind of task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// A tag for each word: parts of speech, named entities.
+    Token,
+}
+
+/// The examples of one file.
+#[derive(Clone, Debug)]
+pub enum DataSet {
+    /// Sentences with a tag for each word.
+    Words(Vec<TaggedSentence>),
+}
+
+/// The three parts of a data set.
+#[derive(Clone, Debug)]
+pub struct Split {
+    /// To train on.
+    pub train: DataSet,
+    /// To choose the best epoch with.
+    pub dev: Option<DataSet>,
+    /// To score.
+    pub test: Option<DataSet>,
+}
+
+/// A data set as the network takes it.
+#[derive(Clone, Debug)]
+pub(crate) struct Encoded {
+    pub(crate) sequences: Vec<Sequence>,
+}
+
+impl DataSet {
+    /// Reads a file of examples of `task`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not in a format of the task.
+    pub fn read(task: Task, path: &Path, columns: Columns) -> Result<Self, DownstreamError> {
+        match task {
+            Task::Token => words::read(path, columns).map(Self::Words),
+        }
+    }
+
+    /// Sentences, texts or questions.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Words(sentences) => sentences.len(),
+        }
+    }
+
+    /// Never: a file without examples is an error.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Cuts it into parts of these proportions. Which example comes into which part depends on their number alone, so that parallel texts
+    /// are cut alike. A part of 0 is none.
+    ///
+    /// # Errors
+    /// When there are too few examples for a part.
+    pub fn split(self, parts: [u32; 3]) -> Result<Split, DownstreamError> {
+        let count = self.len();
+        let whole = parts.iter().map(|part| u64::from(*part)).sum::<u64>().max(1);
+        let ends = [parts[0], parts[0] + parts[1]].map(|end| (count as u64 * u64::from(end) / whole) as usize);
+        let mut order: Vec<usize> = (0..count).collect();
+        Philox::new(0, "split of a data set", &[]).shuffle(&mut order, 0);
+        let ranges = [0..ends[0], ends[0]..ends[1], ends[1]..count];
+        if let Some(at) = (0..3).find(|at| parts[*at] > 0 && ranges[*at].is_empty()) {
+            let name = ["training", "development", "test"][at];
+            return Err(DownstreamError::Options(format!(
+                "{count} examples leave none for the {name} part of the split"
+            )));
+        }
+        let [train, dev, test] = ranges.map(|range| {
+            let mut chosen = order[range].to_vec();
+            chosen.sort_unstable();
+            self.select(&chosen)
+        });
+        let unless_empty = |set: Self| (!set.is_empty()).then_some(set);
+        Ok(Split { train, dev: unless_empty(dev), test: unless_empty(test) })
+    }
+
+    fn select(&self, chosen: &[usize]) -> Self {
+        match self {
+            Self::Words(sentences) => Self::Words(chosen.iter().map(|at| sentences[*at].clone()).collect()),
+        }
+    }
+
+    /// The classes that occur, sorted.
+    pub(crate) fn classes(&self) -> Vec<String> {
+        let classes: BTreeSet<&String> = match self {
+            Self::Words(sentences) => sentences.iter().flat_map(|sentence| &sentence.tags).collect(),
+        };
+        classes.into_iter().cloned().collect()
+    }
+
+    /// The head for this task, given its classes.
+    pub(crate) fn head(&self, classes: usize) -> HeadKind {
+        match self {
+            Self::Words(_) => HeadKind::Tokens(classes),
+        }
+    }
+
+    /// What chooses the best epoch unless somebody says otherwise: F1 of entities, where tags say that there are some.
+    pub(crate) fn usual_metric(&self, classes: &[String]) -> Metric {
+        match self {
+            Self::Words(_) if classes.iter().any(|class| class.starts_with("B-") || class.starts_with("I-")) => {
+                Metric::F1
+            }
+            Self::Words(_) => Metric::Accuracy,
+        }
+    }
+
+    /// The scores that this task has.
+    pub(crate) fn metrics(&self) -> &'static [Metric] {
+        match self {
+            Self::Words(_) => &[Metric::Accuracy, Metric::Precision, Metric::Recall, Metric::F1],
+        }
+    }
+
+    /// The sequences of all examples.
+    pub(crate) fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        options: &FineTuneOptions,
+        classes: &[String],
+    ) -> Result<Encoded, DownstreamError> {
+        let class = |name: &str| classes.binary_search_by(|class| class.as_str().cmp(name)).ok().map(|at| at as u32);
+        let sequences = match self {
+            Self::Words(sentences) => sequence::of_sentences(sentences, tokenizer, options.max_length, class)?,
+        };
+        Ok(Encoded { sequences })
+    }
+
+    /// Scores logits `[rows, outputs]` of each sequence.
+    pub(crate) fn score(&self, logits: &[Vec<f32>], _: &Encoded, classes: &[String]) -> Scores {
+        match self {
+            Self::Words(sentences) => {
+                let mut rows = logits.iter().flat_map(|logits| logits.chunks_exact(classes.len()));
+                let mut tag = || rows.next().and_then(|row| classes.get(largest(row))).map_or("O", String::as_str);
+                let predicted: Vec<Vec<&str>> =
+                    sentences.iter().map(|sentence| sentence.tags.iter().map(|_| tag()).collect()).collect();
+                let gold: Vec<Vec<&str>> =
+                    sentences.iter().map(|sentence| sentence.tags.iter().map(String::as_str).collect()).collect();
+                scores::of_tags(&gold, &predicted)
+            }
+        }
+    }
+}
+
+/// Index of the largest value; of equal ones the first.
+fn largest(values: &[f32]) -> usize {
+    let better = |best: usize, at: usize| if values[at] > values[best] { at } else { best };
+    (1..values.len()).fold(0, better)
+}

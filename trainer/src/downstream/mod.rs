@@ -1,0 +1,32 @@
+//! Fine-tuning on a task, and scoring: what a teacher or a student is worth (paper, sections 4.2 and 4.3).
+//!
+//! Any Hugging Face folder with a BERT or an ELECTRA will do, an exported student with a factorised embedding too. A file becomes
+//! examples ([`words`], [`texts`], [`questions`]), examples become [`Sequence`]s for the network, the encoder gets the head that
+//! transformers gives it ([`head`]), both are trained ([`fine_tune`]), and predictions are scored ([`scores`]) as seqeval
+//! and the SQuAD script score them.
+//!
+//! Invariants:
+//! - A result is a function of model, tokenizer, files, options and seed; not of the number of threads.
+//! - Every word, text and question of a file is scored: what is too long for the model is cut into several sequences.
+//! - Nothing in a file makes this module panic; errors name file and line.
+//!
+//! What it does not do: it never changes the folder it reads, and it searches no hyperparameters.
+
+pub mod fine_tune;
+pub mod head;
+pub mod scores;
+pub mod task_model;
+pub mod words;
+
+mod data_set;
+mod error;
+mod options;
+mod run;
+mod save;
+mod sequence;
+
+pub use data_set::{DataSet, Split, Task};
+pub use error::DownstreamError;
+pub use options::{FineTuneOptions, Given, Metric};
+pub use run::{EpochReport, FineTuning, Report, run};
+pub use sequence::Sequence;

@@ -1,0 +1,140 @@
+//! Words with a tag each: part-of-speech tags, named entities.
+//!
+//! CoNLL's formats: a line per word, columns separated by tabs or white space, an empty line between sentences. Where
+//! a file has tabs, only they separate, so words may contain spaces, and lines that begin with `#` and have no tab are comments.
+//! Lines that begin with `-DOCSTART-` count as empty. In files called `*.conllu` the word is column 2 and the tag column 4 unless
+//! others are asked for, and lines of multiword tokens and empty nodes (`3-4`, `5.1`) are left out.
+
+use super::error::{DownstreamError, read_text};
+use std::path::Path;
+
+/// A sentence: words, and a tag for each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TaggedSentence {
+    /// `[words]`.
+    pub words: Vec<String>,
+    /// `[words]`.
+    pub tags: Vec<String>,
+}
+
+/// Which columns hold what, counted from 1. `None`: the first and the last; in a `.conllu` file 2 and 4.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Columns {
+    /// Column of the word.
+    pub word: Option<usize>,
+    /// Column of the tag.
+    pub tag: Option<usize>,
+}
+
+/// Reads a file of sentences.
+///
+/// # Errors
+/// When it cannot be read, a line lacks a column or has an empty one, or there are no sentences.
+pub fn read(path: &Path, columns: Columns) -> Result<Vec<TaggedSentence>, DownstreamError> {
+    let text = read_text(path)?;
+    let by_tabs = text.contains('\t');
+    let universal = path.extension().is_some_and(|extension| extension == "conllu");
+    let columns = match universal {
+        true => Columns { word: columns.word.or(Some(2)), tag: columns.tag.or(Some(4)) },
+        false => columns,
+    };
+    let mut sentences = Vec::new();
+    let mut sentence = TaggedSentence::default();
+    for (line, number) in text.lines().zip(1..) {
+        if by_tabs && line.starts_with('#') && !line.contains('\t') {
+            continue;
+        }
+        if line.trim().is_empty() || line.starts_with("-DOCSTART-") {
+            if !sentence.words.is_empty() {
+                sentences.push(std::mem::take(&mut sentence));
+            }
+            continue;
+        }
+        let cells: Vec<&str> = if by_tabs { line.split('\t').collect() } else { line.split_whitespace().collect() };
+        if universal && cells.first().is_some_and(|id| id.contains(['-', '.'])) {
+            continue;
+        }
+        let (word, tag) =
+            word_and_tag(&cells, columns).map_err(|reason| DownstreamError::line(path, number, reason))?;
+        sentence.words.push(word.to_owned());
+        sentence.tags.push(tag.to_owned());
+    }
+    if !sentence.words.is_empty() {
+        sentences.push(sentence);
+    }
+    if sentences.is_empty() {
+        return Err(DownstreamError::file(path, "no sentences; expected a line per word, with its tag"));
+    }
+    Ok(sentences)
+}
+
+fn word_and_tag<'a>(cells: &[&'a str], columns: Columns) -> Result<(&'a str, &'a str), String> {
+    let count = cells.len();
+    let cell = |column: usize, what: &str| match column.checked_sub(1).and_then(|at| cells.get(at)) {
+        Some(cell) if !cell.trim().is_empty() => Ok(cell.trim()),
+        Some(_) => Err(format!("column {column}, the {what}, is empty")),
+        None => Err(format!("{count} columns, but the {what} is in column {column}")),
+    };
+    if columns.tag.is_none() && count < 2 {
+        return Err("expected a word and its tag, separated by a tab or a space".to_owned());
+    }
+    Ok((cell(columns.word.unwrap_or(1), "word")?, cell(columns.tag.unwrap_or(count), "tag")?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn read_as(name: &str, text: &str, columns: Columns) -> Result<Vec<TaggedSentence>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        read(&path, columns).map_err(|error| error.to_string().replace(&format!("{}/", folder.path().display()), ""))
+    }
+
+    fn check(name: &str, text: &str, columns: Columns, expected: &[&str]) {
+        let joined = |sentence: &TaggedSentence| {
+            let pairs = sentence.words.iter().zip(&sentence.tags);
+            pairs.map(|(word, tag)| format!("{word}/{tag}")).collect::<Vec<_>>().join(" ")
+        };
+        let sentences = read_as(name, text, columns).unwrap();
+        assert_eq!(sentences.iter().map(joined).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn columns_are_found() {
+        let usual = Columns::default();
+        check("a.tsv", "The\tDET\ncat\tNOUN\n\n5 000\tNUM\n", usual, &["The/DET cat/NOUN", "5 000/NUM"]);
+        check("a.tsv", "\u{feff}# text = x\n\n#\tSYM\r\n\r\n\r\nx\tX", usual, &["#/SYM", "x/X"]);
+        let news = "-DOCSTART- -X- -X- O\n\nEU NNP I-NP B-ORG\n# NN O O\n\n";
+        check("a.txt", news, usual, &["EU/B-ORG #/O"]);
+        check("a.txt", news, Columns { tag: Some(2), ..usual }, &["EU/NNP #/NN"]);
+        let universal = "# sent_id = 1\n1-2\tzum\t_\t_\n1\tzu\tzu\tADP\tx\n2\tdem\tder\tDET\tx\n2.1\tx\tx\tX\tx\n";
+        check("a.conllu", universal, usual, &["zu/ADP dem/DET"]);
+        check("a.conllu", universal, Columns { word: Some(3), ..usual }, &["zu/ADP der/DET"]);
+    }
+
+    #[test]
+    fn errors_name_file_and_line() {
+        let usual = Columns::default();
+        for (text, columns, expected) in [
+            ("a\tX\nb\n", usual, "a.tsv:2: expected a word and its tag, separated by a tab or a space"),
+            ("a\tX\n\t\n", usual, "a.tsv: no sentences"),
+            ("a\tX\n \tX\n", usual, "a.tsv:2: column 1, the word, is empty"),
+            ("a\tX\n", Columns { tag: Some(3), ..usual }, "a.tsv:1: 2 columns, but the tag is in column 3"),
+            ("\n\n", usual, "a.tsv: no sentences; expected a line per word, with its tag"),
+        ] {
+            match read_as("a.tsv", text, columns) {
+                Err(error) => assert!(error.starts_with(expected), "{error}"),
+                // White space alone is an empty line.
+                Ok(sentences) => assert_eq!((text, sentences.len()), ("a\tX\n\t\n", 1)),
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tsv");
+        std::fs::write(&path, b"a\tX\n\xff\tX\n").unwrap();
+        assert!(read(&path, usual).unwrap_err().to_string().ends_with("a.tsv:2: not UTF-8"));
+        assert!(read(&folder.path().join("b"), usual).unwrap_err().to_string().starts_with("cannot read"));
+    }
+}
