@@ -32,6 +32,7 @@ mod parameters;
 mod role;
 mod tokenizer;
 mod weights_file;
+mod words;
 
 pub use batch::PackedBatch;
 pub use bert::{Bert, Dropout};
@@ -44,3 +45,4 @@ pub use parameters::Parameters;
 pub use role::{RolePool, Working};
 pub use tokenizer::{Normalisation, SpecialTokens, Tokenizer, Tokens, check_words};
 pub use weights_file::Numbers;
+pub use words::WordEmbeddings;

@@ -42,6 +42,7 @@ mod durable;
 mod error;
 mod event;
 mod growth;
+mod initial;
 mod inputs;
 mod metrics;
 mod need;
@@ -59,8 +60,8 @@ pub use export::export_newest;
 pub use inputs::{Input, Inputs};
 pub use newest::{evaluate_newest, need_of_state, required_position};
 pub use options::{
-    BestBy, Copies, CopyWeight, EvaluationOptions, KdTarget, LossNorm, StudentOptions, TrainOptions, TrainerOptions,
-    TrainerTeacher, WhenShort,
+    BestBy, Copies, CopyWeight, EvaluationOptions, KdTarget, LossNorm, StudentInit, StudentOptions, TrainOptions,
+    TrainerOptions, TrainerTeacher, WhenShort,
 };
 pub use release::{ReleaseError, ReleaseStatus, Releases};
 pub use replay::{Replay, ReplayOptions};
