@@ -26,7 +26,7 @@ use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const FILE: &str = "initial_words.safetensors";
 const ROWS: &str = "rows";
@@ -167,7 +167,7 @@ fn write(path: &Path, words: &WordEmbeddings) -> Result<(), TrainerError> {
     durable::replace_with(path, |file| file.write_all(&bytes))
 }
 
-fn read(path: &PathBuf, width: usize) -> Result<WordEmbeddings, TrainerError> {
+fn read(path: &Path, width: usize) -> Result<WordEmbeddings, TrainerError> {
     let bytes = fs::read(path).map_err(TrainerError::io("read", path))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|error| TrainerError::corrupt(path, error))?;
     let numbers = |name: &str| -> Result<Vec<f32>, TrainerError> {

@@ -1,5 +1,7 @@
 //! Tests of [`super`].
 
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 use crate::vocabulary::Normalised;
 use model::Normalisation;

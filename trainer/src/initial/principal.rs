@@ -134,7 +134,7 @@ mod tests {
     fn axes_are_found_by_descending_variance() {
         let deviations = [0.5, 4.0, 0.01, 2.0, 1.0, 8.0, 0.25, 0.0, 0.1];
         let (rows, basis) = scattered(3000, &deviations);
-        let found = axes(&rows, &vec![3.0; 9], 5);
+        let found = axes(&rows, &[3.0; 9], 5);
         assert_eq!(found.len(), 5);
         for (axis, expected) in found.iter().zip([5, 1, 3, 4, 0]) {
             let cosine = dot(axis, &basis[expected]);
@@ -156,6 +156,6 @@ mod tests {
         let means: Vec<f64> =
             (0..4).map(|at| exact.iter().skip(at).step_by(4).map(|x| f64::from(*x)).sum::<f64>() / 400.0).collect();
         assert_eq!(axes(&exact, &means, 4).len(), 2);
-        assert!(axes(&vec![0.5; 40], &[0.5; 4], 4).is_empty());
+        assert!(axes(&[0.5; 40], &[0.5; 4], 4).is_empty());
     }
 }
