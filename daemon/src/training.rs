@@ -7,7 +7,7 @@ use model::RolePool;
 use std::sync::Arc;
 use trainer::{
     BestBy, Copies, CopyWeight, EvaluationOptions, Input, KdTarget, LambdaSchedule, LaterTarget, LossNorm, Schedule,
-    Settings, StudentOptions, TrainOptions, TrainerOptions, TrainerTeacher, Turns, WhenShort,
+    Settings, StudentInit, StudentOptions, TrainOptions, TrainerOptions, TrainerTeacher, Turns, WhenShort,
 };
 
 /// What the trainer is made from; `None`: the configuration has no student.
@@ -27,11 +27,13 @@ pub fn options(
         embedding_size: section.embedding_size,
         max_sequence_length: section.max_sequence_length,
         dropout: section.dropout,
+        init: if section.init == "teachers" { StudentInit::Teachers } else { StudentInit::Random },
     };
     let teachers = inputs.teachers.iter().map(|teacher| TrainerTeacher {
         name: teacher.section.name.clone(),
         languages: teacher.section.languages.clone(),
         labels: teacher.section.labels,
+        folder: teacher.section.labels.then(|| teacher.section.path.clone()),
         tokenizer: Arc::clone(&teacher.tokenizer),
         shape: teacher.shape.clone(),
     });

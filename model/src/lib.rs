@@ -33,6 +33,7 @@ mod parameters;
 mod role;
 mod tokenizer;
 mod weights_file;
+mod words;
 
 pub use batch::PackedBatch;
 pub use bert::{Bert, Dropout};
@@ -49,3 +50,4 @@ pub use tokenizer::{
     WordCounts, check_words,
 };
 pub use weights_file::Numbers;
+pub use words::WordEmbeddings;

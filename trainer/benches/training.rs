@@ -122,6 +122,7 @@ fn student() -> Layout {
         embedding_size: 256,
         max_sequence_length: 512,
         dropout: 0.1,
+        ..StudentOptions::default()
     };
     Layout::of(&shape.configuration(55_500, 0))
 }

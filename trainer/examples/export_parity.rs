@@ -77,6 +77,7 @@ fn student(embedding_size: usize, vocabulary_size: usize) -> Result<Bert, Box<dy
         embedding_size,
         max_sequence_length: 64,
         dropout: 0.1,
+        ..StudentOptions::default()
     };
     let configuration = options.configuration(vocabulary_size, 0);
     let mut tensors = BTreeMap::new();

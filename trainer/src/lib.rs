@@ -48,6 +48,7 @@ mod durable;
 mod error;
 mod event;
 mod growth;
+mod initial;
 mod inputs;
 mod metrics;
 mod need;
@@ -67,8 +68,8 @@ pub use flops::Cost;
 pub use inputs::{Input, Inputs};
 pub use newest::{evaluate_newest, need_of_state, required_position};
 pub use options::{
-    BestBy, Copies, CopyWeight, EvaluationOptions, KdTarget, LossNorm, StudentOptions, TrainOptions, TrainerOptions,
-    TrainerTeacher, WhenShort,
+    BestBy, Copies, CopyWeight, EvaluationOptions, KdTarget, LossNorm, StudentInit, StudentOptions, TrainOptions,
+    TrainerOptions, TrainerTeacher, WhenShort,
 };
 pub use release::{ReleaseError, ReleaseStatus, Releases};
 pub use replay::{Replay, ReplayOptions};

@@ -221,6 +221,7 @@ mod tests {
             embedding_size: 36,
             max_sequence_length: 16,
             dropout: 0.1,
+            ..StudentOptions::default()
         };
         Layout::of(&options.configuration(1001, 0))
     }

@@ -117,6 +117,8 @@ pub struct TrainerTeacher {
     pub languages: Vec<String>,
     /// Whether it labels, or lends only its tokenizer.
     pub labels: bool,
+    /// The folder with its weights, if it has any: the word embeddings that a student may begin with.
+    pub folder: Option<PathBuf>,
     /// Its tokenizer: the source of its part of the union vocabulary.
     pub tokenizer: Arc<Tokenizer>,
     /// Its shape, which says what its labels cost; `None`: it does not label, or nobody knows.
@@ -140,6 +142,19 @@ pub struct StudentOptions {
     pub max_sequence_length: usize,
     /// Dropout of embeddings, layers and attention.
     pub dropout: f64,
+    /// What the word embeddings begin with.
+    pub init: StudentInit,
+}
+
+/// What a student's word embeddings begin with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StudentInit {
+    /// Normal numbers.
+    #[default]
+    Random,
+    /// The teachers' word embeddings.
+    Teachers,
 }
 
 impl StudentOptions {
@@ -321,6 +336,7 @@ impl Default for StudentOptions {
             embedding_size: 256,
             max_sequence_length: 128,
             dropout: 0.1,
+            init: StudentInit::Random,
         }
     }
 }

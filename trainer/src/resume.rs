@@ -4,10 +4,11 @@ use crate::TrainerError;
 use crate::checkpoint::{self, Checkpoints, Loaded, Moments, Totals, TrainerState, hexadecimal};
 use crate::copy_stream::{CopyStream, StreamOptions, StreamState};
 use crate::growth;
+use crate::initial;
 use crate::journal::{Journal, JournalEntry, Rollback};
 use crate::learner::Learner;
 use crate::optimiser::AdamW;
-use crate::options::TrainerOptions;
+use crate::options::{StudentInit, TrainerOptions};
 use crate::sampler::SamplerOptions;
 use crate::state_folder::checkpoints_path;
 use crate::student::Student;
@@ -140,7 +141,8 @@ pub(crate) fn begin(
 ) -> Result<Resumed, TrainerError> {
     let size = size.unwrap_or(vocabulary.size()).min(vocabulary.size());
     let configuration = configuration(options, size)?;
-    let parameters = Parameters::initialise(&configuration, options.seed, &Device::Cpu)?;
+    let random = Parameters::initialise(&configuration, options.seed, &Device::Cpu)?;
+    let parameters = initial::begin(options, &configuration, random)?;
     let student = Student::new(&configuration, &parameters)?;
     let optimiser = AdamW::new(student.layout().length());
     let state = TrainerState {
@@ -214,15 +216,18 @@ const SETTINGS: [&str; 4] = ["sampling.alpha", "train.copies", "train.best_by", 
 /// What a run keeps besides the vocabulary: the seed, the student's shape and dropout, and which teachers label. Settings are in the
 /// journal; everything else may change from one start to the next.
 fn identity(options: &TrainerOptions) -> BTreeMap<String, String> {
-    let student = serde_json::to_value(&options.student).unwrap_or_default();
+    let student_values = serde_json::to_value(&options.student).unwrap_or_default();
     let keys =
         ["layers", "hidden_size", "heads", "intermediate_size", "embedding_size", "max_sequence_length", "dropout"];
-    let student = keys.into_iter().map(|key| (format!("student.{key}"), shown(&student[key])));
+    let student = keys.into_iter().map(|key| (format!("student.{key}"), shown(&student_values[key])));
     let labels = options
         .teachers
         .iter()
         .map(|teacher| (format!("{TEACHER}{}].labels", teacher.name), teacher.labels.to_string()));
-    student.chain(labels).chain([("run.seed".to_owned(), options.seed.to_string())]).collect()
+    let init = options.student.init;
+    // A setting that came later is there if it is used.
+    let init = (init != StudentInit::Random).then(|| ("student.init".to_owned(), shown(&student_values["init"])));
+    student.chain(init).chain(labels).chain([("run.seed".to_owned(), options.seed.to_string())]).collect()
 }
 
 const TEACHER: &str = "teacher[";

@@ -27,6 +27,7 @@ use crate::event::{BranchPoint, Event, Outcome, Request, StepReport, TrainerProg
 use crate::export;
 use crate::flops::Cost;
 use crate::growth;
+use crate::initial;
 use crate::journal::Journal;
 use crate::learner::Learner;
 use crate::metrics::Metrics;
@@ -123,6 +124,7 @@ impl Trainer {
         keep_tokenizers(&options, &vocabulary)?;
         let mut journal = Journal::open(&journal_path(&options.state_dir))?;
         let checkpoints = Checkpoints::open(&checkpoints_path(&options.state_dir))?;
+        initial::prepare(&options, &vocabulary, &journal, &checkpoints)?;
         let Resumed { learner, state, from_checkpoint } =
             resume::resume(&options, &vocabulary, &checkpoints, &journal, |_| true)?;
         growth::note(&mut journal, &state, &vocabulary)?;

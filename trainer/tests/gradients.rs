@@ -25,6 +25,7 @@ fn student_of(hidden_size: usize, embedding_size: usize, vocabulary_size: usize)
         embedding_size,
         max_sequence_length: 16,
         dropout: 0.1,
+        ..StudentOptions::default()
     };
     let configuration = options.configuration(vocabulary_size, 0);
     let parameters = Parameters::initialise(&configuration, 5, &Device::Cpu).unwrap();

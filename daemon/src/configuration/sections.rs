@@ -157,6 +157,8 @@ pub struct Student {
     pub max_sequence_length: usize,
     /// Dropout probability.
     pub dropout: f64,
+    /// What the word embeddings begin with: `random` numbers, or those of the `teachers`.
+    pub init: &'static str,
     /// Where it is trained.
     pub device: String,
 }
@@ -278,6 +280,10 @@ impl Configuration {
         }
         if let Some(student) = &self.student {
             student.validate(problems);
+            if student.init == "teachers" && !self.teacher.iter().any(|teacher| teacher.labels) {
+                let message = "\"teachers\" needs one with labels = true: the others lend only their tokenizers";
+                problems.add("student.init", message);
+            }
             self.train.validate(problems);
             if self.store.tail_samples > 0 {
                 self.train.validate_sampled_tails(problems);
@@ -438,6 +444,7 @@ impl Student {
             embedding_size: table.size("embedding_size", hidden_size, 1..=65_536),
             max_sequence_length: table.size("max_sequence_length", 128, 16..=8192),
             dropout: table.number("dropout", 0.1, 0.0..=0.9),
+            init: table.choice("init", &[("random", "random"), ("teachers", "teachers")]),
             device: device(&mut table),
         };
         table.finish();

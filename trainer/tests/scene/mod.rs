@@ -67,7 +67,7 @@ impl Scene {
             fs::write(dir.join("vocab.txt"), words.join("\n")).unwrap();
             fs::write(dir.join("tokenizer_config.json"), r#"{"do_lower_case": false}"#).unwrap();
             let tokenizer = Arc::new(Tokenizer::load(&dir).unwrap());
-            TrainerTeacher { name: name.to_owned(), languages, labels: true, tokenizer, shape: None }
+            TrainerTeacher { name: name.to_owned(), languages, labels: true, folder: Some(dir), tokenizer, shape: None }
         });
         Self { teachers: teachers.collect(), folder }
     }
@@ -132,6 +132,7 @@ impl Scene {
                 embedding_size: 8,
                 max_sequence_length: 12,
                 dropout: 0.1,
+                ..StudentOptions::default()
             },
             train: TrainOptions {
                 steps: Some(9),

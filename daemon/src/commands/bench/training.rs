@@ -93,6 +93,7 @@ fn configuration(args: &TrainWorkArgs) -> Result<Configuration, Failure> {
         embedding_size: args.embedding,
         max_sequence_length: args.length.max(POSITIONS),
         dropout: args.dropout,
+        ..StudentOptions::default()
     };
     let configuration = student.configuration(args.vocab, 0);
     configuration.validate().map_err(|reason| Failure::new(ExitCode::Usage, format!("no such student: {reason}")))?;
