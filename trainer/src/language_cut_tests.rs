@@ -49,6 +49,7 @@ impl Scene {
             embedding_size,
             max_sequence_length: 16,
             dropout: 0.0,
+            ..StudentOptions::default()
         };
         let configuration = shape.configuration(vocabulary.size(), SPECIAL.pad);
         let parameters = Parameters::initialise(&configuration, 5, &Device::Cpu).unwrap();
@@ -76,7 +77,7 @@ const WORDS_FILE: &str = super::WORDS;
 /// Hidden rows and logits at every position of `ids`.
 fn outputs(bert: &Bert, ids: &[u32]) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
     let masked_rows = (0..ids.len() as u32).collect();
-    let batch = PackedBatch { token_ids: ids.to_vec(), lengths: vec![ids.len()], masked_rows };
+    let batch = PackedBatch { token_ids: ids.to_vec(), lengths: vec![ids.len()], masked_rows, ..PackedBatch::default() };
     let hidden = bert.transform_masked(&batch, None).unwrap();
     let (weight, bias) = bert.decoder();
     let logits = hidden.matmul(&weight.t().unwrap()).unwrap().broadcast_add(bias).unwrap();
