@@ -45,12 +45,16 @@ pub(crate) struct Coded {
 pub(crate) struct Compaction {
     pub(crate) tables: Tables,
     pub(crate) census: Census,
-    /// Of the block that was coded last.
-    last: Counted,
+    /// What the block that was coded last counts for the next segment's tables, by teacher: ids that were in no list, and tokens.
+    last: Vec<(u16, Vec<u32>, Vec<u32>)>,
 }
 
-/// What a block's labels count for the next segment's tables, by teacher: ids that were in no list, and tokens.
-pub(crate) type Counted = Vec<(u16, Vec<u32>, Vec<u32>)>;
+/// What a block counts that is coded long before it is in the log: each id once.
+#[derive(Debug, Default)]
+pub(crate) struct Counted(Vec<(u16, Times, Times)>);
+
+/// Ids, and how often each of them comes up.
+pub(crate) type Times = Vec<(u32, u64)>;
 
 impl Compaction {
     pub(crate) fn new(tables: Tables) -> Self {
@@ -59,18 +63,25 @@ impl Compaction {
 
     /// What the block that was coded last counts, if it is to be in the log later.
     pub(crate) fn take_counted(&mut self) -> Counted {
-        std::mem::take(&mut self.last)
+        let last = self.last.drain(..);
+        Counted(last.map(|(teacher, missed, tokens)| (teacher, times(missed), times(tokens))).collect())
     }
 
-    /// The block that counts so much is the one that was coded last.
-    pub(crate) fn put_counted(&mut self, counted: Counted) {
-        self.last = counted;
+    /// A block that counts so much is in the log.
+    pub(crate) fn appended_counted(&mut self, counted: Counted) {
+        counted.0.into_iter().for_each(|(teacher, missed, tokens)| self.census.add(teacher, missed, tokens));
     }
 
     /// The block that was coded last is in the log: only then it counts, however often it was coded.
     pub(crate) fn appended(&mut self) {
-        self.last.drain(..).for_each(|(teacher, missed, tokens)| self.census.add(teacher, &missed, &tokens));
+        let once = |ids: Vec<u32>| ids.into_iter().map(|id| (id, 1));
+        self.last.drain(..).for_each(|(teacher, missed, tokens)| self.census.add(teacher, once(missed), once(tokens)));
     }
+}
+
+fn times(mut ids: Vec<u32>) -> Times {
+    ids.sort_unstable();
+    ids.chunk_by(|a, b| a == b).map(|same| (same[0], same.len() as u64)).collect()
 }
 
 /// Codes the labels of copies, which are in storage order and well-formed.

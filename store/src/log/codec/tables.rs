@@ -181,8 +181,8 @@ impl Table {
 }
 
 impl Census {
-    /// Counts ids of a teacher: those that were missed, and tokens.
-    pub(crate) fn add(&mut self, teacher: u16, missed: &[u32], tokens: &[u32]) {
+    /// Counts ids of a teacher, each so many times: those that were missed, and tokens.
+    pub(crate) fn add<T: IntoIterator<Item = (u32, u64)>>(&mut self, teacher: u16, missed: T, tokens: T) {
         let teacher = usize::from(teacher);
         if self.0.len() <= teacher {
             self.0.resize_with(teacher + 1, Counts::default);
@@ -203,12 +203,13 @@ impl Census {
     }
 }
 
-fn count(counts: &mut Vec<u64>, ids: &[u32]) {
-    for id in ids.iter().map(|id| *id as usize).filter(|id| *id < 1 << BUCKET_BITS) {
+fn count(counts: &mut Vec<u64>, ids: impl IntoIterator<Item = (u32, u64)>) {
+    for (id, times) in ids.into_iter().filter(|(id, _)| *id < 1 << BUCKET_BITS) {
+        let id = id as usize;
         if counts.len() <= id {
             counts.resize(id + 1, 0);
         }
-        counts[id] += 1;
+        counts[id] += times;
     }
 }
 

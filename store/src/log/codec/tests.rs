@@ -115,7 +115,8 @@ fn tables_of(counts: &[Vec<u32>]) -> Tables {
     let mut census = Census::default();
     for (teacher, counts) in (0..).zip(counts) {
         let ids: Vec<u32> = (0..).zip(counts).flat_map(|(id, count)| vec![id; *count as usize]).collect();
-        census.add(teacher, &ids, &ids);
+        let once = || ids.iter().map(|id| (*id, 1));
+        census.add(teacher, once(), once());
     }
     census.tables(&Tables::default())
 }

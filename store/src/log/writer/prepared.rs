@@ -68,14 +68,14 @@ impl LogWriter {
             let what = format!("a block was prepared to begin with it, but the log goes on with {}", self.next());
             return Err(StoreError::InvalidEntry { sequence: range.0, what });
         }
-        if let Some(compaction) = &mut self.segment.compaction {
-            if segment != self.segment.path {
-                return Err(self.prepared_for_another_segment());
-            }
-            compaction.put_counted(counted);
+        if self.segment.compaction.is_some() && segment != self.segment.path {
+            return Err(self.prepared_for_another_segment());
         }
         let written = self.write(encoded, None);
         self.remember(written)?;
+        if let Some(compaction) = &mut self.segment.compaction {
+            compaction.appended_counted(counted);
+        }
         self.has_appended((range.1.0 - range.0.0) as usize, last_cursors);
         Ok(())
     }
