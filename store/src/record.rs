@@ -129,7 +129,8 @@ impl Label {
     pub fn retained_mass(&self, position: usize) -> f64 {
         let entries = &self.top_logits[position * self.top_k..(position + 1) * self.top_k];
         let log_sum_exp = f64::from(self.log_sum_exp[position]);
-        entries.iter().map(|logit| (f64::from(*logit) - log_sum_exp).exp()).sum()
+        // Logits and log-sum-exp were rounded.
+        entries.iter().map(|logit| (f64::from(*logit) - log_sum_exp).exp()).sum::<f64>().min(1.0)
     }
 
     /// The teacher's best guess at a masked position, and its probability. `None`: no entries are kept.

@@ -114,6 +114,35 @@ fn groups_come_out_complete_and_in_order() {
         }
         assert!(entries.iter().zip(0..).all(|(entry, place)| entry.sequence.0 == number * 4 + place));
     }
+    check_costs_and_masses(&registry, &out, &alone);
+}
+
+/// What was counted of the labels, against the labels themselves.
+fn check_costs_and_masses(registry: &Registry, out: &[Vec<Entry>], runners: &[Runner]) {
+    let families = registry.gather();
+    let find = |name: &str| families.iter().find(|family| family.name() == name).unwrap();
+    let (flops, masses) = (find("mergedistill_teacher_flops_total"), find("mergedistill_teacher_retained_mass_ratio"));
+    for (runner, teacher) in runners.iter().zip(0..) {
+        let records = out.iter().flatten().filter_map(|entry| match &entry.payload {
+            Payload::Record(record) => Some(&record.copies[teacher]),
+            _ => None,
+        });
+        let copies: Vec<&MaskedCopy> = records.collect();
+        let sizes = copies.iter().map(|copy| (copy.token_ids.len(), copy.masked_positions.len()));
+        let expected = runner.configuration().flops(sizes) as f64;
+        assert_eq!(flops.get_metric()[teacher].get_counter().get_value(), expected);
+        let mut sum = 0.0;
+        for label in copies.iter().filter_map(|copy| copy.label.as_ref()) {
+            for (logits, log_sum_exp) in label.top_logits.chunks(label.top_k).zip(&label.log_sum_exp) {
+                sum += logits.iter().map(|logit| f64::from(*logit - log_sum_exp).exp()).sum::<f64>();
+            }
+        }
+        let metric = &masses.get_metric()[teacher];
+        assert_eq!(metric.get_histogram().get_sample_count(), 3 * copies.len() as u64);
+        assert!((metric.get_histogram().get_sample_sum() - sum).abs() < 1e-4 && sum > 1.0);
+        let labels: Vec<&str> = metric.get_label().iter().map(prometheus::proto::LabelPair::value).collect();
+        assert_eq!(labels, ["en", TEACHERS[teacher]], "language and teacher");
+    }
 }
 
 #[test]
