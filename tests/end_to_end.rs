@@ -193,3 +193,50 @@ fn old_segments_go_and_training_does_not_notice() {
 fn last_evaluation(scene: &Scene) -> Value {
     scene.metrics().into_iter().rfind(|line| line.get("evaluation").is_some()).unwrap()
 }
+
+/// Sampled tails, words of the teachers, a target that another one follows: in the log, in training, across a restart.
+#[test]
+fn every_target_goes_all_the_way() {
+    let targets = "kd_target_later = \"ghost\"\nkd_target_later_from_step = 3\nkd_target_blend_steps = 4\n\
+                   lambda_schedule = \"cosine\"\nsteps = 12";
+    let configuration = configuration()
+        .replace("[student]", "[store]\ntail_samples = 4\n[student]\ninit = \"teachers\"")
+        .replace("steps = 12", targets);
+    let (whole, parted) = (Scene::new(&configuration), Scene::new(&configuration));
+    for (scene, arguments) in [(&whole, vec![]), (&parted, vec!["--until-step", "5"]), (&parted, vec![])] {
+        let output = scene.run(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+    assert!(checkpoint(&whole, 12) == checkpoint(&parted, 12), "interrupted, it ends in other weights");
+
+    let numbers = |value: &Value| value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect::<Vec<_>>();
+    let (mut positions, mut drawn) = (0, 0);
+    for record in whole.log_lines("dump") {
+        for copy in record["copies"].as_array().unwrap() {
+            for (logits, sum) in copy["top_logits"].as_array().unwrap().iter().zip(numbers(&copy["log_sum_exp"])) {
+                let logits = numbers(logits);
+                let mass: f64 = logits.iter().map(|logit| (logit - sum).exp()).sum();
+                assert!((mass - 1.0).abs() < 1e-4, "{mass}");
+                assert!(logits[..4].is_sorted_by(|a, b| a >= b), "{logits:?}");
+                positions += 1;
+                drawn += u64::from(logits[6] == logits[7]);
+            }
+        }
+    }
+    assert!(drawn * 10 > positions * 9, "{drawn} of {positions} positions have a sampled tail");
+    let (log, demo) = (whole.path("state/log"), concat!(env!("CARGO_MANIFEST_DIR"), "/demo/teachers/demo-en-de"));
+    let audit = mergedistill(&["log", "audit", log.to_str().unwrap(), "--teacher", demo]).output().unwrap();
+    assert!(audit.status.success(), "{}", text(&audit.stderr));
+
+    // Another log than before, and one whose weights cannot be tempered.
+    for (from, to, expected) in [
+        ("tail_samples = 4", "tail_samples = 3", "store.tail_samples: 4 in the log, 3 in the configuration"),
+        ("init = \"teachers\"", "init = \"random\"", "student.init was teachers, is unset"),
+        ("steps = 12", "steps = 12\nkd_temperature = 2", "train.kd_temperature: has to be 1"),
+    ] {
+        std::fs::write(&parted.config, configuration.replacen(from, to, 1)).unwrap();
+        let output = parted.run(&[]);
+        assert_eq!(output.status.code(), Some(78), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(expected), "{}", text(&output.stderr));
+    }
+}

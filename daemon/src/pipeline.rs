@@ -466,9 +466,8 @@ pub fn load_runners(configuration: &Configuration, teachers: &[LoadedTeacher]) -
 
 /// Loads the weights of the teacher at `index` of the table.
 pub fn load_runner(configuration: &Configuration, index: u16, teacher: &LoadedTeacher) -> Result<Arc<Runner>, Failure> {
-    let (top_k, samples) = (configuration.store.top_k, configuration.store.tail_samples);
-    let tail = (samples > 0).then_some(TailOptions { samples, seed: configuration.run.seed });
-    let options = RunnerOptions { name: teacher.section.name.clone(), index, top_k, tail };
+    let tail = TailOptions::of(configuration.store.tail_samples, configuration.run.seed);
+    let options = RunnerOptions { name: teacher.section.name.clone(), index, top_k: configuration.store.top_k, tail };
     let runner = Runner::load(&teacher.section.path, &teacher.tokenizer, options)?;
     store::pulse::beat();
     Ok(Arc::new(runner))

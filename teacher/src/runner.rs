@@ -30,6 +30,14 @@ pub struct TailOptions {
     pub seed: u64,
 }
 
+impl TailOptions {
+    /// `samples` of the k labels are drawn; `None`: it is 0.
+    #[must_use]
+    pub fn of(samples: usize, seed: u64) -> Option<Self> {
+        (samples > 0).then_some(Self { samples, seed })
+    }
+}
+
 /// A loaded teacher. Labels one batch at a time, in the rayon pool that it is called in.
 #[derive(Debug)]
 pub struct Runner {

@@ -38,7 +38,7 @@ impl Examples {
             let message = format!("--tail-samples {samples} of --top-k {top_k}: at least one label has to be exact");
             return Err(Failure::new(ExitCode::Usage, message));
         }
-        let tail = (samples > 0).then_some(TailOptions { samples, seed: common.seed });
+        let tail = TailOptions::of(samples, common.seed);
         Ok(Self { teacher: args.teacher.clone(), tokenizer, top_k, tail, batches })
     }
 

@@ -70,8 +70,7 @@ pub(super) fn relabel(args: &LogRelabelArgs) -> Result<(), Failure> {
     let labelled: BTreeSet<String> = languages.iter().cloned().collect();
     check_texts(args, &log, &labelled)?;
     let pool = RolePool::alone("relabel", args.threads.unwrap_or_else(crate::threads::cores)).map_err(model_failure)?;
-    let samples = reader.identity().tail_samples();
-    let tail = (samples > 0).then_some(TailOptions { samples, seed: settings.masking.seed });
+    let tail = TailOptions::of(reader.identity().tail_samples(), settings.masking.seed);
     let options = RunnerOptions { name: name.clone(), index: log.teacher(), top_k: log.top_k(), tail };
     let runner = pool.install(|| Runner::load(&args.teacher, &tokenizer, options))?;
     let positions = runner.configuration().max_position_embeddings;
