@@ -174,6 +174,10 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
                 "With a teacher's tokenizer in the student's ids; a fixed tenth each to choose the epoch and to score:",
                 "finetune --model student --tokenizer student/tokenizers/en --task token --train en.tsv --split 80/10/10 --json",
             ),
+            (
+                "Models, tasks, languages and seeds of a file, as tables with RDT:",
+                "finetune --suite tasks.toml --out results",
+            ),
         ],
     ),
     ("evaluate", &[("", "evaluate --config merge.toml"), ("", "evaluate --config merge.toml --json")]),

@@ -8,16 +8,16 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 pub struct FinetuneArgs {
     /// Hugging Face folder of a BERT or an ELECTRA: a teacher, an exported student, or any other.
-    #[arg(long, value_name = "DIR", required = true)]
+    #[arg(long, value_name = "DIR", required_unless_present = "suite")]
     pub model: Option<PathBuf>,
     /// Folder of another tokenizer in the model's ids: of an exported student `tokenizers/TEACHER` [default: the model's folder].
     #[arg(long, value_name = "DIR", requires = "model")]
     pub tokenizer: Option<PathBuf>,
     /// Kind of task.
-    #[arg(long, value_enum, required = true)]
+    #[arg(long, value_enum, required_unless_present = "suite")]
     pub task: Option<TaskArg>,
     /// Training examples.
-    #[arg(long, value_name = "FILE", required = true)]
+    #[arg(long, value_name = "FILE", required_unless_present = "suite")]
     pub train: Option<PathBuf>,
     /// Development examples: the epoch with the best score on them is kept. Without them the last epoch is.
     #[arg(long, value_name = "FILE")]
@@ -37,10 +37,10 @@ pub struct FinetuneArgs {
     /// What chooses the best epoch [default: of the task].
     #[arg(long, value_enum)]
     pub metric: Option<MetricArg>,
-    /// Passes over the training examples [default: 10].
+    /// Passes over the training examples [default: 10, for texts 5].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub epochs: Option<u64>,
-    /// Peak of the learning rate [default: 3e-5].
+    /// Peak of the learning rate [default: 3e-5, for texts 2e-5].
     #[arg(long, value_name = "RATE")]
     pub learning_rate: Option<f64>,
     /// Sequences of a step [default: 32].
@@ -55,6 +55,9 @@ pub struct FinetuneArgs {
     /// Decay of matrices [default: 0.01].
     #[arg(long, value_name = "RATE")]
     pub weight_decay: Option<f64>,
+    /// Tokens from one window of a long context to the next [default: 128].
+    #[arg(long, value_name = "N", value_parser = size(1..=65_536))]
+    pub doc_stride: Option<usize>,
     /// Rate of dropout [default: what the model's folder says].
     #[arg(long, value_name = "RATE")]
     pub dropout: Option<f64>,
@@ -64,9 +67,18 @@ pub struct FinetuneArgs {
     /// Threads that compute; the result does not depend on them [default: all cores].
     #[arg(long, value_name = "N", value_parser = size(1..=4096))]
     pub threads: Option<usize>,
-    /// Write the fine-tuned model here, as a Hugging Face folder.
+    /// Run all models of this file on all its tasks, and compare them; what was done before is not done again.
+    #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = [
+        "model", "task", "train", "dev", "tests", "split", "word_column", "tag_column", "metric", "epochs", "learning_rate", "batch",
+        "max_length", "warmup_ratio", "weight_decay", "doc_stride", "dropout", "seed",
+    ])]
+    pub suite: Option<PathBuf>,
+    /// Write the fine-tuned model here, as a Hugging Face folder; of a suite the results, a file for each run.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// The tables of a suite in Markdown.
+    #[arg(long, requires = "suite", conflicts_with = "json")]
+    pub markdown: bool,
     /// One JSON document on standard output.
     #[arg(long)]
     pub json: bool,
@@ -77,6 +89,12 @@ pub struct FinetuneArgs {
 pub enum TaskArg {
     /// A tag for each word (parts of speech, named entities): CoNLL-style files.
     Token,
+    /// A class for each text: TSV or JSON lines.
+    Sequence,
+    /// A class for each pair of texts: TSV or JSON lines.
+    Pair,
+    /// Where a text answers a question: SQuAD's JSON, version 1.1.
+    QuestionAnswering,
 }
 
 /// A score.

@@ -1,8 +1,11 @@
 //! A task's files, as examples and as sequences.
 
 use super::head::HeadKind;
+use super::questions::{self, Question};
 use super::scores::{self, Scores};
 use super::sequence;
+use super::spans::{self, Window};
+use super::texts::{self, ClassifiedText};
 use super::words::{self, Columns, TaggedSentence};
 use super::{DownstreamError, FineTuneOptions, Metric, Sequence};
 use model::Tokenizer;
@@ -17,6 +20,12 @@ use std::path::Path;
 pub enum Task {
     /// A tag for each word: parts of speech, named entities.
     Token,
+    /// A class for each text.
+    Sequence,
+    /// A class for each pair of texts.
+    Pair,
+    /// The place of the answer in a text.
+    QuestionAnswering,
 }
 
 /// The examples of one file.
@@ -24,6 +33,10 @@ pub enum Task {
 pub enum DataSet {
     /// Sentences with a tag for each word.
     Words(Vec<TaggedSentence>),
+    /// Texts, or pairs of texts, with a class.
+    Texts(Vec<ClassifiedText>),
+    /// Questions about texts.
+    Questions(Vec<Question>),
 }
 
 /// The three parts of a data set.
@@ -41,6 +54,8 @@ pub struct Split {
 #[derive(Clone, Debug)]
 pub(crate) struct Encoded {
     pub(crate) sequences: Vec<Sequence>,
+    /// Of questions: the window of each sequence.
+    windows: Vec<Window>,
 }
 
 impl DataSet {
@@ -51,6 +66,9 @@ impl DataSet {
     pub fn read(task: Task, path: &Path, columns: Columns) -> Result<Self, DownstreamError> {
         match task {
             Task::Token => words::read(path, columns).map(Self::Words),
+            Task::Sequence => texts::read(path, false).map(Self::Texts),
+            Task::Pair => texts::read(path, true).map(Self::Texts),
+            Task::QuestionAnswering => questions::read(path).map(Self::Questions),
         }
     }
 
@@ -59,6 +77,8 @@ impl DataSet {
     pub fn len(&self) -> usize {
         match self {
             Self::Words(sentences) => sentences.len(),
+            Self::Texts(texts) => texts.len(),
+            Self::Questions(questions) => questions.len(),
         }
     }
 
@@ -98,6 +118,8 @@ impl DataSet {
     fn select(&self, chosen: &[usize]) -> Self {
         match self {
             Self::Words(sentences) => Self::Words(chosen.iter().map(|at| sentences[*at].clone()).collect()),
+            Self::Texts(texts) => Self::Texts(chosen.iter().map(|at| texts[*at].clone()).collect()),
+            Self::Questions(questions) => Self::Questions(chosen.iter().map(|at| questions[*at].clone()).collect()),
         }
     }
 
@@ -105,6 +127,8 @@ impl DataSet {
     pub(crate) fn classes(&self) -> Vec<String> {
         let classes: BTreeSet<&String> = match self {
             Self::Words(sentences) => sentences.iter().flat_map(|sentence| &sentence.tags).collect(),
+            Self::Texts(texts) => texts.iter().map(|text| &text.class).collect(),
+            Self::Questions(_) => BTreeSet::new(),
         };
         classes.into_iter().cloned().collect()
     }
@@ -113,6 +137,8 @@ impl DataSet {
     pub(crate) fn head(&self, classes: usize) -> HeadKind {
         match self {
             Self::Words(_) => HeadKind::Tokens(classes),
+            Self::Texts(_) => HeadKind::Texts(classes),
+            Self::Questions(_) => HeadKind::Spans,
         }
     }
 
@@ -122,7 +148,8 @@ impl DataSet {
             Self::Words(_) if classes.iter().any(|class| class.starts_with("B-") || class.starts_with("I-")) => {
                 Metric::F1
             }
-            Self::Words(_) => Metric::Accuracy,
+            Self::Words(_) | Self::Texts(_) => Metric::Accuracy,
+            Self::Questions(_) => Metric::F1,
         }
     }
 
@@ -130,6 +157,8 @@ impl DataSet {
     pub(crate) fn metrics(&self) -> &'static [Metric] {
         match self {
             Self::Words(_) => &[Metric::Accuracy, Metric::Precision, Metric::Recall, Metric::F1],
+            Self::Texts(_) => &[Metric::Accuracy, Metric::F1],
+            Self::Questions(_) => &[Metric::F1, Metric::ExactMatch],
         }
     }
 
@@ -141,23 +170,41 @@ impl DataSet {
         classes: &[String],
     ) -> Result<Encoded, DownstreamError> {
         let class = |name: &str| classes.binary_search_by(|class| class.as_str().cmp(name)).ok().map(|at| at as u32);
-        let sequences = match self {
-            Self::Words(sentences) => sequence::of_sentences(sentences, tokenizer, options.max_length, class)?,
+        let length = options.max_length;
+        let (sequences, windows) = match self {
+            Self::Words(sentences) => (sequence::of_sentences(sentences, tokenizer, length, class)?, Vec::new()),
+            Self::Texts(texts) => (sequence::of_texts(texts, tokenizer, length, class)?, Vec::new()),
+            Self::Questions(questions) => spans::of_questions(questions, tokenizer, options)?.into_iter().unzip(),
         };
-        Ok(Encoded { sequences })
+        Ok(Encoded { sequences, windows })
     }
 
     /// Scores logits `[rows, outputs]` of each sequence.
-    pub(crate) fn score(&self, logits: &[Vec<f32>], _: &Encoded, classes: &[String]) -> Scores {
+    pub(crate) fn score(&self, logits: &[Vec<f32>], encoded: &Encoded, classes: &[String]) -> Scores {
+        let class = |row: &[f32]| classes.get(largest(row)).map_or("", String::as_str);
         match self {
             Self::Words(sentences) => {
                 let mut rows = logits.iter().flat_map(|logits| logits.chunks_exact(classes.len()));
-                let mut tag = || rows.next().and_then(|row| classes.get(largest(row))).map_or("O", String::as_str);
-                let predicted: Vec<Vec<&str>> =
-                    sentences.iter().map(|sentence| sentence.tags.iter().map(|_| tag()).collect()).collect();
+                let mut of = |sentence: &TaggedSentence| -> Vec<&str> {
+                    sentence.tags.iter().map(|_| rows.next().map_or("", class)).collect()
+                };
+                let predicted: Vec<Vec<&str>> = sentences.iter().map(&mut of).collect();
                 let gold: Vec<Vec<&str>> =
                     sentences.iter().map(|sentence| sentence.tags.iter().map(String::as_str).collect()).collect();
                 scores::of_tags(&gold, &predicted)
+            }
+            Self::Texts(texts) => {
+                let predicted: Vec<&str> = logits.iter().map(|logits| class(logits)).collect();
+                let gold: Vec<&str> = texts.iter().map(|text| text.class.as_str()).collect();
+                scores::of_classes(&gold, &predicted)
+            }
+            Self::Questions(questions) => {
+                let spans = spans::answers(&encoded.windows, logits, questions.len());
+                let answers = questions.iter().zip(spans).map(|(question, span)| {
+                    let answer = span.and_then(|(first, end)| question.context.get(first..end));
+                    (answer.unwrap_or_default(), &question.answers[..])
+                });
+                scores::of_answers(answers)
             }
         }
     }

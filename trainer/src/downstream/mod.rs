@@ -7,15 +7,19 @@
 //!
 //! Invariants:
 //! - A result is a function of model, tokenizer, files, options and seed; not of the number of threads.
-//! - Every word, text and question of a file is scored: what is too long for the model is cut into several sequences.
+//! - Every word, text and question of a file is scored. Sentences and contexts that are too long for the model become several sequences;
+//!   texts with a class are cut short.
 //! - Nothing in a file makes this module panic; errors name file and line.
 //!
 //! What it does not do: it never changes the folder it reads, and it searches no hyperparameters.
 
 pub mod fine_tune;
 pub mod head;
+pub mod questions;
 pub mod scores;
+pub mod table;
 pub mod task_model;
+pub mod texts;
 pub mod words;
 
 mod data_set;
@@ -24,9 +28,10 @@ mod options;
 mod run;
 mod save;
 mod sequence;
+mod spans;
 
 pub use data_set::{DataSet, Split, Task};
 pub use error::DownstreamError;
 pub use options::{FineTuneOptions, Given, Metric};
-pub use run::{EpochReport, FineTuning, Report, run};
+pub use run::{EpochReport, FineTuning, Report, Test, run};
 pub use sequence::Sequence;

@@ -156,6 +156,8 @@ impl Usual {
     fn of(task: Task) -> Self {
         match task {
             Task::Token => Self { epochs: 10, learning_rate: 3e-5, max_length: 256 },
+            Task::Sequence | Task::Pair => Self { epochs: 5, learning_rate: 2e-5, max_length: 128 },
+            Task::QuestionAnswering => Self { epochs: 10, learning_rate: 3e-5, max_length: 384 },
         }
     }
 }

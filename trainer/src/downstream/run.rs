@@ -22,10 +22,29 @@ pub struct FineTuning<'a> {
     pub train: &'a DataSet,
     /// What chooses the best epoch.
     pub dev: Option<&'a DataSet>,
-    /// What is scored in the end, by name.
-    pub tests: &'a [(String, DataSet)],
+    /// What is scored in the end.
+    pub tests: &'a [Test],
     /// Hyperparameters.
     pub options: &'a FineTuneOptions,
+}
+
+/// Examples that are scored in the end.
+#[derive(Clone, Debug)]
+pub struct Test {
+    /// What the report calls them.
+    pub name: String,
+    /// The examples.
+    pub data: DataSet,
+    /// A tokenizer in the model's ids, if it is another one than that of the training examples.
+    pub tokenizer: Option<Tokenizer>,
+}
+
+impl Test {
+    /// Examples with the tokenizer of the training examples.
+    #[must_use]
+    pub fn new(name: impl Into<String>, data: DataSet) -> Self {
+        Self { name: name.into(), data, tokenizer: None }
+    }
 }
 
 /// An epoch, as the report has it.
@@ -94,7 +113,9 @@ pub fn run(work: &FineTuning<'_>, progress: impl FnMut(Progress)) -> Result<(Rep
     let epochs = fine_tune(&mut model, &encoded.sequences, options, score, progress)?;
     let mut scores = BTreeMap::new();
     let mut unknown_classes = BTreeMap::new();
-    for (name, test) in tests {
+    for Test { name, data: test, tokenizer: own } in tests {
+        let tokenizer = own.as_ref().unwrap_or(tokenizer);
+        check_words(&encoder.configuration, tokenizer)?;
         let encoded = test.encode(tokenizer, options, &classes)?;
         scores.insert(name.clone(), test.score(&model.predict(&encoded.sequences)?, &encoded, &classes));
         let unknown: Vec<String> = test.classes().into_iter().filter(|class| !classes.contains(class)).collect();

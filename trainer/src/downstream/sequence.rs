@@ -1,6 +1,7 @@
 //! Examples as the network takes them.
 
 use super::DownstreamError;
+use super::texts::ClassifiedText;
 use super::words::TaggedSentence;
 use model::{PackedBatch, Tokenizer};
 use rayon::prelude::*;
@@ -60,6 +61,52 @@ pub(super) fn micro_batches<'a>(sequences: impl Iterator<Item = &'a Sequence>, t
     batches
 }
 
+/// Sequences of texts, `[CLS] text [SEP]` or `[CLS] text [SEP] second text [SEP]`. What is longer than `max_length` loses its end; of two
+/// texts the longer one does first, as in transformers. The head takes \[CLS\].
+///
+/// # Errors
+/// When the tokenizer fails.
+pub(super) fn of_texts(
+    texts: &[ClassifiedText],
+    tokenizer: &Tokenizer,
+    max_length: usize,
+    class: impl Fn(&str) -> Option<u32> + Sync,
+) -> Result<Vec<Sequence>, DownstreamError> {
+    let special = tokenizer.special();
+    let of_text = |text: &ClassifiedText| {
+        let mut first = tokenizer.encode(&text.first)?.ids;
+        let mut second = text.second.as_ref().map(|second| tokenizer.encode(second)).transpose()?;
+        let (kept, kept_second) = match &second {
+            None => (max_length - 2, 0),
+            Some(second) => shares(first.len(), second.ids.len(), max_length - 3),
+        };
+        first.truncate(kept);
+        let mut sequence = Sequence { token_ids: vec![special.cls], rows: vec![0], ..Sequence::default() };
+        sequence.token_ids.append(&mut first);
+        sequence.token_ids.push(special.sep);
+        if let Some(second) = &mut second {
+            second.ids.truncate(kept_second);
+            sequence.token_types.resize(sequence.token_ids.len(), 0);
+            sequence.token_ids.append(&mut second.ids);
+            sequence.token_ids.push(special.sep);
+            sequence.token_types.resize(sequence.token_ids.len(), 1);
+        }
+        sequence.targets.extend(class(&text.class));
+        Ok(sequence)
+    };
+    texts.par_iter().map(of_text).collect()
+}
+
+/// How much of two texts of these lengths is kept in `room` tokens ("longest first" of the `tokenizers` crate).
+fn shares(first: usize, second: usize, room: usize) -> (usize, usize) {
+    if first + second <= room {
+        return (first, second);
+    }
+    let shorter = first.min(second);
+    let (shorter, longer) = if 2 * shorter > room { (room / 2, room.div_ceil(2)) } else { (shorter, room - shorter) };
+    if first <= second { (shorter, longer) } else { (longer, shorter) }
+}
+
 /// Sequences of sentences. The head takes the first token of each word. A sentence with more than `max_length` tokens is cut
 /// between words, so that every word is scored; a word alone that is longer is cut short. A word of which the tokenizer leaves
 /// nothing (a control character) is \[UNK\]. `class` gives a tag's number; where it knows none, a sentence has no targets.
@@ -107,6 +154,21 @@ pub(super) fn of_sentences(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longer_text_is_cut_first() {
+        for ((first, second, room), expected) in [
+            ((3, 4, 7), (3, 4)),
+            ((3, 9, 8), (3, 5)),
+            ((9, 3, 8), (5, 3)),
+            ((9, 9, 7), (3, 4)),
+            ((9, 8, 7), (4, 3)),
+            ((0, 9, 7), (0, 7)),
+            ((4, 9, 8), (4, 4)),
+        ] {
+            assert_eq!(shares(first, second, room), expected, "{first} {second} {room}");
+        }
+    }
 
     #[test]
     fn types_are_filled_up_in_a_batch() {

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use trainer::downstream::task_model::{TaskModel, Weights};
 use trainer::downstream::words::Columns;
-use trainer::downstream::{DataSet, FineTuneOptions, FineTuning, Given, Metric, Report, Sequence, Split, Task, run};
+use trainer::downstream::{
+    DataSet, FineTuneOptions, FineTuning, Given, Metric, Report, Sequence, Split, Task, Test, run,
+};
 
 fn teacher() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemon/demo/teachers/demo-en")
@@ -51,7 +53,7 @@ fn fine_tuned(task: Task, data: &DataSet, given: &Given, seed: u64, threads: usi
     let positions = encoder.configuration.max_position_embeddings;
     let options = FineTuneOptions::new(task, given, positions, seed).unwrap();
     let Split { train, dev, test } = data.clone().split([6, 1, 1]).unwrap();
-    let tests = [("test".to_owned(), test.unwrap())];
+    let tests = [Test::new("test", test.unwrap())];
     let work = FineTuning {
         encoder: &encoder,
         tokenizer: &tokenizer,
@@ -79,6 +81,63 @@ fn a_tagger_learns_whatever_the_number_of_threads() {
     assert_eq!(same, report);
     assert!(other_threads.weights() == model.weights());
     assert!(fine_tuned(Task::Token, &files.data, &quick(), 2, 1).1.weights() != model.weights());
+}
+
+/// Which of two words a text holds, and whether a pair holds the same one, in files of each format.
+fn classified(pairs: bool) -> [(String, &'static str); 2] {
+    let word = |at: usize| ["water", "house"][at % 2];
+    let texts = (0..48).map(|at| {
+        let (first, second) = (format!("the {} is old", word(at)), format!("a {} .", word(at / 2)));
+        let class = if pairs { word(at) == word(at / 2) } else { word(at) == "water" };
+        (first, second, class)
+    });
+    let table = texts.clone().map(|(first, second, class)| match pairs {
+        true => format!("{first}\t{second}\t{class}\n"),
+        false => format!("{first}\t{class}\n"),
+    });
+    let lines = texts.map(|(first, second, class)| {
+        let value = serde_json::json!({"sentence1": first, "sentence2": second, "label": class.to_string()});
+        format!("{value}\n")
+    });
+    [(table.collect(), "a.tsv"), (lines.collect(), "a.jsonl")]
+}
+
+#[test]
+fn texts_and_pairs_are_classified() {
+    let given = Given { epochs: Some(12), learning_rate: Some(1e-3), batch: Some(4), ..quick() };
+    for (task, pairs) in [(Task::Sequence, false), (Task::Pair, true)] {
+        let reports = classified(pairs).map(|(text, name)| {
+            let files = read(task, name, &text);
+            fine_tuned(task, &files.data, &given, 2, 2).0
+        });
+        assert_eq!(reports[0], reports[1]);
+        assert_eq!(reports[0].classes, ["false", "true"]);
+        assert!(reports[0].tests["test"][&Metric::Accuracy] > 80.0, "{:?}", reports[0]);
+    }
+}
+
+/// The answer is the word behind "is", in contexts that need several windows.
+#[test]
+fn questions_are_answered() {
+    const WORDS: [&str; 6] = ["old", "water", "house", "new", "good", "long"];
+    let asked = (0..64).map(|at| {
+        let answer = WORDS[at * 5 % WORDS.len()];
+        let before = "the house makes water . ".repeat(at % 3);
+        let start = before.chars().count() + "it is ".len();
+        let context = format!("{before}it is {answer} . the house makes water .");
+        let answers = [serde_json::json!({"text": answer, "answer_start": start})];
+        let asked = serde_json::json!([{"id": at.to_string(), "question": "what is it ?", "answers": answers}]);
+        serde_json::json!({"context": context, "qas": asked})
+    });
+    let paragraphs: Vec<_> = asked.collect();
+    let text = serde_json::json!({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]}).to_string();
+    let files = read(Task::QuestionAnswering, "questions.json", &text);
+    let given = Given { epochs: Some(8), max_length: Some(24), doc_stride: Some(6), ..quick() };
+    let (report, _) = fine_tuned(Task::QuestionAnswering, &files.data, &given, 1, 2);
+    assert!(report.train_sequences > report.train_examples, "{report:?}");
+    let scores = &report.tests["test"];
+    assert!(scores[&Metric::F1] > 80.0 && scores[&Metric::ExactMatch] > 60.0, "{report:?}");
+    assert!(scores[&Metric::F1] >= scores[&Metric::ExactMatch]);
 }
 
 /// What is saved is loaded again, with its head, and predicts the same.
@@ -119,7 +178,7 @@ fn every_word_is_scored() {
     let tokenizer = Tokenizer::load(&teacher()).unwrap();
     let given = Given { max_length: Some(8), ..quick() };
     let options = FineTuneOptions::new(Task::Token, &given, 64, 0).unwrap();
-    let tests = [("long".to_owned(), test.data)];
+    let tests = [Test::new("long", test.data)];
     let work = FineTuning {
         encoder: &encoder,
         tokenizer: &tokenizer,

@@ -1,4 +1,4 @@
-//! Scores against seqeval.
+//! Scores against seqeval and the SQuAD script.
 
 use crate::golden;
 use serde_json::Value;
@@ -31,4 +31,25 @@ fn tags_are_scored_as_seqeval_does() {
             assert!((found[&metric] - expected).abs() < 1e-9, "{metric}: {} for {case}", found[&metric]);
         }
     }
+}
+
+#[test]
+fn answers_are_scored_as_the_squad_script_does() {
+    for case in cases("answers.json") {
+        let gold: Vec<String> = serde_json::from_value(case["gold"].clone()).unwrap();
+        let predicted = case["predicted"].as_str().unwrap();
+        let found = scores::of_answers([(predicted, &gold[..])].into_iter());
+        for (metric, key) in [(Metric::ExactMatch, "exact_match"), (Metric::F1, "f1")] {
+            let expected = case[key].as_f64().unwrap();
+            // The golden numbers have single precision.
+            assert!((found[&metric] - expected).abs() < 1e-4, "{metric}: {} for {case}", found[&metric]);
+        }
+    }
+}
+
+#[test]
+fn classes_are_scored() {
+    let found = scores::of_classes(&["a", "a", "b", "c"], &["a", "b", "b", "d"]);
+    // F1 of a: 2/3, of b: 2/3, of c and d: 0.
+    assert!((found[&Metric::F1] - 100.0 / 3.0).abs() < 1e-9 && found[&Metric::Accuracy] == 50.0, "{found:?}");
 }

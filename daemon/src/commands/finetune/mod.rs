@@ -1,5 +1,8 @@
 //! `mergedistill finetune`.
 
+mod suite;
+mod suite_runs;
+
 use super::{print_json, print_line};
 use crate::cli::{FinetuneArgs, MetricArg, TaskArg};
 use crate::failure::{ExitCode, Failure};
@@ -13,7 +16,7 @@ use trainer::downstream::scores::Scores;
 use trainer::downstream::task_model::TaskModel;
 use trainer::downstream::words::Columns;
 use trainer::downstream::{
-    DataSet, DownstreamError, FineTuneOptions, FineTuning, Given, Metric, Report, Split, Task, run,
+    DataSet, DownstreamError, FineTuneOptions, FineTuning, Given, Metric, Report, Split, Task, Test, run,
 };
 
 /// What is printed with --json.
@@ -31,11 +34,14 @@ struct Printed<'a> {
 struct Files {
     train: DataSet,
     dev: Option<DataSet>,
-    tests: Vec<(String, DataSet)>,
+    tests: Vec<Test>,
 }
 
-/// Fine-tunes one model on one file, and scores it.
+/// Fine-tunes one model on one file and scores it, or all models of a suite on all its tasks.
 pub fn finetune(args: &FinetuneArgs) -> Result<(), Failure> {
+    if let Some(suite) = &args.suite {
+        return suite_runs::suite(args, suite);
+    }
     let (Some(folder), Some(task), Some(train)) = (&args.model, args.task, &args.train) else {
         return Err(Failure::new(ExitCode::Usage, "--model, --task and --train are needed"));
     };
@@ -108,7 +114,8 @@ fn given(args: &FinetuneArgs) -> Given {
         weight_decay: args.weight_decay,
         dropout: args.dropout,
         metric: args.metric.map(Metric::from),
-        ..Given::default()
+        doc_stride: args.doc_stride,
+        clip_norm: None,
     }
 }
 
@@ -118,11 +125,11 @@ fn read_files(args: &FinetuneArgs, task: Task, train: &Path) -> Result<Files, Fa
     let mut tests = Vec::new();
     for argument in &args.tests {
         let (name, path) = named(argument);
-        if tests.iter().any(|(known, _)| *known == name) {
+        if tests.iter().any(|test: &Test| test.name == name) {
             let reason = format!("two test files are called `{name}`; name them: --test one=FILE two=FILE");
             return Err(Failure::new(ExitCode::Usage, reason));
         }
-        tests.push((name, read(&path)?));
+        tests.push(Test::new(name, read(&path)?));
     }
     let whole = read(train)?;
     let Some(parts) = args.split else {
@@ -130,7 +137,7 @@ fn read_files(args: &FinetuneArgs, task: Task, train: &Path) -> Result<Files, Fa
         return Ok(Files { train: whole, dev, tests });
     };
     let Split { train, dev, test } = whole.split(parts)?;
-    tests.extend(test.map(|test| ("test".to_owned(), test)));
+    tests.extend(test.map(|test| Test::new("test", test)));
     Ok(Files { train, dev, tests })
 }
 
@@ -168,6 +175,9 @@ impl From<TaskArg> for Task {
     fn from(task: TaskArg) -> Self {
         match task {
             TaskArg::Token => Self::Token,
+            TaskArg::Sequence => Self::Sequence,
+            TaskArg::Pair => Self::Pair,
+            TaskArg::QuestionAnswering => Self::QuestionAnswering,
         }
     }
 }

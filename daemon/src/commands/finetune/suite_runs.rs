@@ -1,0 +1,256 @@
+//! Runs what of a suite is not done yet: a JSON file for each run, so that an interrupted suite goes on where it was.
+
+use super::suite::{Suite, SuiteModel, SuiteTask};
+use super::{log_progress, print_json, print_line};
+use crate::cli::FinetuneArgs;
+use crate::failure::{ExitCode, Failure};
+use crate::threads::cores;
+use model::{Encoder, RolePool, Tokenizer, fingerprint_weights};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use trainer::downstream::table::{Outcome, Setting, Table};
+use trainer::downstream::{DataSet, FineTuneOptions, FineTuning, Metric, Report, Split, Test, run};
+
+/// What a run's file holds.
+#[derive(Debug, Serialize, Deserialize)]
+struct RunFile {
+    /// Of everything that the run follows from: another one means that it has to be made again.
+    identity: String,
+    model: String,
+    task: String,
+    trained_on: String,
+    seed: u64,
+    seconds: f64,
+    report: Report,
+}
+
+/// The examples of a language.
+struct Examples {
+    train: Option<DataSet>,
+    dev: Option<DataSet>,
+    test: Option<DataSet>,
+    /// SHA-256 of the files, and how they are cut.
+    fingerprint: String,
+}
+
+/// A model, read when the first run needs it.
+struct Loaded {
+    encoder: Encoder,
+    fingerprint: String,
+    tokenizers: BTreeMap<PathBuf, Tokenizer>,
+}
+
+/// Runs a suite and prints its tables.
+pub(super) fn suite(args: &FinetuneArgs, path: &Path) -> Result<(), Failure> {
+    let Some(out) = &args.out else {
+        return Err(Failure::new(ExitCode::Usage, "--suite needs --out, a folder for the results"));
+    };
+    let suite = Suite::load(path)?;
+    std::fs::create_dir_all(out).map_err(|error| Failure::io("create", out, &error))?;
+    let pool = RolePool::alone("finetune", args.threads.unwrap_or_else(cores)).map_err(of_model)?;
+    let mut tables = Vec::new();
+    for task in &suite.tasks {
+        let examples = read_examples(task)?;
+        let mut outcomes = Vec::new();
+        let mut metric = task.metric;
+        for model in &suite.models {
+            let mut loaded = load(model, task)?;
+            for language in task.files.keys().filter(|language| trains_on(model, task, language)) {
+                for &seed in &suite.seeds {
+                    let run = Run { model, task, language, seed, out };
+                    let file = pool.install(|| run.result(&mut loaded, &examples))?;
+                    let metric = *metric.get_or_insert(file.report.metric);
+                    outcomes.push(outcome(model, &file, metric));
+                }
+            }
+        }
+        let metric = metric.unwrap_or(Metric::Accuracy);
+        let settings = [Setting::InLanguage].into_iter().chain(task.zero_shot_from.clone().map(Setting::ZeroShot));
+        tables.extend(settings.filter_map(|setting| Table::new(&task.name, setting, metric, &outcomes)));
+    }
+    if args.json {
+        return print_json(&json!({ "tables": tables }));
+    }
+    let shown = |table: &Table| if args.markdown { table.markdown() } else { table.text() };
+    tables.iter().try_for_each(|table| print_line(&shown(table)))
+}
+
+/// Whether a model is fine-tuned on a language: for itself, or to be tested in others.
+fn trains_on(model: &SuiteModel, task: &SuiteTask, language: &str) -> bool {
+    let from_here = task.zero_shot_from.as_deref() == Some(language);
+    task.files[language].train.is_some()
+        && (model.speaks(language) || from_here && tested(model, task).next().is_some())
+}
+
+/// The languages of a task that a model is tested in.
+fn tested<'a>(model: &'a SuiteModel, task: &'a SuiteTask) -> impl Iterator<Item = &'a String> {
+    task.files.keys().filter(|language| model.speaks(language))
+}
+
+fn outcome(model: &SuiteModel, file: &RunFile, metric: Metric) -> Outcome {
+    let of = |scores: &trainer::downstream::scores::Scores| scores.get(&metric).copied();
+    let scores = file.report.tests.iter().filter_map(|(language, scores)| Some((language.clone(), of(scores)?)));
+    Outcome {
+        model: model.name.clone(),
+        role: model.role,
+        trained_on: file.trained_on.clone(),
+        seed: file.seed,
+        scores: scores.collect(),
+    }
+}
+
+fn read_examples(task: &SuiteTask) -> Result<BTreeMap<String, Examples>, Failure> {
+    let mut all = BTreeMap::new();
+    for (language, files) in &task.files {
+        let mut hash = Sha256::new();
+        let mut read = |path: &Option<PathBuf>| -> Result<Option<DataSet>, Failure> {
+            let Some(path) = path else { return Ok(None) };
+            let bytes = std::fs::read(path).map_err(|error| Failure::io("read", path, &error))?;
+            hash.update(Sha256::digest(bytes));
+            Ok(Some(DataSet::read(task.kind, path, task.columns())?))
+        };
+        let [mut train, mut dev, mut test] = [read(&files.train)?, read(&files.dev)?, read(&files.test)?];
+        if let (Some(parts), Some(whole)) = (files.split, train.take_if(|_| files.split.is_some())) {
+            let split: Split = whole.split(parts)?;
+            (train, dev, test) = (Some(split.train), split.dev, split.test);
+        }
+        let fingerprint = format!("{} {:?} {:?}", hexadecimal(&hash.finalize()), files.split, task.columns());
+        all.insert(language.clone(), Examples { train, dev, test, fingerprint });
+    }
+    Ok(all)
+}
+
+fn load(model: &SuiteModel, task: &SuiteTask) -> Result<Loaded, Failure> {
+    let mut tokenizers = BTreeMap::new();
+    for language in task.files.keys() {
+        let folder = model.tokenizer(language);
+        if !tokenizers.contains_key(folder) {
+            tokenizers.insert(folder.to_owned(), Tokenizer::load(folder).map_err(of_model)?);
+        }
+    }
+    let fingerprint = fingerprint_weights(&model.path).map_err(of_model)?;
+    Ok(Loaded { encoder: Encoder::load(&model.path).map_err(of_model)?, fingerprint, tokenizers })
+}
+
+/// One run of a suite.
+struct Run<'a> {
+    model: &'a SuiteModel,
+    task: &'a SuiteTask,
+    language: &'a str,
+    seed: u64,
+    out: &'a Path,
+}
+
+impl Run<'_> {
+    /// What is stored of it, or what comes of it now.
+    fn result(&self, loaded: &mut Loaded, examples: &BTreeMap<String, Examples>) -> Result<RunFile, Failure> {
+        let Self { model, task, language, seed, out } = *self;
+        let path = out.join(format!("{}.{}.{language}.{seed}.json", task.name, model.name));
+        let options =
+            FineTuneOptions::new(task.kind, &task.options, loaded.encoder.configuration.max_position_embeddings, seed)?;
+        let tests = self.tests();
+        let identity = self.identity(loaded, examples, &options, &tests);
+        if let Some(file) = stored(&path, &identity)? {
+            return Ok(file);
+        }
+        let tokenizer = |language: &str| loaded.tokenizers.get(model.tokenizer(language)).cloned();
+        let tests: Vec<Test> = tests
+            .iter()
+            .filter_map(|name| {
+                let data = examples.get(*name)?.test.clone()?;
+                Some(Test { name: (*name).to_owned(), data, tokenizer: tokenizer(name) })
+            })
+            .collect();
+        let own = &examples[language];
+        let (Some(train), Some(tokenizer)) = (&own.train, tokenizer(language)) else {
+            return Err(Failure::new(ExitCode::Configuration, format!("files.{language} has nothing to train on")));
+        };
+        tracing::info!(task = task.name, model = model.name, language, seed, "fine-tuning");
+        let started = Instant::now();
+        let work = FineTuning {
+            encoder: &loaded.encoder,
+            tokenizer: &tokenizer,
+            task: task.kind,
+            train,
+            dev: own.dev.as_ref(),
+            tests: &tests,
+            options: &options,
+        };
+        let (report, _) = run(&work, log_progress(started))?;
+        let file = RunFile {
+            identity,
+            model: model.name.clone(),
+            task: task.name.clone(),
+            trained_on: language.to_owned(),
+            seed,
+            seconds: started.elapsed().as_secs_f64(),
+            report,
+        };
+        store(&path, &file)?;
+        Ok(file)
+    }
+
+    /// The languages that are tested.
+    fn tests(&self) -> Vec<&str> {
+        let from_here = self.task.zero_shot_from.as_deref() == Some(self.language);
+        let wanted = tested(self.model, self.task).filter(|language| from_here || *language == self.language);
+        wanted.map(String::as_str).collect()
+    }
+
+    fn identity(
+        &self,
+        loaded: &Loaded,
+        examples: &BTreeMap<String, Examples>,
+        options: &FineTuneOptions,
+        tests: &[&str],
+    ) -> String {
+        let of = |language: &str| {
+            let tokenizer = loaded.tokenizers.get(self.model.tokenizer(language)).map_or("", Tokenizer::fingerprint);
+            json!([language, examples[language].fingerprint, tokenizer])
+        };
+        let tests: Vec<_> = tests.iter().map(|language| of(language)).collect();
+        let parts = json!(["finetune 1", loaded.fingerprint, self.task.kind, options, of(self.language), tests]);
+        hexadecimal(&Sha256::digest(parts.to_string()))
+    }
+}
+
+/// The stored run, if there is one of this identity.
+fn stored(path: &Path, identity: &str) -> Result<Option<RunFile>, Failure> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Failure::io("read", path, &error)),
+    };
+    match serde_json::from_slice::<RunFile>(&bytes) {
+        Ok(file) if file.identity == identity => Ok(Some(file)),
+        Ok(_) => {
+            let why = "model, examples or options are others now: it is run again";
+            tracing::warn!(path = %path.display(), "{why}");
+            Ok(None)
+        }
+        Err(error) => {
+            let reason = format!("{} is not the result of a run ({error}); move it away", path.display());
+            Err(Failure::new(ExitCode::DataError, reason))
+        }
+    }
+}
+
+/// Written beside it and renamed: a run's file is whole or not there.
+fn store(path: &Path, file: &RunFile) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(file).map_err(|error| Failure::new(ExitCode::Software, error))?;
+    let partial = path.with_extension("json.partial");
+    std::fs::write(&partial, text + "\n").map_err(|error| Failure::io("write", &partial, &error))?;
+    std::fs::rename(&partial, path).map_err(|error| Failure::io("put in place", path, &error))
+}
+
+fn of_model(error: model::ModelError) -> Failure {
+    Failure::new(ExitCode::of_model(&error), error)
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
