@@ -121,13 +121,15 @@ impl Label {
         }
     }
 
-    /// The share of the teacher's probability that the k entries of a masked position hold: Σ exp(logit − log-sum-exp).
+    /// The share of the teacher's probability that the entries of a masked position hold: Σ exp(logit − log-sum-exp), without the last
+    /// `samples`, which were drawn from the tail and stand for all of it ([`crate::Identity::tail_samples`]).
     ///
     /// # Panics
     /// When there is no such position.
     #[must_use]
-    pub fn retained_mass(&self, position: usize) -> f64 {
-        let entries = &self.top_logits[position * self.top_k..(position + 1) * self.top_k];
+    pub fn retained_mass(&self, position: usize, samples: usize) -> f64 {
+        let exact = self.top_k.saturating_sub(samples);
+        let entries = &self.top_logits[position * self.top_k..][..exact];
         let log_sum_exp = f64::from(self.log_sum_exp[position]);
         // Logits and log-sum-exp were rounded.
         entries.iter().map(|logit| (f64::from(*logit) - log_sum_exp).exp()).sum::<f64>().min(1.0)

@@ -51,6 +51,11 @@ pub trait Labeller: Send + Sync + 'static {
 
     /// Floating-point operations that a teacher of this shape takes to label `copies`.
     fn flops(&self, copies: &[&MaskedCopy]) -> u64;
+
+    /// Entries of each label that are drawn from the tail.
+    fn tail_samples(&self) -> usize {
+        0
+    }
 }
 
 impl<L: Labeller> Labeller for Arc<L> {
@@ -68,6 +73,10 @@ impl<L: Labeller> Labeller for Arc<L> {
 
     fn flops(&self, copies: &[&MaskedCopy]) -> u64 {
         L::flops(self, copies)
+    }
+
+    fn tail_samples(&self) -> usize {
+        L::tail_samples(self)
     }
 }
 

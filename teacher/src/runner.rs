@@ -92,6 +92,12 @@ impl Runner {
         self.network.configuration()
     }
 
+    /// Labels of each position that are drawn from the tail.
+    #[must_use]
+    pub fn tail_samples(&self) -> usize {
+        self.options.tail.map_or(0, |tail| tail.samples)
+    }
+
     /// Floating-point operations of the matrix products and the attention that [`Runner::label`] does for `copies`; a multiplication
     /// and an addition count as two. With M masked positions, E embedding size and V rows of the decoder, 2·M·E·V more than
     /// [`Inference::flops`]. Tiles that are computed again for a sampled tail do not count.
@@ -111,7 +117,7 @@ impl Runner {
         let parts = self.network.map_shards(&batch, |masked, hidden| {
             let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
             let mut scratch = spare().pop().unwrap_or_default();
-            let samples = self.options.tail.map_or(0, |tail| tail.samples);
+            let samples = self.tail_samples();
             let uniforms = uniforms.as_deref().map(|uniforms| &uniforms[masked.clone()]);
             let tail = uniforms.map(|uniforms| Tail { samples, uniforms });
             let labels = label_rows(&self.decoder, hidden, &gold_ids[masked], top_k, tail, &mut scratch);
@@ -159,6 +165,10 @@ impl Labeller for Runner {
     fn flops(&self, copies: &[&MaskedCopy]) -> u64 {
         let sizes = copies.iter().map(|copy| (copy.token_ids.len(), copy.masked_positions.len()));
         self.configuration().flops(sizes)
+    }
+
+    fn tail_samples(&self) -> usize {
+        self.tail_samples()
     }
 }
 

@@ -218,6 +218,11 @@ fn tails_are_drawn_by_seed_teacher_copy_and_position_alone() {
         let alone = label(&sampled, &[&copies[number]]).remove(0);
         assert_eq!(alone.top_ids, label_of.top_ids, "copy {number}");
         assert_eq!(label_of.head(4), best.head(4), "the head is the teacher's own");
+        for position in 0..best.positions() {
+            let (without, of_head) = (label_of.retained_mass(position, 4), best.head(4).retained_mass(position, 0));
+            assert_eq!(without, of_head, "what was drawn is no retained mass");
+            assert!(label_of.retained_mass(position, 0) > without);
+        }
         assert_eq!((&label_of.log_sum_exp, &label_of.gold_logits), (&best.log_sum_exp, &best.gold_logits));
         assert_ne!(label_of.top_ids, best.top_ids, "something is drawn");
         for (logits, sum) in label_of.top_logits.chunks(8).zip(&label_of.log_sum_exp) {

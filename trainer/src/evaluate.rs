@@ -201,6 +201,8 @@ pub struct Evaluator<'a> {
     pub maps: &'a [VocabularyMap],
     /// How many tokens a forward pass has, and whose threads compute each batch.
     pub options: &'a TrainerOptions,
+    /// Entries of each label that were drawn from the tail ([`store::Identity::tail_samples`]).
+    pub tail_samples: usize,
 }
 
 impl Evaluator<'_> {
@@ -283,7 +285,7 @@ impl Evaluator<'_> {
             for ((at, gold), score) in copy.gold_ids.iter().enumerate().zip(scores.by_ref()) {
                 sums.add_student(&score);
                 if let Some(label) = &copy.label {
-                    sums.add_labelled(&score, label, at, *gold, |id| map.student_id(id));
+                    sums.add_labelled(&score, label, at, *gold, self.tail_samples, |id| map.student_id(id));
                 }
             }
         }

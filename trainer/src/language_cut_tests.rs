@@ -77,7 +77,8 @@ const WORDS_FILE: &str = super::WORDS;
 /// Hidden rows and logits at every position of `ids`.
 fn outputs(bert: &Bert, ids: &[u32]) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
     let masked_rows = (0..ids.len() as u32).collect();
-    let batch = PackedBatch { token_ids: ids.to_vec(), lengths: vec![ids.len()], masked_rows, ..PackedBatch::default() };
+    let batch =
+        PackedBatch { token_ids: ids.to_vec(), lengths: vec![ids.len()], masked_rows, ..PackedBatch::default() };
     let hidden = bert.transform_masked(&batch, None).unwrap();
     let (weight, bias) = bert.decoder();
     let logits = hidden.matmul(&weight.t().unwrap()).unwrap().broadcast_add(bias).unwrap();

@@ -44,7 +44,8 @@ pub fn evaluate_newest(options: &TrainerOptions, reader: &LogReader) -> Result<E
             extended => break extended?,
         }
     }
-    let mut evaluator = Evaluator { student: &mut student, maps: vocabulary.maps(), options };
+    let tail_samples = reader.identity().tail_samples();
+    let mut evaluator = Evaluator { student: &mut student, maps: vocabulary.maps(), options, tail_samples };
     let report = evaluator.evaluate(state.step, &held_out, up_to, &mut || true)?;
     Ok(report.unwrap_or_default())
 }

@@ -35,13 +35,14 @@ impl Sums {
     }
 
     /// Adds the position again, which the teacher labelled, as position `at` of `label`. `gold` and the label's ids are the teacher's;
-    /// `student_id` maps them to the student's.
+    /// `student_id` maps them to the student's. The label's last `samples` entries were drawn from the tail.
     pub(crate) fn add_labelled(
         &mut self,
         score: &Score,
         label: &Label,
         at: usize,
         gold: u32,
+        samples: usize,
         student_id: impl Fn(u32) -> Option<u32>,
     ) {
         self.compared.add(score.loss, score.best_probability, score.correct);
@@ -49,7 +50,7 @@ impl Sums {
         let (best, probability) = label.best(at).unzip();
         self.teacher.add(loss, probability.unwrap_or_default(), best == Some(gold));
         self.agreed += u64::from(best.and_then(student_id) == Some(score.best_id));
-        self.retained_mass += label.retained_mass(at);
+        self.retained_mass += label.retained_mass(at, samples);
     }
 
     /// The teacher's entry in the report; `None`: it labelled nothing.

@@ -351,8 +351,12 @@ impl Trainer {
         self.held_out.extend(&self.reader, up_to)?;
         self.needs.let_go();
         self.work();
-        let mut evaluator =
-            Evaluator { student: &mut self.learner.student, maps: self.vocabulary.maps(), options: &self.options };
+        let mut evaluator = Evaluator {
+            student: &mut self.learner.student,
+            maps: self.vocabulary.maps(),
+            options: &self.options,
+            tail_samples: self.reader.identity().tail_samples(),
+        };
         let (control, requests) = (desk.control, desk.requests);
         let mut later = Vec::new();
         let mut proceed = || {

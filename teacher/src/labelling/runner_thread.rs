@@ -92,7 +92,7 @@ impl<L: Labeller> RunnerThread<L> {
         self.metrics.masked_positions.inc_by(copies.iter().map(|copy| copy.masked_positions.len() as u64).sum());
         self.metrics.flops.inc_by(self.runner.flops(&copies) as f64);
         for ((language, _), label) in members().zip(&labels) {
-            self.metrics.observe_retained_mass(language, label);
+            self.metrics.observe_retained_mass(language, label, self.runner.tail_samples());
         }
         Ok(labels)
     }
@@ -174,10 +174,10 @@ impl RunnerMetrics {
         self.in_flight.add(copies.cast_signed());
     }
 
-    /// A copy in `language` was labelled.
-    fn observe_retained_mass(&self, language: &str, label: &Label) {
+    /// A copy in `language` was labelled; of each position's entries, `samples` were drawn from the tail.
+    fn observe_retained_mass(&self, language: &str, label: &Label, samples: usize) {
         let histogram = self.retained_mass.with_label_values(&[language]);
-        (0..label.positions()).for_each(|position| histogram.observe(label.retained_mass(position)));
+        (0..label.positions()).for_each(|position| histogram.observe(label.retained_mass(position, samples)));
     }
 
     /// They are labelled, or nobody waits for them any more.
