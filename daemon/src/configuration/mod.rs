@@ -4,6 +4,7 @@
 //! Relative paths are relative to the file.
 
 mod corpus_section;
+mod hub;
 mod ops_section;
 mod sections;
 mod store_section;

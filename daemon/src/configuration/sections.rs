@@ -1,6 +1,7 @@
 //! The sections of the file, with every default.
 
 use super::corpus_section::{Corpus, FORMATS};
+use super::hub;
 use super::ops_section::Ops;
 use super::store_section::Store;
 use super::table::{Problem, Problems, Table};
@@ -356,9 +357,19 @@ impl Teacher {
         if languages.is_empty() {
             table.problem("languages", "missing; list the languages that it teaches, e.g. [\"en\"]");
         }
+        let path = match path
+            .strip_prefix(hub::SCHEME)
+            .map(|name| hub::find(name, &hub::cache(|name| std::env::var(name).ok())))
+        {
+            None => table.resolve("path", folder, &path),
+            Some(found) => found.unwrap_or_else(|message| {
+                table.problem("path", message);
+                PathBuf::new()
+            }),
+        };
         let teacher = Self {
             name,
-            path: table.resolve("path", folder, &path),
+            path,
             languages,
             device: device(&mut table),
             labels: table.boolean("labels", true),

@@ -289,6 +289,32 @@ fn the_reference_is_true() {
     assert_eq!(keys(&effective), keys(&text), "one of them has keys that the other has not");
 }
 
+/// All that is wrong with a file of the experiments; models need not be there.
+fn problems_of(path: &Path) -> Vec<String> {
+    let mut text = std::fs::read_to_string(path).unwrap().replace("hf://", "/models/");
+    for name in ["TEACHERS", "CORPORA", "STATE"] {
+        text = text.replace(&format!("${{MERGEDISTILL_{name}}}"), "/somewhere");
+    }
+    match Configuration::parse(&text, Path::new("/etc")) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[test]
+fn the_configurations_of_the_experiments_are_valid() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/experiments/configurations");
+    let mut count = 0;
+    for set in ["small", "paper"] {
+        for file in std::fs::read_dir(folder.join(set)).unwrap() {
+            let path = file.unwrap().path();
+            assert_eq!(problems_of(&path), [""; 0], "{}", path.display());
+            count += 1;
+        }
+    }
+    assert!(count >= 20, "{count} files");
+}
+
 #[test]
 fn aligned_masks_are_those_of_whole_words() {
     let masking = |text: &str| Configuration::parse(&format!("{MINIMAL}[masking]\n{text}"), Path::new("/etc"));
