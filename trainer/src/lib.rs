@@ -18,6 +18,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod copy_stream;
 pub mod evaluate;
+mod evaluation_gauges;
 pub mod export;
 mod flops;
 pub mod journal;
