@@ -147,3 +147,35 @@ fn distillation_without_a_teacher_that_labels_is_pointed_out() {
         assert!(said.contains(key) && said.contains("no teacher labels"), "{said}");
     }
 }
+
+#[test]
+fn what_is_read_is_what_a_corpus_would_read() {
+    let scene = Scene::new(
+        "[[teacher]]\nname = \"t\"\npath = \"not there yet\"\nlanguages = [\"de\", \"en\"]\n\
+         [[corpus]]\nname = \"mixed\"\nlanguage_field = \"lang\"\npath = \"mixed.jsonl\"\nformat = \"jsonl\"\n\
+         [[corpus]]\nname = \"folder\"\nlanguage = \"de\"\nwatch = \"watched\"\n\
+         [[corpus]]\nname = \"pushed\"\nlanguage = \"de\"\nsource = \"http\"\nformat = \"jsonl\"\n",
+    );
+    let path = |name: &str| scene.path(name).to_str().unwrap().to_owned();
+    let (config, out, mixed) = (path("test.toml"), path("out"), path("mixed.jsonl"));
+    let lines = [
+        r#"{"lang": "de", "text": "eins zwei", "title": "vier fünf sechs sieben"}"#,
+        r#"{"lang": "en", "text": "one"}"#,
+        r#"{"lang": "de"}"#,
+    ];
+    std::fs::write(&mixed, lines.join("\n")).unwrap();
+    std::fs::create_dir(path("watched")).unwrap();
+    std::fs::write(path("watched/a.txt"), "drei\n\ndrei drei\n").unwrap();
+    std::fs::write(path("watched/.hidden"), "nichts").unwrap();
+    for (arguments, documents, rejected, words) in [
+        (vec!["--config", &config, "--language", "de"], 3, 1, 5),
+        (vec!["--config", &config, "--language", "en"], 1, 0, 1),
+        (vec!["--config", &config], 4, 1, 6),
+        (vec!["--format", "jsonl", "--text-field", "title", &mixed], 1, 2, 4),
+    ] {
+        let output = learn(&[&["--out", &out, "--min-frequency", "1"], &arguments[..]].concat());
+        let learned: Value = serde_json::from_str(&done(&output)).unwrap();
+        let found = ["documents", "rejected", "words"].map(|figure| learned[figure].as_u64().unwrap());
+        assert_eq!(found, [documents, rejected, words], "{arguments:?}: {}", text(&output.stderr));
+    }
+}

@@ -21,6 +21,7 @@ pub mod checkpoint;
 pub mod copy_stream;
 pub mod downstream;
 pub mod evaluate;
+mod evaluation_gauges;
 pub mod export;
 mod flops;
 pub mod journal;

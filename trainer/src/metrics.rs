@@ -1,8 +1,9 @@
 //! What training shows to Prometheus.
 
 use crate::evaluate::EvaluationReport;
+use crate::evaluation_gauges::EvaluationGauges;
 use crate::event::StepReport;
-use prometheus::{Counter, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
+use prometheus::{Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
@@ -31,12 +32,7 @@ pub(crate) struct Metrics {
     checkpoint_seconds: Histogram,
     checkpoint_bytes: IntCounter,
     evaluation_seconds: Histogram,
-    evaluation_loss: GaugeVec,
-    evaluation_top1: GaugeVec,
-    evaluation_rdt: GaugeVec,
-    evaluation_ece: GaugeVec,
-    evaluation_agreement: GaugeVec,
-    evaluation_retained_mass: GaugeVec,
+    evaluation: EvaluationGauges,
     evaluation_time: Gauge,
     checkpoint_time: Gauge,
 }
@@ -46,7 +42,6 @@ impl Metrics {
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
             Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
         };
-        let by_model = ["language", "teacher", "model"];
         let metrics = Self {
             stage: StageMetrics::register(registry, "trainer")?,
             step: IntGauge::new("mergedistill_train_step", "Steps that the student's weights are the result of.")?,
@@ -91,48 +86,7 @@ impl Metrics {
                 "Time of an evaluation of the student.",
                 &EVALUATION_SECONDS,
             )?,
-            evaluation_loss: GaugeVec::new(
-                Opts::new(
-                    "mergedistill_evaluation_loss_nats",
-                    "Held-out loss at a teacher's positions, of the teacher or the student.",
-                ),
-                &by_model,
-            )?,
-            evaluation_top1: GaugeVec::new(
-                Opts::new(
-                    "mergedistill_evaluation_top1_ratio",
-                    "Held-out top-1 accuracy at a teacher's positions, of the teacher or the student.",
-                ),
-                &by_model,
-            )?,
-            evaluation_rdt: GaugeVec::new(
-                Opts::new(
-                    "mergedistill_evaluation_rdt_percent",
-                    "Relative difference of the student's top-1 accuracy to a teacher's; above 0: the student is ahead.",
-                ),
-                &by_model[..2],
-            )?,
-            evaluation_ece: GaugeVec::new(
-                Opts::new(
-                    "mergedistill_evaluation_calibration_error_ratio",
-                    "Held-out expected calibration error at a teacher's positions, of the teacher or the student.",
-                ),
-                &by_model,
-            )?,
-            evaluation_agreement: GaugeVec::new(
-                Opts::new(
-                    "mergedistill_evaluation_agreement_ratio",
-                    "Share of a teacher's held-out positions at which teacher and student have the same best guess.",
-                ),
-                &by_model[..2],
-            )?,
-            evaluation_retained_mass: GaugeVec::new(
-                Opts::new(
-                    "mergedistill_evaluation_retained_mass_ratio",
-                    "Share of a teacher's probability that its labels hold at held-out positions.",
-                ),
-                &by_model[..2],
-            )?,
+            evaluation: EvaluationGauges::register(registry)?,
             evaluation_time: Gauge::new(
                 "mergedistill_evaluation_timestamp_seconds",
                 "Unix time of this process's last evaluation; 0: none yet.",
@@ -162,12 +116,6 @@ impl Metrics {
         registry.register(Box::new(self.checkpoint_seconds.clone()))?;
         registry.register(Box::new(self.checkpoint_bytes.clone()))?;
         registry.register(Box::new(self.evaluation_seconds.clone()))?;
-        registry.register(Box::new(self.evaluation_loss.clone()))?;
-        registry.register(Box::new(self.evaluation_top1.clone()))?;
-        registry.register(Box::new(self.evaluation_rdt.clone()))?;
-        registry.register(Box::new(self.evaluation_ece.clone()))?;
-        registry.register(Box::new(self.evaluation_agreement.clone()))?;
-        registry.register(Box::new(self.evaluation_retained_mass.clone()))?;
         registry.register(Box::new(self.evaluation_time.clone()))?;
         registry.register(Box::new(self.checkpoint_time.clone()))
     }
@@ -211,31 +159,7 @@ impl Metrics {
     }
 
     pub(crate) fn observe_evaluation(&self, evaluation: &EvaluationReport) {
-        for (language, result) in &evaluation.languages {
-            for (teacher, result) in &result.teachers {
-                let values = [
-                    ("teacher", result.loss, result.top1, result.ece),
-                    ("student", result.student_loss, result.student_top1, result.student_ece),
-                ];
-                for (model, loss, top1, ece) in values {
-                    let labels = [language, teacher, model];
-                    self.evaluation_loss.with_label_values(&labels).set(loss);
-                    self.evaluation_top1.with_label_values(&labels).set(top1);
-                    set(&self.evaluation_ece, &labels, ece);
-                }
-                let labels = [language.as_str(), teacher];
-                set(&self.evaluation_rdt, &labels, result.rdt);
-                set(&self.evaluation_agreement, &labels, result.agreement);
-                set(&self.evaluation_retained_mass, &labels, result.retained_mass);
-            }
-        }
-    }
-}
-
-/// Sets a gauge to what is known.
-fn set(gauges: &GaugeVec, labels: &[impl AsRef<str> + std::fmt::Debug], value: Option<f64>) {
-    if let Some(value) = value {
-        gauges.with_label_values(labels).set(value);
+        self.evaluation.observe(evaluation);
     }
 }
 
