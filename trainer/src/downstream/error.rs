@@ -70,5 +70,8 @@ pub(crate) fn read_text(path: &Path) -> Result<String, DownstreamError> {
         let line = 1 + error.as_bytes()[..valid].iter().filter(|byte| **byte == b'\n').count();
         DownstreamError::line(path, line, "not UTF-8")
     })?;
-    Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned))
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
 }

@@ -106,6 +106,7 @@ fn log_progress(started: Instant) -> impl FnMut(Progress) {
 
 fn given(args: &FinetuneArgs) -> Given {
     Given {
+        preset: args.preset,
         epochs: args.epochs,
         learning_rate: args.learning_rate,
         batch: args.batch,
