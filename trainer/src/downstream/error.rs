@@ -47,7 +47,13 @@ pub enum DownstreamError {
     Model(#[from] model::ModelError),
     /// A file could not be written.
     #[error(transparent)]
-    Trainer(#[from] TrainerError),
+    Trainer(Box<TrainerError>),
+}
+
+impl From<TrainerError> for DownstreamError {
+    fn from(error: TrainerError) -> Self {
+        Self::Trainer(Box::new(error))
+    }
 }
 
 impl DownstreamError {

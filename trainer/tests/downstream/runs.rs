@@ -164,7 +164,7 @@ fn a_fine_tuned_model_can_be_saved() {
     }
     loaded.set_weights(&Weights { head, ..loaded.weights() });
     let sequence = Sequence { token_ids: vec![2, 9, 14, 3], rows: vec![1, 2], ..Sequence::default() };
-    assert_eq!(loaded.predict(&[sequence.clone()]).unwrap(), model.predict(&[sequence]).unwrap());
+    assert_eq!(loaded.predict(std::slice::from_ref(&sequence)).unwrap(), model.predict(&[sequence]).unwrap());
     assert_eq!(Tokenizer::load(&out).unwrap().fingerprint(), Tokenizer::load(&teacher()).unwrap().fingerprint());
 }
 

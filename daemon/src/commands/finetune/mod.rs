@@ -204,7 +204,7 @@ impl From<DownstreamError> for Failure {
             }
             DownstreamError::Options(_) => ExitCode::Usage,
             DownstreamError::Model(ref source) => ExitCode::of_model(source),
-            DownstreamError::Trainer(source) => return source.into(),
+            DownstreamError::Trainer(source) => return (*source).into(),
         };
         Self::new(code, error)
     }
