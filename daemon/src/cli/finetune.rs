@@ -3,6 +3,7 @@
 use super::size;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
+use trainer::downstream::Preset;
 
 /// Arguments of `finetune`.
 #[derive(Debug, Args)]
@@ -34,6 +35,9 @@ pub struct FinetuneArgs {
     /// Column of the tag, counted from 1 [default: the last; in a .conllu file 4].
     #[arg(long, value_name = "N", value_parser = size(1..=1000))]
     pub tag_column: Option<usize>,
+    /// Hyperparameters of a task of XTREME instead of the in-language ones: panx, udpos, pawsx, xnli, xquad, mlqa or tydiqa.
+    #[arg(long, value_name = "TASK", value_parser = preset)]
+    pub preset: Option<Preset>,
     /// What chooses the best epoch [default: of the task].
     #[arg(long, value_enum)]
     pub metric: Option<MetricArg>,
@@ -69,7 +73,7 @@ pub struct FinetuneArgs {
     pub threads: Option<usize>,
     /// Run all models of this file on all its tasks, and compare them; what was done before is not done again.
     #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = [
-        "model", "task", "train", "dev", "tests", "split", "word_column", "tag_column", "metric", "epochs", "learning_rate", "batch",
+        "model", "task", "train", "dev", "tests", "split", "word_column", "tag_column", "preset", "metric", "epochs", "learning_rate", "batch",
         "max_length", "warmup_ratio", "weight_decay", "doc_stride", "dropout", "seed",
     ])]
     pub suite: Option<PathBuf>,
@@ -110,6 +114,10 @@ pub enum MetricArg {
     Recall,
     /// Part of answers that are right to the letter.
     ExactMatch,
+}
+
+fn preset(text: &str) -> Result<Preset, String> {
+    serde_json::from_value(text.into()).map_err(|error| error.to_string())
 }
 
 /// Three numbers as `80/10/10`.

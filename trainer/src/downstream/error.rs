@@ -47,7 +47,13 @@ pub enum DownstreamError {
     Model(#[from] model::ModelError),
     /// A file could not be written.
     #[error(transparent)]
-    Trainer(#[from] TrainerError),
+    Trainer(Box<TrainerError>),
+}
+
+impl From<TrainerError> for DownstreamError {
+    fn from(error: TrainerError) -> Self {
+        Self::Trainer(Box::new(error))
+    }
 }
 
 impl DownstreamError {
@@ -70,5 +76,8 @@ pub(crate) fn read_text(path: &Path) -> Result<String, DownstreamError> {
         let line = 1 + error.as_bytes()[..valid].iter().filter(|byte| **byte == b'\n').count();
         DownstreamError::line(path, line, "not UTF-8")
     })?;
-    Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned))
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
 }

@@ -32,6 +32,6 @@ mod spans;
 
 pub use data_set::{DataSet, Split, Task};
 pub use error::DownstreamError;
-pub use options::{FineTuneOptions, Given, Metric};
+pub use options::{FineTuneOptions, Given, Metric, Preset};
 pub use run::{EpochReport, FineTuning, Report, Test, run};
 pub use sequence::Sequence;

@@ -3,7 +3,7 @@
 use super::DownstreamError;
 use super::head::HeadKind;
 use super::task_model::TaskModel;
-use crate::{TrainerError, durable};
+use crate::durable;
 use model::{Architecture, ModelError, Numbers};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -42,7 +42,7 @@ impl TaskModel {
             .collect();
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|error| {
-            TrainerError::Model(ModelError::Write { path: path.to_owned(), reason: error.to_string() })
+            DownstreamError::Model(ModelError::Write { path: path.to_owned(), reason: error.to_string() })
         })?;
         Ok(durable::replace(path, &bytes)?)
     }

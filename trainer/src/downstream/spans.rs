@@ -162,7 +162,7 @@ mod tests {
         let odd = logits([9.0, 9.0, 9.0, 1.0, 2.0, 5.0, 9.0], [9.0, 9.0, 9.0, 5.5, 3.0, 1.0, 9.0]);
         let sure = logits([0.0, 0.0, 0.0, 0.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 4.0, 0.0]);
         let windows = [window(0, 3), window(1, 3), window(1, 3)];
-        assert_eq!(answers(&windows[..1], &[odd.clone()], 2), [Some((0, 2)), None]);
+        assert_eq!(answers(&windows[..1], std::slice::from_ref(&odd), 2), [Some((0, 2)), None]);
         assert_eq!(answers(&windows, &[odd.clone(), odd, sure], 2), [Some((0, 2)), Some((3, 8))]);
         // Too far apart.
         let long = Window { question: 0, first: 1, offsets: (0..40).map(|at| (at, at + 1)).collect() };

@@ -2,7 +2,8 @@
 
 use crate::golden;
 use candle_core::{Device, Tensor};
-use model::Encoder;
+use model::random::Philox;
+use model::{Dropout, Encoder};
 use serde_json::Value;
 use std::collections::HashMap;
 use trainer::downstream::Sequence;
@@ -127,4 +128,36 @@ fn ten_steps_track_transformers() {
 
 fn assert_close(got: f64, expected: f64, what: &str) {
     assert!((got - expected).abs() < RELATIVE * expected.abs(), "{what}: {got} for {expected}");
+}
+
+/// With dropout everywhere: the same masks forward and backward, in the head too.
+#[test]
+fn gradients_are_the_slopes_of_the_loss_with_dropout() {
+    for name in CASES {
+        let Case { model, batch, .. } = Case::load(name);
+        let encoder = Encoder::load(&golden(name)).unwrap();
+        let mut dropping = TaskModel::new(&encoder, model.head().kind(), 0, Some(0.3)).unwrap();
+        let weights = model.weights();
+        dropping.set_weights(&weights);
+        let dropout = Some(Dropout { stream: Philox::new(4, "dropout", &[]), step: 3, first_row: 0 });
+        let loss = dropping.accumulate(batch.iter(), dropout).unwrap();
+        let without = Case::load(name).accumulate();
+        assert!((loss - without).abs() > 1e-3, "{name}: dropout changes nothing");
+        let of_head: Vec<f32> = {
+            let names: Vec<&str> = model.head().slots().iter().map(|slot| slot.name.as_str()).collect();
+            let found = dropping.parameters().filter(|parameter| names.contains(&parameter.name));
+            found.flat_map(|parameter| parameter.gradient.to_vec()).collect()
+        };
+        let noise = Philox::new(5, "noise", &[]);
+        let direction: Vec<f32> = (0..of_head.len() as u64).map(|at| noise.normal(at, 0) as f32).collect();
+        let mut at = |step: f32| {
+            let head = weights.head.iter().zip(&direction).map(|(weight, toward)| weight + step * toward).collect();
+            dropping.set_weights(&Weights { head, ..weights.clone() });
+            dropping.accumulate(batch.iter(), dropout).unwrap()
+        };
+        let step = 2e-3;
+        let found = (at(step) - at(-step)) / f64::from(2.0 * step);
+        let expected: f64 = of_head.iter().zip(&direction).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        assert!((found - expected).abs() < 0.01 * expected.abs() + 2e-3, "{name}: {found} for {expected}");
+    }
 }

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use trainer::downstream::task_model::{TaskModel, Weights};
 use trainer::downstream::words::Columns;
 use trainer::downstream::{
-    DataSet, FineTuneOptions, FineTuning, Given, Metric, Report, Sequence, Split, Task, Test, run,
+    DataSet, FineTuneOptions, FineTuning, Given, Metric, Preset, Report, Sequence, Split, Task, Test, run,
 };
 
 fn teacher() -> PathBuf {
@@ -164,7 +164,7 @@ fn a_fine_tuned_model_can_be_saved() {
     }
     loaded.set_weights(&Weights { head, ..loaded.weights() });
     let sequence = Sequence { token_ids: vec![2, 9, 14, 3], rows: vec![1, 2], ..Sequence::default() };
-    assert_eq!(loaded.predict(&[sequence.clone()]).unwrap(), model.predict(&[sequence]).unwrap());
+    assert_eq!(loaded.predict(std::slice::from_ref(&sequence)).unwrap(), model.predict(&[sequence]).unwrap());
     assert_eq!(Tokenizer::load(&out).unwrap().fingerprint(), Tokenizer::load(&teacher()).unwrap().fingerprint());
 }
 
@@ -207,6 +207,9 @@ fn unusable_options_are_refused() {
     }
     let usual = FineTuneOptions::new(Task::Token, &Given::default(), 512, 7).unwrap();
     assert_eq!((usual.epochs, usual.batch, usual.max_length, usual.learning_rate), (10, 32, 256, 3e-5));
+    let given = Given { preset: Some(Preset::Udpos), epochs: Some(1), ..Given::default() };
+    let xtreme = FineTuneOptions::new(Task::Token, &given, 512, 7).unwrap();
+    assert_eq!((xtreme.epochs, xtreme.batch, xtreme.max_length, xtreme.learning_rate), (1, 64, 128, 5e-6));
     let small = read(Task::Token, "tags.tsv", "a\tX\n\nb\tY\n");
     let error = small.data.split([80, 10, 10]).unwrap_err().to_string();
     assert_eq!(error, "2 examples leave none for the development part of the split");

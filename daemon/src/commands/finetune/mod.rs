@@ -106,6 +106,7 @@ fn log_progress(started: Instant) -> impl FnMut(Progress) {
 
 fn given(args: &FinetuneArgs) -> Given {
     Given {
+        preset: args.preset,
         epochs: args.epochs,
         learning_rate: args.learning_rate,
         batch: args.batch,
@@ -203,7 +204,7 @@ impl From<DownstreamError> for Failure {
             }
             DownstreamError::Options(_) => ExitCode::Usage,
             DownstreamError::Model(ref source) => ExitCode::of_model(source),
-            DownstreamError::Trainer(source) => return source.into(),
+            DownstreamError::Trainer(source) => return (*source).into(),
         };
         Self::new(code, error)
     }

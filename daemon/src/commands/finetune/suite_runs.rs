@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use trainer::downstream::table::{Outcome, Setting, Table};
-use trainer::downstream::{DataSet, FineTuneOptions, FineTuning, Metric, Report, Split, Test, run};
+use trainer::downstream::{DataSet, FineTuneOptions, FineTuning, Given, Metric, Report, Split, Test, run};
 
 /// What a run's file holds.
 #[derive(Debug, Serialize, Deserialize)]
@@ -150,8 +150,10 @@ impl Run<'_> {
     fn result(&self, loaded: &mut Loaded, examples: &BTreeMap<String, Examples>) -> Result<RunFile, Failure> {
         let Self { model, task, language, seed, out } = *self;
         let path = out.join(format!("{}.{}.{language}.{seed}.json", task.name, model.name));
-        let options =
-            FineTuneOptions::new(task.kind, &task.options, loaded.encoder.configuration.max_position_embeddings, seed)?;
+        // What the tables show chooses the best epoch too, unless the options say otherwise.
+        let given = Given { metric: task.options.metric.or(task.metric), ..task.options.clone() };
+        let positions = loaded.encoder.configuration.max_position_embeddings;
+        let options = FineTuneOptions::new(task.kind, &given, positions, seed)?;
         let tests = self.tests();
         let identity = self.identity(loaded, examples, &options, &tests);
         if let Some(file) = stored(&path, &identity)? {

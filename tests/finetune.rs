@@ -1,0 +1,133 @@
+//! `mergedistill finetune`: one model on one task, and a suite that goes on where it was.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod harness;
+
+use harness::{mergedistill, text};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+const TEACHERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/teachers");
+
+/// Sentences whose tags follow from their words.
+fn tagged(words: &[(&str, &str)], sentences: usize) -> String {
+    let line = |at: usize| format!("{}\t{}\n", words[at % words.len()].0, words[at % words.len()].1);
+    let sentence = |number: usize| (0..3 + number % 4).map(|at| line(number * 5 + at * 3)).collect::<String>() + "\n";
+    (0..sentences).map(sentence).collect()
+}
+
+const ENGLISH: &[(&str, &str)] =
+    &[("the", "DET"), ("house", "NOUN"), ("is", "VERB"), ("old", "ADJ"), ("water", "NOUN")];
+const GERMAN: &[(&str, &str)] =
+    &[("das", "DET"), ("Haus", "NOUN"), ("ist", "VERB"), ("alt", "ADJ"), ("Wasser", "NOUN")];
+
+fn finetune(arguments: &[&str]) -> Output {
+    mergedistill(&["finetune", "--threads", "2"]).args(arguments).output().unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_tagger_is_tuned_scored_and_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = folder.path().join("en.tsv");
+    fs::write(&train, tagged(ENGLISH, 60)).unwrap();
+    let (model, out) = (format!("{TEACHERS}/demo-en"), folder.path().join("tagger"));
+    let (train, out) = (train.to_str().unwrap(), out.to_str().unwrap());
+    let quick = ["--task", "token", "--epochs", "4", "--learning-rate", "2e-3", "--batch", "8", "--max-length", "16"];
+    let first = ["--model", &model, "--train", train, "--split", "4/1/1", "--out", out, "--json"];
+    let report = json(&finetune(&[&first[..], &quick].concat()));
+    let accuracy = report["tests"]["test"]["accuracy"].as_f64().unwrap();
+    assert!(accuracy > 90.0 && report["seconds"].as_f64().unwrap() > 0.0, "{report}");
+    assert_eq!(report["epochs"].as_array().unwrap().len(), 4);
+
+    // What was saved is a model like any other.
+    let again = ["--model", out, "--train", train, "--dev", train, "--test", train, "--seed", "1"];
+    let output = finetune(&[&again[..], &quick].concat());
+    assert!(output.status.success() && text(&output.stdout).contains("\nen           accuracy "), "{output:?}");
+
+    for (arguments, code, expected) in [
+        (&["--model", &model, "--task", "token"][..], 64, "--train"),
+        (&["--model", &model, "--task", "token", "--train", train, "--max-length", "999"], 64, "takes 128 tokens"),
+        (&["--model", &model, "--task", "question-answering", "--train", train], 65, "en.tsv:1: not SQuAD's format"),
+        (&["--model", &model, "--task", "token", "--train", "/nowhere"], 66, "cannot read /nowhere"),
+        (&["--model", &model, "--task", "token", "--train", train, "--metric", "exact-match"], 64, "no metric"),
+        (&["--suite", "suite.toml"], 64, "--out"),
+    ] {
+        let output = finetune(arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
+        assert!(text(&output.stderr).contains(expected), "{arguments:?}: {output:?}");
+    }
+}
+
+fn results(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> =
+        files.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap())).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_suite_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("en.tsv"), tagged(ENGLISH, 40)).unwrap();
+    fs::write(folder.path().join("de.tsv"), tagged(GERMAN, 40)).unwrap();
+    let suite = format!(
+        r#"
+        seeds = [0, 1]
+        [[model]]
+        name = "en"
+        path = "{TEACHERS}/demo-en"
+        role = "teacher"
+        languages = ["en"]
+        [[model]]
+        name = "both"
+        path = "{TEACHERS}/demo-en-de"
+        role = "student"
+        [[task]]
+        name = "pos"
+        kind = "token"
+        zero_shot_from = "en"
+        options = {{ epochs = 1, learning_rate = 1e-3, batch = 8, max_length = 16 }}
+        files.en = {{ train = "en.tsv", split = [6, 1, 1] }}
+        files.de = {{ test = "de.tsv" }}
+        "#
+    );
+    let (path, out) = (folder.path().join("suite.toml"), folder.path().join("results"));
+    fs::write(&path, &suite).unwrap();
+    let arguments = ["--suite", path.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let tables = json(&finetune(&[&arguments[..], &["--json"]].concat()));
+    let [in_language, zero_shot] = [0, 1].map(|at| tables["tables"][at].clone());
+    assert_eq!((&in_language["setting"], &in_language["languages"][0]), (&"in-language".into(), &"en".into()));
+    assert_eq!((&zero_shot["setting"]["zero-shot"], &zero_shot["languages"][0]), (&"en".into(), &"de".into()));
+    let student = &in_language["rows"][1];
+    assert_eq!((&student["model"], &student["rdt"]["seeds"]), (&"both".into(), &2.into()));
+    assert_eq!(zero_shot["rows"][0]["model"], "both");
+
+    let before = results(&out);
+    let names: Vec<&str> = before.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["pos.both.en.0.json", "pos.both.en.1.json", "pos.en.en.0.json", "pos.en.en.1.json"]);
+    // Nothing is done again; but what is missing, and what follows from other options.
+    fs::remove_file(out.join("pos.both.en.1.json")).unwrap();
+    let output = finetune(&[&arguments[..], &["--markdown"]].concat());
+    assert!(text(&output.stdout).contains("| both | student | "), "{output:?}");
+    assert_eq!(text(&output.stderr).matches("fine-tuning").count(), 1, "{}", text(&output.stderr));
+    let without_times = |files: Vec<(String, Vec<u8>)>| {
+        files.into_iter().map(|(name, bytes)| {
+            let mut value: Value = serde_json::from_slice(&bytes).unwrap();
+            value["seconds"] = Value::Null;
+            (name, value)
+        })
+    };
+    assert!(without_times(results(&out)).eq(without_times(before)));
+    fs::write(&path, suite.replace("seeds = [0, 1]", "seeds = [1]").replace("1e-3", "2e-3")).unwrap();
+    let output = finetune(&arguments);
+    assert_eq!(text(&output.stderr).matches("it is run again").count(), 2, "{}", text(&output.stderr));
+}
