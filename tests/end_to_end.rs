@@ -34,9 +34,14 @@ fn text_in_student_out() {
         assert!(out.join(file).is_file(), "{file}");
     }
 
-    let evaluate = mergedistill(&["evaluate", "--json", "--config", scene.config.to_str().unwrap()]).output().unwrap();
+    let documents = scene.dir.path().join("documents.jsonl");
+    let mut evaluate = mergedistill(&["evaluate", "--json", "--config", scene.config.to_str().unwrap()]);
+    let evaluate = evaluate.arg("--documents").arg(&documents).output().unwrap();
     assert!(evaluate.status.success(), "{}", text(&evaluate.stderr));
     let report: Value = serde_json::from_slice(&evaluate.stdout).unwrap();
+    let lines = std::fs::read_to_string(&documents).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(!lines.is_empty() && lines.iter().all(|line| line["positions"].as_u64() > Some(0)), "{lines:?}");
     let pair = &report["evaluation"]["languages"]["en"]["teachers"]["demo-en-de"];
     assert_eq!(report["evaluation"]["step"], 12);
     for figure in ["loss", "top1", "student_loss", "student_top1"] {

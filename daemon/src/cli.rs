@@ -212,6 +212,9 @@ pub struct EvaluateArgs {
     /// One JSON document on standard output.
     #[arg(long)]
     pub json: bool,
+    /// Also write the scores of each held-out document, a line of JSON each: to test differences between students with.
+    #[arg(long, value_name = "FILE")]
+    pub documents: Option<PathBuf>,
 }
 
 /// A number of things within `range`.

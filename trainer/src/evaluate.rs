@@ -9,6 +9,10 @@
 //! training corpora, which a teacher may have been trained on. A language's figures are those of the first set where
 //! there is one.
 
+mod by_document;
+
+pub use by_document::DocumentEvaluation;
+
 use crate::TrainerError;
 use crate::options::TrainerOptions;
 use crate::records::{EVALUATION_PREFIX, Records};

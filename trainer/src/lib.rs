@@ -62,12 +62,12 @@ mod tensorboard;
 mod turns;
 
 pub use error::TrainerError;
-pub use evaluate::{EvaluationReport, LanguageEvaluation, TeacherEvaluation};
+pub use evaluate::{DocumentEvaluation, EvaluationReport, LanguageEvaluation, TeacherEvaluation};
 pub use event::{BranchPoint, Event, Outcome, Request, StepReport, Ticket, TrainerProgress};
 pub use export::{Exported, export_languages, export_newest};
 pub use flops::Cost;
 pub use inputs::{Input, Inputs};
-pub use newest::{evaluate_newest, need_of_state, required_position};
+pub use newest::{evaluate_newest, evaluate_newest_documents, need_of_state, required_position};
 pub use options::{
     BestBy, Copies, CopyWeight, EvaluationOptions, KdTarget, LossNorm, StudentInit, StudentOptions, TrainOptions,
     TrainerOptions, TrainerTeacher, WhenShort,

@@ -2,7 +2,7 @@
 
 use crate::TrainerError;
 use crate::checkpoint::Checkpoints;
-use crate::evaluate::{EvaluationReport, Evaluator, HeldOut};
+use crate::evaluate::{DocumentEvaluation, EvaluationReport, Evaluator, HeldOut};
 use crate::growth;
 use crate::journal::Journal;
 use crate::need::LogNeeds;
@@ -22,6 +22,29 @@ use store::{LogReader, SequenceNumber, StoreError};
 /// # Errors
 /// When there is no valid checkpoint, or it does not belong to these options.
 pub fn evaluate_newest(options: &TrainerOptions, reader: &LogReader) -> Result<EvaluationReport, TrainerError> {
+    let report = with_newest(options, reader, |evaluator, step, held_out| {
+        evaluator.evaluate(step, held_out, reader.durable(), &mut || true)
+    })?;
+    Ok(report.unwrap_or_default())
+}
+
+/// The same, document by document.
+///
+/// # Errors
+/// As [`evaluate_newest`].
+pub fn evaluate_newest_documents(
+    options: &TrainerOptions,
+    reader: &LogReader,
+) -> Result<Vec<DocumentEvaluation>, TrainerError> {
+    with_newest(options, reader, |evaluator, _, held_out| evaluator.evaluate_documents(held_out, reader.durable()))
+}
+
+/// Calls `evaluate` with the newest checkpoint's student, its step, and the held-out records.
+fn with_newest<T>(
+    options: &TrainerOptions,
+    reader: &LogReader,
+    evaluate: impl FnOnce(&mut Evaluator<'_>, u64, &HeldOut) -> Result<T, TrainerError>,
+) -> Result<T, TrainerError> {
     let folder = checkpoints_path(&options.state_dir);
     let Some(loaded) = Checkpoints::at(&folder).newest(|_| true)? else {
         return Err(TrainerError::NoCheckpoint { path: folder });
@@ -46,8 +69,7 @@ pub fn evaluate_newest(options: &TrainerOptions, reader: &LogReader) -> Result<E
     }
     let tail_samples = reader.identity().tail_samples();
     let mut evaluator = Evaluator { student: &mut student, maps: vocabulary.maps(), options, tail_samples };
-    let report = evaluator.evaluate(state.step, &held_out, up_to, &mut || true)?;
-    Ok(report.unwrap_or_default())
+    evaluate(&mut evaluator, state.step, &held_out)
 }
 
 /// From where on a log is needed by the training that a state folder tells of, its releases included; `None`: it tells of none.

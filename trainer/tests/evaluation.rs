@@ -57,8 +57,21 @@ fn it_is_made_at_the_start_on_schedule_and_at_the_end() {
         lines[3]["evaluation"]["languages"]["de"]["teachers"]["second"]["rdt"].as_f64(),
         reports[3].languages["de"].teachers["second"].rdt
     );
-    // The same by command, later.
+    // The same by command, later; and document by document.
     assert_eq!(trainer::evaluate_newest(&options, &scene.reader()).unwrap(), reports[3]);
+    let documents = trainer::evaluate_newest_documents(&options, &scene.reader()).unwrap();
+    for (unseen, language, whole) in [
+        (true, "en", &reports[3].languages["en"]),
+        (false, "en", &reports[3].held_out["en"]),
+        (false, "de", &reports[3].languages["de"]),
+    ] {
+        let of_set: Vec<_> = documents.iter().filter(|one| one.unseen == unseen && one.language == language).collect();
+        assert!(of_set.len() > 1, "several documents");
+        let positions: u64 = of_set.iter().map(|one| one.scores.positions).sum();
+        let loss: f64 = of_set.iter().map(|one| one.scores.student_loss * one.scores.positions as f64).sum();
+        assert_eq!(positions, whole.positions);
+        assert!((loss / positions as f64 - whole.student_loss).abs() < 1e-6, "{language} {unseen}");
+    }
 }
 
 #[test]

@@ -180,7 +180,13 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ),
         ],
     ),
-    ("evaluate", &[("", "evaluate --config merge.toml"), ("", "evaluate --config merge.toml --json")]),
+    (
+        "evaluate",
+        &[
+            ("", "evaluate --config merge.toml"),
+            ("", "evaluate --config merge.toml --json --documents documents.jsonl"),
+        ],
+    ),
     ("bench", &[("", "bench label --teacher teachers/en --text text/en.txt --threads 2")]),
     ("bench label", &[("", "bench label --teacher teachers/en --text text/en.txt --threads 2")]),
     (
