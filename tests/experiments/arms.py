@@ -53,6 +53,12 @@ ARMS = {
     "kd-ghost": Arm("similar", {"train.kd_target": "ghost"}),
     "kd-gold-residual": Arm("similar", {"train.kd_target": "gold-residual"}),
     "kd-sampled": Arm("similar-sampled"),
+    "kd-later-ghost": Arm("similar", {"train.kd_target_later": "ghost", "train.kd_target_later_from_step": 500}),
+    "kd-warm": Arm("similar", {"train.kd_temperature": 2.0}),
+    "kd-cosine": Arm("similar", {"train.lambda_schedule": "cosine"}),
+    "kd-step": Arm("similar", {"train.lambda_schedule": "step"}),
+    "kd-init": Arm("similar", {"student.init": "teachers"}),
+    "gold-init": Arm("similar", GOLD | {"student.init": "teachers"}),
     "half": Arm("similar", HALF),
     "half-k512": Arm("similar-k512", HALF),
     "half-ghost": Arm("similar", HALF | {"train.kd_target": "ghost"}),
@@ -80,6 +86,7 @@ CLAIMS = {
     "vocabulary": ["sm1", "sm2", "sm3", "sm2-short", "sm3-short"],
     "two-teachers": ["sm3", "weak-teacher", "both-all", "both-best", "both-random"],
     "targets": ["kd", "gold", "kd-k128", "kd-k512", "kd-ghost", "kd-gold-residual", "kd-sampled", "half", "half-k512", "half-ghost", "half-gold-residual", "half-sampled"],
+    "schedules": ["kd", "kd-later-ghost", "kd-warm", "kd-cosine", "kd-step", "kd-init", "gold-init"],
     "zero-shot": ["spanish", "spanish-gold"],
 }
 
