@@ -106,6 +106,7 @@ impl Labels {
             top_ids: &self.top_ids,
             probabilities: &self.probabilities,
             tail_masses: &self.tail_masses,
+            gold_masses: &[],
             weights: &self.weights,
             has_teacher: &self.has_teacher,
         }

@@ -41,7 +41,7 @@ pub struct MicroBatch {
     pub packed: PackedBatch,
     /// `[masked]`: the tokens that stood there.
     pub gold_ids: Vec<u32>,
-    /// Entries per position, k: the teacher's top-k, and one more if the gold token is given the rest.
+    /// Entries per position, k: the teacher's top-k, and one more if the gold token is given the rest and no other token is.
     pub top_k: usize,
     /// `[masked, k]`: the teacher's tokens; an id may come up twice.
     pub top_ids: Vec<u32>,
@@ -49,6 +49,8 @@ pub struct MicroBatch {
     pub probabilities: Vec<f32>,
     /// `[masked]`: the teacher's mass outside `top_ids`.
     pub tail_masses: Vec<f32>,
+    /// `[masked]`: mass that the gold token has besides, inside `top_ids` or outside. Empty: none.
+    pub gold_masses: Vec<f32>,
     /// `[masked]`: what a position counts in the batch's loss.
     pub weights: Vec<f32>,
     /// `[masked]`: whether a teacher labelled the position.
@@ -98,6 +100,7 @@ impl MicroBatch {
             top_ids: &self.top_ids,
             probabilities: &self.probabilities,
             tail_masses: &self.tail_masses,
+            gold_masses: &self.gold_masses,
             weights: &self.weights,
             has_teacher: &self.has_teacher,
         }
@@ -106,7 +109,7 @@ impl MicroBatch {
     /// Packs copies with the weight of each one's positions.
     pub(crate) fn new(members: &[(&TrainingCopy, f32)], target: Target) -> Self {
         let labels = members.iter().filter_map(|(copy, _)| copy.copy.label.as_ref());
-        let gold = usize::from(target.uses_gold());
+        let gold = usize::from(gold_is_entry(target));
         let top_k = labels.map(|label| label.top_k + gold).max().unwrap_or(0);
         let mut part = Self { top_k, ..Self::default() };
         for (copy, weight) in members {
@@ -128,6 +131,9 @@ impl MicroBatch {
             Some(label) => self.push_label(label, &copy.gold_ids, target),
             None => self.fill_entries(self.gold_ids.len()),
         }
+        if target.uses_gold() && !gold_is_entry(target) {
+            self.gold_masses.resize(self.gold_ids.len(), 0.0);
+        }
     }
 
     fn push_label(&mut self, label: &Label, gold_ids: &[u32], target: Target) {
@@ -137,9 +143,11 @@ impl MicroBatch {
             let entries = position * label.top_k..(position + 1) * label.top_k;
             self.top_ids.extend_from_slice(&label.top_ids[entries.clone()]);
             self.probabilities.extend_from_slice(&distribution.probabilities[entries]);
-            if target.uses_gold() {
+            if gold_is_entry(target) {
                 self.top_ids.push(*gold);
                 self.probabilities.push(*gold_mass);
+            } else if target.uses_gold() {
+                self.gold_masses.push(*gold_mass);
             }
             self.tail_masses.push(*tail_mass);
             // A teacher with fewer tokens than k gives fewer entries; the rest counts nothing.
@@ -153,6 +161,12 @@ impl MicroBatch {
         self.probabilities.resize(masked * self.top_k, 0.0);
         self.tail_masses.resize(masked, 0.0);
     }
+}
+
+/// Whether the gold token's mass is one more entry of a position. An entry is taken out of the tail, which must not happen where the tail has
+/// mass of its own: there it is kept apart.
+fn gold_is_entry(target: Target) -> bool {
+    target.uses_gold() && !target.uses_tail()
 }
 
 /// Puts copies into the order in which they are computed, and says which ones make a micro-batch.
@@ -202,8 +216,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::options::KdTarget;
+    use crate::loss::{Decoder, DecoderGradients, Scratch, explain, linear_cross_entropy};
+    use crate::options::{KdTarget, TrainOptions};
     use crate::records::memory::copy;
+    use crate::target::{LaterTarget, TargetSchedule};
+    use model::random::Philox;
 
     fn training_copy(sequence: u64, language: &str, weight: f64, copy: MaskedCopy) -> TrainingCopy {
         let (sequence, labelled) = (SequenceNumber(sequence), Vec::new());
@@ -288,6 +305,52 @@ mod tests {
                 assert!((found - expected).abs() < 1e-6, "{kd_target:?}: {part:?}");
             }
             assert_eq!((part.probabilities.len(), part.tail_masses.len()), (probabilities.len(), 3));
+        }
+    }
+
+    /// Loss, and gradients of the bias, the weights and the hidden rows, of `copies` distilled from `target`.
+    fn loss_and_gradients(copies: &[TrainingCopy], target: Target, lambda: f64) -> Vec<f64> {
+        let batch = Batch::new(copies.to_vec(), target, LossNorm::Batch, 100);
+        let part = &batch.micro_batches[0];
+        let random = Philox::new(9, "blend", &[]);
+        let numbers = |count: u64, row: u64| (0..count).map(|at| random.normal(at, row) as f32).collect::<Vec<f32>>();
+        let (hidden, weight, bias) = (numbers(part.gold_ids.len() as u64 * 2, 0), numbers(32, 1), numbers(16, 2));
+        let decoder = Decoder { weight: &weight, bias: &bias, embedding_size: 2 };
+        let (mut of_weight, mut of_bias, mut of_hidden) = ([0.0; 32], [0.0; 16], vec![0.0; hidden.len()]);
+        let gradients = DecoderGradients { weight: &mut of_weight, bias: &mut of_bias };
+        let scratch = &mut Scratch::default();
+        let sums = linear_cross_entropy(decoder, &hidden, &part.targets(), lambda, gradients, &mut of_hidden, scratch);
+        let sums = sums.unwrap();
+        let explained = explain(decoder, &hidden, &part.targets(), scratch).unwrap();
+        assert!((explained.iter().map(|position| position.kd).sum::<f64>() - sums.kd).abs() < 1e-9);
+        let gradients = of_bias.iter().chain(&of_weight).chain(&of_hidden).map(|x| f64::from(*x));
+        [sums.loss, sums.kd, sums.mlm].into_iter().chain(gradients).collect()
+    }
+
+    #[test]
+    fn a_blend_has_the_blended_loss_and_gradients() {
+        // Gold labels inside the top two, outside, and without a teacher; e^1.5 of e^2 is not in the top two.
+        let mut outside = copy(0, 4, 3, Some(0.5));
+        outside.gold_ids = vec![12];
+        let mut narrow = copy(0, 4, 9, Some(0.5));
+        let label = narrow.label.as_mut().unwrap();
+        (label.top_k, label.top_ids, label.top_logits) = (1, vec![5], vec![0.0]);
+        let copies = [copy(0, 4, 7, Some(0.5)), outside, copy(0, 4, 1, None), narrow];
+        let copies = copies.map(|c| training_copy(0, "en", 1.0, c));
+        let all = [KdTarget::Renormalised, KdTarget::Ghost, KdTarget::GoldResidual];
+        let pairs = all.into_iter().flat_map(|first| all.map(|later| (first, later)));
+        for ((first, kd_target), lambda) in pairs.flat_map(|pair| [(pair, 1.0), (pair, 0.3)]) {
+            let later = LaterTarget { kd_target, kd_temperature: 1.0, from_step: 0, blend_steps: 3 };
+            let train = TrainOptions { kd_target: first, kd_target_later: Some(later), ..TrainOptions::default() };
+            let [one, other] = [first, kd_target].map(|form| loss_and_gradients(&copies, form.into(), lambda));
+            for (step, share) in [(0, 0.25), (1, 0.5), (2, 0.75)] {
+                let found = loss_and_gradients(&copies, TargetSchedule::of(&train).at(step), lambda);
+                for (at, (found, (one, other))) in found.iter().zip(one.iter().zip(&other)).enumerate() {
+                    let expected = (1.0 - share) * one + share * other;
+                    let what = format!("{first:?} to {kd_target:?}, λ {lambda}, step {step}, number {at}");
+                    assert!((found - expected).abs() < 2e-6, "{what}: {found}, not {expected}");
+                }
+            }
         }
     }
 

@@ -1,7 +1,8 @@
 //! What training costs in floating-point operations, so that learning curves can be compared at equal compute.
 //!
 //! A pass is counted by its shape ([`Configuration::flops`]). A step is a forward pass and a backward pass, which takes twice as much.
-//! A teacher's pass is counted with the first step that reads its label, so a curve carries what its labels have cost; what was labelled
+//! A teacher's pass is counted with the first step that reads its label; where one copy of each example is chosen, all its teachers'
+//! passes with the first that reads the example. So a curve carries what its labels have cost; what was labelled
 //! and is never trained on is not in it.
 
 use crate::batch::Batch;

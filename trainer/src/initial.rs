@@ -8,7 +8,8 @@
 //! frequent words are. All other parameters begin as ever.
 //!
 //! They are made once, when training begins, and kept in the state folder: what a step was follows from log, journal and state folder, though a teacher's folder
-//! is gone. A teacher that comes later changes nothing of the student's space, which has moved on by then: its new rows are made from those of their pieces ([`crate::growth`]).
+//! is gone. With them is kept what they were made from ([`Origin`]): until the first checkpoint they are made anew if that is something else now. They
+//! come from the weights that labelled the log, and from no others. A teacher that comes later changes nothing of the student's space, which has moved on by then: its new rows are made from those of their pieces ([`crate::growth`]).
 
 mod principal;
 
@@ -24,21 +25,51 @@ use candle_core::Device;
 use model::{Configuration, Numbers, Parameters, WordEmbeddings};
 use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
+use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use store::Identity;
 
 const FILE: &str = "initial_words.safetensors";
 const ROWS: &str = "rows";
 const BIAS: &str = "bias";
+/// Key of the file's metadata.
+const ORIGIN: &str = "origin";
 
-/// Makes the first words of training, if it takes any over from teachers, does not have them, and has no checkpoint.
+/// What first words are made from: two that are equal give the same words.
+#[derive(Serialize)]
+struct Origin<'a> {
+    /// Seed of the rows that no teacher gives.
+    seed: u64,
+    /// Numbers in a row.
+    width: usize,
+    /// Standard deviation of the numbers.
+    spread: f64,
+    /// Those that give rows, in the order of the log's table.
+    teachers: Vec<Source<'a>>,
+}
+
+/// A teacher that gives rows.
+#[derive(Serialize)]
+struct Source<'a> {
+    name: &'a str,
+    weights_fingerprint: String,
+    #[serde(skip)]
+    folder: &'a Path,
+    #[serde(skip)]
+    map: &'a VocabularyMap,
+}
+
+/// Makes the first words of training, if it takes any over from teachers, has none of the same origin, and has no checkpoint.
 ///
 /// # Errors
-/// When a teacher cannot be read, or the state folder not written.
+/// When a teacher cannot be read or has other weights than those that labelled `log`, or the state folder cannot be written.
 pub(crate) fn prepare(
     options: &TrainerOptions,
     vocabulary: &Vocabulary,
+    log: &Identity,
     journal: &Journal,
     checkpoints: &Checkpoints,
 ) -> Result<(), TrainerError> {
@@ -47,13 +78,15 @@ pub(crate) fn prepare(
         return Ok(());
     }
     let size = growth::first_size(journal).unwrap_or(vocabulary.size());
+    let configuration = resume::configuration(options, size)?;
+    let origin = Origin::of(options, vocabulary, log, &configuration)?;
     let path = options.state_dir.join(FILE);
-    if path.exists() && read(&path, options.student.embedding_size)?.bias.len() >= size {
+    if path.exists() && is_of(&path, &origin, size)? {
         return Ok(());
     }
-    let words = options.compute(|| make(options, vocabulary, size))?;
+    let words = options.compute(|| make(&configuration, &origin))?;
     durable::create_folder(&options.state_dir)?;
-    write(&path, &words)
+    write(&path, &words, &origin)
 }
 
 /// The parameters with which training begins: `random` ones, with the words of teachers if it has any.
@@ -79,28 +112,71 @@ pub(crate) fn begin(
     Ok(random.with_words(words, configuration)?)
 }
 
-/// The first `size` words of the vocabulary.
-fn make(options: &TrainerOptions, vocabulary: &Vocabulary, size: usize) -> Result<WordEmbeddings, TrainerError> {
-    let configuration = resume::configuration(options, size)?;
-    let random = Parameters::initialise(&configuration, options.seed, &Device::Cpu)?;
-    let (rows, bias) = random.decoder();
-    let (rows, bias) = (rows.flatten_all()?.to_vec1()?, bias.to_vec1()?);
-    let mut words = WordEmbeddings { width: configuration.embedding_size, rows, bias };
-    let mut given = vec![false; size];
-    // The padding token's row stays 0.
-    given[SPECIAL.pad as usize] = true;
-    for teacher in options.teachers.iter().filter(|teacher| teacher.labels) {
-        let map = vocabulary.maps().iter().find(|map| map.teacher == teacher.name);
-        let (Some(map), Some(folder)) = (map, &teacher.folder) else { continue };
-        if map.to_student.iter().any(|id| *id as usize >= size) {
-            continue; // It came later.
+impl<'a> Origin<'a> {
+    /// That of the words of a student of this configuration.
+    fn of(
+        options: &'a TrainerOptions,
+        vocabulary: &'a Vocabulary,
+        log: &Identity,
+        configuration: &Configuration,
+    ) -> Result<Self, TrainerError> {
+        let mut teachers = Vec::new();
+        for teacher in options.teachers.iter().filter(|teacher| teacher.labels) {
+            let map = vocabulary.maps().iter().find(|map| map.teacher == teacher.name);
+            let (Some(map), Some(folder)) = (map, &teacher.folder) else { continue };
+            if map.to_student.iter().any(|id| *id as usize >= configuration.vocabulary_size) {
+                continue; // It came later.
+            }
+            let logged = log.teachers.iter().find(|entry| entry.name == teacher.name);
+            let logged = logged.map(|entry| &entry.weights_fingerprint).filter(|fingerprint| !fingerprint.is_empty());
+            let weights_fingerprint = match logged {
+                Some(fingerprint) => fingerprint.clone(),
+                None => model::fingerprint_weights(folder)?,
+            };
+            teachers.push(Source { name: &teacher.name, weights_fingerprint, folder, map });
         }
-        let own = WordEmbeddings::load(folder)?;
-        if own.bias.len() < map.size() {
-            let message = format!("teacher `{}` has {} rows for {} words", teacher.name, own.bias.len(), map.size());
+        let (width, spread) = (configuration.embedding_size, configuration.initializer_range);
+        Ok(Self { seed: options.seed, width, spread, teachers })
+    }
+
+    fn text(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+}
+
+impl Source<'_> {
+    /// The teacher's own words.
+    fn load(&self) -> Result<WordEmbeddings, TrainerError> {
+        let own = WordEmbeddings::load(self.folder)?;
+        if own.bias.len() < self.map.size() {
+            let message = format!("teacher `{}` has {} rows for {} words", self.name, own.bias.len(), self.map.size());
             return Err(TrainerError::Configuration(message));
         }
-        let taken = take_over(&own, map, configuration.initializer_range, &mut words, &mut given);
+        if model::fingerprint_weights(self.folder)? != self.weights_fingerprint {
+            let message = format!(
+                "teacher `{}`: the weights in {} are not those that labelled the log; set its path to the folder that has them, or \
+                 student.init = \"random\"",
+                self.name,
+                self.folder.display()
+            );
+            return Err(TrainerError::Configuration(message));
+        }
+        Ok(own)
+    }
+}
+
+/// As many words as the student of this configuration has.
+fn make(configuration: &Configuration, origin: &Origin<'_>) -> Result<WordEmbeddings, TrainerError> {
+    let random = Parameters::initialise(configuration, origin.seed, &Device::Cpu)?;
+    let (rows, bias) = random.decoder();
+    let (rows, bias) = (rows.flatten_all()?.to_vec1()?, bias.to_vec1()?);
+    let mut words = WordEmbeddings { width: origin.width, rows, bias };
+    let mut given = vec![false; configuration.vocabulary_size];
+    // The padding token's row stays 0.
+    given[SPECIAL.pad as usize] = true;
+    for teacher in &origin.teachers {
+        let own = teacher.load()?;
+        let taken = take_over(&own, teacher.map, origin.spread, &mut words, &mut given);
         tracing::info!(teacher = teacher.name, taken, width = own.width, "the student begins with words of a teacher");
         store::pulse::beat();
     }
@@ -156,20 +232,33 @@ fn placed(own: &WordEmbeddings, count: usize, spread: f64, width: usize) -> Vec<
     placed.iter().flatten().map(|x| (x * scale) as f32).collect()
 }
 
-fn write(path: &Path, words: &WordEmbeddings) -> Result<(), TrainerError> {
+fn write(path: &Path, words: &WordEmbeddings, origin: &Origin<'_>) -> Result<(), TrainerError> {
     let count = words.bias.len();
     let views = [
         (ROWS, Numbers::new(words.rows.as_slice(), vec![count, words.width])),
         (BIAS, Numbers::new(words.bias.as_slice(), vec![count])),
     ];
-    let bytes = safetensors::serialize(views, None)
+    let metadata = HashMap::from([(ORIGIN.to_owned(), origin.text())]);
+    let bytes = safetensors::serialize(views, Some(metadata))
         .map_err(|error| TrainerError::io("write", path)(std::io::Error::other(error)))?;
     durable::replace_with(path, |file| file.write_all(&bytes))
 }
 
-fn read(path: &Path, width: usize) -> Result<WordEmbeddings, TrainerError> {
+/// Whether the words at `path` are at least `size`, and were made from `origin`.
+fn is_of(path: &Path, origin: &Origin<'_>, size: usize) -> Result<bool, TrainerError> {
     let bytes = fs::read(path).map_err(TrainerError::io("read", path))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| TrainerError::corrupt(path, error))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| TrainerError::corrupt(path, error))?;
+    let made_from = header.metadata().as_ref().and_then(|metadata| metadata.get(ORIGIN));
+    let same = made_from.is_some_and(|made_from| *made_from == origin.text());
+    Ok(same && parse(path, &bytes, origin.width)?.bias.len() >= size)
+}
+
+fn read(path: &Path, width: usize) -> Result<WordEmbeddings, TrainerError> {
+    parse(path, &fs::read(path).map_err(TrainerError::io("read", path))?, width)
+}
+
+fn parse(path: &Path, bytes: &[u8], width: usize) -> Result<WordEmbeddings, TrainerError> {
+    let tensors = SafeTensors::deserialize(bytes).map_err(|error| TrainerError::corrupt(path, error))?;
     let numbers = |name: &str| -> Result<Vec<f32>, TrainerError> {
         let view = tensors.tensor(name).map_err(|error| TrainerError::corrupt(path, error))?;
         let (numbers, rest) = view.data().as_chunks::<4>();

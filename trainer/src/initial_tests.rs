@@ -91,8 +91,11 @@ fn words_are_read_as_they_were_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(FILE);
     let words = teacher(5, 3);
-    write(&path, &words).unwrap();
+    let origin = |seed| Origin { seed, width: 5, spread: 0.02, teachers: Vec::new() };
+    write(&path, &words, &origin(1)).unwrap();
     assert_eq!(read(&path, 5).unwrap(), words);
+    let is_of = |seed, size| is_of(&path, &origin(seed), size).unwrap();
+    assert_eq!([is_of(1, WORDS + 1), is_of(1, WORDS + 2), is_of(2, 1)], [true, false, false]);
     assert!(read(&path, 4).unwrap_err().to_string().contains("of width 4"));
     fs::write(&path, b"no tensors").unwrap();
     assert!(read(&path, 5).unwrap_err().to_string().contains(FILE));

@@ -4,17 +4,18 @@
 //! L = Σ_i weight_i · (λ · KD_i + (1 − λ) · MLM_i), where for position i with logits x = W·h_i + b, z = log-sum-exp(x):
 //!
 //! - MLM_i = z − x\[gold\], the cross entropy of the gold label;
-//! - KD_i = Σ_j p_j · (z − x\[j\]) + r · (z − z_tail), the cross entropy from the teacher's distribution to the student's
+//! - KD_i = Σ_j p_j · (z − x\[j\]) + r · (z − z_tail) + g · (z − x\[gold\]), the cross entropy from the teacher's distribution to the student's
 //!   over the whole union vocabulary. p is the teacher's distribution over its tokens T, r the mass in its ghost bucket, if
 //!   it has one, and z_tail the log-sum-exp over all tokens that are not in T: the student's mass there is exp(z_tail − z).
+//!   g is mass that the gold token has besides, whether it is in T or not: it does not take the token out of the bucket.
 //!
 //! A position whose teacher does not label learns from its gold label alone: λ counts as 0 there.
 //!
-//! With q = softmax(x) and A = λ · (Σp + r) + 1 − λ, the gradient of a position of weight 1 is
+//! With q = softmax(x) and A = λ · (Σp + r + g) + 1 − λ, the gradient of a position of weight 1 is
 //!
 //! ```text
-//! dL/dx[j] = A · q_j − λ · p_j                        − (1 − λ) · [j = gold]    for j in T
-//! dL/dx[j] = A · q_j − λ · r · exp(x_j − z_tail)      − (1 − λ) · [j = gold]    elsewhere
+//! dL/dx[j] = A · q_j − λ · p_j                        − (1 − λ + λ · g) · [j = gold]    for j in T
+//! dL/dx[j] = A · q_j − λ · r · exp(x_j − z_tail)      − (1 − λ + λ · g) · [j = gold]    elsewhere
 //! ```
 //!
 //! The positions are worked off in chunks, the vocabulary in tiles of rows of W, which threads share out ([`chunk`]). The
@@ -48,6 +49,8 @@ pub struct Targets<'a> {
     /// `[n]`: the teacher's mass outside its tokens, which the student is to have outside them too, on whichever tokens (a
     /// ghost bucket). Empty: there is none.
     pub tail_masses: &'a [f32],
+    /// `[n]`: the teacher's mass on the gold token besides, which leaves `tail_masses` theirs. Empty: there is none.
+    pub gold_masses: &'a [f32],
     /// `[n]`: what the position counts in the batch's loss.
     pub weights: &'a [f32],
     /// `[n]`: whether a teacher labelled the position.
@@ -261,8 +264,10 @@ impl Targets<'_> {
                 self.top_k
             )));
         }
-        if !self.tail_masses.is_empty() && self.tail_masses.len() != rows {
-            return Err(disagree(format!("{rows} masked rows, {} tail masses", self.tail_masses.len())));
+        for (masses, what) in [(self.tail_masses, "tail"), (self.gold_masses, "gold")] {
+            if !masses.is_empty() && masses.len() != rows {
+                return Err(disagree(format!("{rows} masked rows, {} {what} masses", masses.len())));
+            }
         }
         check_gold(self.gold_ids, rows, vocabulary)?;
         match self.top_ids.iter().find(|id| **id as usize >= vocabulary) {
@@ -274,6 +279,12 @@ impl Targets<'_> {
     /// The teacher's mass outside its tokens at `position`.
     fn tail_mass(&self, position: usize) -> f64 {
         self.tail_masses.get(position).map_or(0.0, |mass| f64::from(*mass))
+    }
+
+    /// The teacher's mass on the gold token at `position` that no entry has.
+    fn gold_mass(&self, position: usize) -> f64 {
+        let mass = self.gold_masses.get(position).filter(|_| self.has_teacher[position]);
+        mass.map_or(0.0, |mass| f64::from(*mass))
     }
 }
 

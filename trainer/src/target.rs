@@ -97,8 +97,17 @@ impl Target {
     /// Whether some mass goes to the gold token.
     #[must_use]
     pub fn uses_gold(&self) -> bool {
-        let is_gold = |form: &TargetForm| form.kd_target == KdTarget::GoldResidual;
-        is_gold(&self.form) || self.other.is_some_and(|(other, _)| is_gold(&other))
+        self.has(KdTarget::GoldResidual)
+    }
+
+    /// Whether some mass goes to the bucket of all tokens that are not among the top-k. The gold token may be one of them.
+    #[must_use]
+    pub fn uses_tail(&self) -> bool {
+        self.has(KdTarget::Ghost)
+    }
+
+    fn has(&self, kd_target: KdTarget) -> bool {
+        self.form.kd_target == kd_target || self.other.is_some_and(|(other, _)| other.kd_target == kd_target)
     }
 
     /// The distribution that it makes of `label`.

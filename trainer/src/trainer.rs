@@ -124,7 +124,7 @@ impl Trainer {
         keep_tokenizers(&options, &vocabulary)?;
         let mut journal = Journal::open(&journal_path(&options.state_dir))?;
         let checkpoints = Checkpoints::open(&checkpoints_path(&options.state_dir))?;
-        initial::prepare(&options, &vocabulary, &journal, &checkpoints)?;
+        initial::prepare(&options, &vocabulary, reader.identity(), &journal, &checkpoints)?;
         let Resumed { learner, state, from_checkpoint } =
             resume::resume(&options, &vocabulary, &checkpoints, &journal, |_| true)?;
         growth::note(&mut journal, &state, &vocabulary)?;

@@ -130,11 +130,12 @@ impl CopyMaker {
         Ok(TrainingCopy { sequence, pass, language: record.language.clone(), weight, copy, labelled })
     }
 
-    /// The best copy is known once all are labelled; otherwise each stands for itself.
+    /// Which copy is the best is known once all are labelled, and a draw is among labelled ones, which later passes may draw too; where
+    /// all copies are trained on, each stands for itself.
     fn labelled(&self, record: &Record, index: usize) -> Vec<LabelledCopy> {
-        let best = self.options.copies == Copies::Best;
+        let one_of_all = self.options.copies != Copies::All;
         let copies =
-            record.copies.iter().enumerate().filter(|(at, copy)| copy.label.is_some() && (best || *at == index));
+            record.copies.iter().enumerate().filter(|(at, copy)| copy.label.is_some() && (one_of_all || *at == index));
         let size = |(_, copy): (usize, &MaskedCopy)| LabelledCopy {
             teacher: copy.teacher,
             tokens: copy.token_ids.len(),

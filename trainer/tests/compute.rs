@@ -26,7 +26,7 @@ fn steps(options: &TrainerOptions) -> Vec<Value> {
 
 #[test]
 fn a_teacher_is_charged_once_for_what_is_read() {
-    for copies in [Copies::All, Copies::Best] {
+    for copies in [Copies::All, Copies::Best, Copies::Random] {
         let (scene, options) = costly(copies, "state");
         assert_eq!(scene.run(&options, |_| ()).unwrap(), Outcome::Finished);
         let reader = scene.reader();

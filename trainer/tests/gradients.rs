@@ -50,6 +50,7 @@ fn accumulate(student: &mut Student, dropout: Option<Dropout>) {
         top_ids: &top_ids,
         probabilities: &[0.75, 0.25].repeat(n),
         tail_masses: &[],
+        gold_masses: &[],
         weights: &vec![1.0 / n as f32; n],
         has_teacher: &vec![true; n],
     };

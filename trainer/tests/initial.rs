@@ -5,7 +5,7 @@ mod scene;
 
 use candle_core::Device;
 use model::{Configuration, Parameters, WordEmbeddings};
-use scene::{Scene, checkpoint, metrics, mixture};
+use scene::{Scene, checkpoint, metrics, mixture, write_log};
 use std::fs;
 use std::path::Path;
 use trainer::{Replay, ReplayOptions, StudentInit, StudentOptions, TrainerOptions};
@@ -22,10 +22,11 @@ fn write_teacher(folder: &Path, words: usize, width: usize, seed: u64) {
 
 /// A scene whose teachers have weights; the student begins with their words.
 fn scene_with_weights() -> (Scene, TrainerOptions) {
-    let scene = Scene::with_log(&mixture(40));
+    let scene = Scene::new();
     for (teacher, width) in scene.teachers.iter().zip([8, 12]) {
         write_teacher(teacher.folder.as_ref().unwrap(), teacher.tokenizer.len(), width, width as u64);
     }
+    write_log(scene.writer(), &mixture(40));
     let mut options = scene.options("state");
     options.student.init = StudentInit::Teachers;
     (scene, options)
@@ -98,6 +99,36 @@ fn a_teacher_without_weights_gives_nothing() {
     options.state_dir = scene.path("broken");
     let error = scene.open(&options).err().unwrap().to_string();
     assert!(error.contains("model.safetensors"), "{error}");
+}
+
+#[test]
+fn before_the_first_checkpoint_they_are_made_anew_from_what_is_set_now() {
+    let (scene, options) = scene_with_weights();
+    let mut wider = options.clone();
+    wider.student.embedding_size = 6;
+    let mut fewer = options.clone();
+    fewer.teachers[0].folder = None;
+    for (at, changed) in [TrainerOptions { seed: 8, ..options.clone() }, wider, fewer].into_iter().enumerate() {
+        let state = |name: &str| TrainerOptions { state_dir: scene.path(&format!("{name} {at}")), ..changed.clone() };
+        let (used, fresh) = (state("used"), state("fresh"));
+        scene.open(&TrainerOptions { state_dir: used.state_dir.clone(), ..options.clone() }).unwrap();
+        let before = initial_words(&used.state_dir);
+        for options in [&used, &fresh] {
+            scene.open(options).unwrap();
+        }
+        assert!(initial_words(&used.state_dir) == initial_words(&fresh.state_dir), "change {at}");
+        assert!(initial_words(&used.state_dir) != before, "change {at}");
+    }
+}
+
+#[test]
+fn they_come_from_the_weights_that_labelled_the_log() {
+    let (scene, options) = scene_with_weights();
+    let second = &scene.teachers[1];
+    write_teacher(second.folder.as_ref().unwrap(), second.tokenizer.len(), 12, 99);
+    let error = scene.open(&options).err().unwrap().to_string();
+    assert!(error.contains("teacher `second`") && error.contains("labelled the log"), "{error}");
+    assert!(!options.state_dir.join("initial_words.safetensors").exists());
 }
 
 #[test]

@@ -74,6 +74,7 @@ impl Case {
             top_ids: &self.top_ids,
             probabilities: &self.probabilities,
             tail_masses: &[],
+            gold_masses: &[],
             weights: &self.weights,
             has_teacher: &self.has_teacher,
         };

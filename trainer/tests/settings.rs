@@ -5,13 +5,15 @@ mod scene;
 
 use crossbeam::channel::{bounded, unbounded};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use scene::{Example, Scene, checkpoint, copy_folder, example, metrics, mixture};
+use scene::{Example, Scene, checkpoint, copy_folder, example, metrics, mixture, write_log};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::AsRawFd;
+use store::TAIL_SAMPLES_KEY;
 use store::stage::StageControl;
 use trainer::{
-    Copies, EvaluationOptions, Event, LossNorm, Outcome, Request, Schedule, Settings, Ticket, TrainerError,
+    Copies, EvaluationOptions, Event, KdTarget, LaterTarget, LossNorm, Outcome, Request, Schedule, Settings, Ticket, TrainerError,
     TrainerOptions,
 };
 
@@ -34,6 +36,34 @@ fn check_replay(scene: &Scene, options: &TrainerOptions, step: u64) {
     assert!(checkpoint(&options.state_dir, step) == checkpoint(&replay.state_dir, step), "other weights");
     let journals = [options, &replay].map(|options| fs::read(options.state_dir.join("journal")).unwrap());
     assert!(journals[0] == journals[1], "the replay noted something else");
+}
+
+#[test]
+fn a_sampled_tail_is_not_tempered() {
+    let later = |kd_temperature| {
+        Some(LaterTarget { kd_target: KdTarget::Ghost, kd_temperature, from_step: 3, blend_steps: 0 })
+    };
+    for (samples, kd_temperature, kd_target_later, is_refused) in [
+        ("0", 2.0, later(0.5), false),
+        ("2", 1.0, None, false),
+        ("2", 1.0, later(1.0), false),
+        ("2", 2.0, None, true),
+        ("2", 0.5, later(1.0), true),
+        ("2", 1.0, later(2.0), true),
+    ] {
+        let scene = Scene::new();
+        let settings = BTreeMap::from([(TAIL_SAMPLES_KEY.to_owned(), samples.to_owned())]);
+        write_log(scene.writer_under(settings, 1 << 20), &mixture(16));
+        let mut options = scene.options("state");
+        (options.train.kd_temperature, options.train.kd_target_later) = (kd_temperature, kd_target_later);
+        let opened = scene.open(&options).map(drop).map_err(|error| error.to_string());
+        match opened {
+            Ok(()) => assert!(!is_refused, "{samples} {kd_temperature} {kd_target_later:?}"),
+            Err(error) => assert!(is_refused && error.contains("store.tail_samples"), "{error}"),
+        }
+        // Refused before anything is written.
+        assert_eq!(options.state_dir.exists(), !is_refused);
+    }
 }
 
 #[test]

@@ -62,11 +62,17 @@ impl Configuration {
         let train = self.student.as_ref().filter(|_| nobody).map(|_| &self.train)?;
         let floor = train.lambda_floor.unwrap_or_default();
         let weights = [("lambda_start", train.lambda_start), ("lambda_end", train.lambda_end), ("lambda_floor", floor)];
-        let (key, weight) = weights.into_iter().find(|(_, weight)| *weight > 0.0)?;
-        Some(format!(
-            "train.{key} is {weight}, but no teacher labels: the student learns from gold labels alone, as with λ = 0; set \
-             lambda_start = 0 and lambda_end = 0, or have a teacher label"
-        ))
+        let above_0 = weights.into_iter().filter(|(_, weight)| *weight > 0.0);
+        let (found, wanted): (Vec<String>, Vec<String>) =
+            above_0.map(|(key, weight)| (format!("train.{key} is {weight}"), format!("{key} = 0"))).unzip();
+        (!found.is_empty()).then(|| {
+            format!(
+                "{}, but no teacher labels: the student learns from gold labels alone, as with λ = 0; set {}, or have a \
+                 teacher label",
+                found.join(", "),
+                wanted.join(" and ")
+            )
+        })
     }
 }
 

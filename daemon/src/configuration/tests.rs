@@ -341,3 +341,35 @@ fn the_quarantine_and_duplicates_have_limits() {
     let found = problems(&MINIMAL.replacen("name = \"en\"", "name = \"retry\"", 1));
     assert!(found.len() == 1 && found[0].starts_with("corpus[retry].name: this name is kept"), "{found:?}");
 }
+
+#[test]
+fn weights_of_distillation_without_labels_are_named() {
+    for (train, expected) in [
+        ("", Some(("train.lambda_start is 1, but", "set lambda_start = 0, or"))),
+        ("lambda_start = 0\nlambda_end = 0.5", Some(("train.lambda_end is 0.5, but", "set lambda_end = 0, or"))),
+        ("lambda_start = 0", None),
+        (
+            "schedule = \"trunk\"\nlambda_start = 0\nlambda_end = 0",
+            Some(("train.lambda_floor is 0.5, but", "set lambda_floor = 0, or")),
+        ),
+        (
+            "schedule = \"trunk\"\nlambda_floor = 0.25",
+            Some((
+                "train.lambda_start is 1, train.lambda_floor is 0.25, but",
+                "set lambda_start = 0 and lambda_floor = 0, or",
+            )),
+        ),
+        ("schedule = \"trunk\"\nlambda_start = 0\nlambda_floor = 0", None),
+    ] {
+        let parse = |labels: bool| {
+            let text = format!("{MINIMAL}labels = {labels}\n[student]\n[train]\n{train}\n");
+            Configuration::parse(&text, Path::new("/etc")).unwrap().labels_warning()
+        };
+        assert_eq!(parse(true), None, "{train}");
+        let found = parse(false);
+        assert_eq!(found.is_some(), expected.is_some(), "{train}: {found:?}");
+        for (found, (keys, remedy)) in found.iter().zip(expected) {
+            assert!(found.starts_with(keys) && found.contains(remedy), "{train}: {found}");
+        }
+    }
+}

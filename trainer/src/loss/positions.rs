@@ -29,6 +29,15 @@ struct Position {
     correct: bool,
 }
 
+/// Mass of the teacher that is on none of its entries.
+#[derive(Clone, Copy)]
+struct Rest {
+    /// In its ghost bucket.
+    tail: f64,
+    /// On the gold token.
+    gold: f64,
+}
+
 /// What the exponentials are multiplied by: see [`sweep::scales`]. Each `[positions]`.
 pub(super) struct Coefficients {
     pub(super) full: Vec<f64>,
@@ -69,7 +78,7 @@ impl Positions {
     ) -> Vec<PositionLoss> {
         let each = self.0.iter().zip(picks.by_position()).enumerate();
         let explain = |(at, (position, (labels, _))): (usize, (&Position, (&[Pick], &Pick)))| {
-            let (_, kd) = position.distillation(labels, position.tail_mass(targets, first + at));
+            let (_, kd) = position.distillation(labels, position.rest(targets, first + at));
             let others = labels.iter().map(|pick| (pick.id, pick.logit));
             let higher = |best: (u32, f32), other: (u32, f32)| if other.1 > best.1 { other } else { best };
             let (best_id, best_probability) = position.best(others.fold(chunk.largest(at), higher));
@@ -99,19 +108,19 @@ impl Positions {
             let labelled = targets.has_teacher[first + at];
             let lambda = if labelled { lambda } else { 0.0 };
             let weight = f64::from(targets.weights[first + at]);
-            let tail_mass = position.tail_mass(targets, first + at);
+            let rest = position.rest(targets, first + at);
             let picks = picks.position_mut(at);
-            let (mass, kd) = position.distillation(picks, tail_mass);
+            let (mass, kd) = position.distillation(picks, rest);
             let mlm = position.gold_loss();
             let full = weight * (lambda * mass + 1.0 - lambda);
             coefficients.full.push(full);
-            coefficients.tail.push(weight * lambda * tail_mass);
+            coefficients.tail.push(weight * lambda * rest.tail);
             for pick in picks {
                 pick.gradient = match pick.probability {
                     Some(p) => {
                         (full * libm::exp(f64::from(pick.logit) - position.log_sum_exp) - weight * lambda * p) as f32
                     }
-                    None => (-weight * (1.0 - lambda)) as f32,
+                    None => (-weight * (1.0 - lambda + lambda * rest.gold)) as f32,
                 };
             }
             sums.add(&LossSums {
@@ -150,19 +159,21 @@ impl Position {
         self.log_sum_exp - self.gold_logit
     }
 
-    /// The teacher's mass in its ghost bucket. It has no place where the teacher's tokens are the whole vocabulary.
-    fn tail_mass(&self, targets: &Targets<'_>, at: usize) -> f64 {
-        if targets.has_teacher[at] && self.tail.is_some() { targets.tail_mass(at) } else { 0.0 }
+    /// What no entry has. The bucket has no place where the teacher's tokens are the whole vocabulary.
+    fn rest(&self, targets: &Targets<'_>, at: usize) -> Rest {
+        let tail = if targets.has_teacher[at] && self.tail.is_some() { targets.tail_mass(at) } else { 0.0 };
+        Rest { tail, gold: targets.gold_mass(at) }
     }
 
-    /// The teacher's mass, and the cross entropy to its distribution; 0 where `picks` hold no tokens of a teacher and the
-    /// tail has no mass.
-    fn distillation(&self, picks: &[Pick], tail_mass: f64) -> (f64, f64) {
-        let tail = self.tail.filter(|_| tail_mass != 0.0);
-        let tail_loss = tail.map_or(0.0, |tail| tail_mass * (self.log_sum_exp - tail));
+    /// The teacher's mass, and the cross entropy to its distribution; 0 where `picks` hold no tokens of a teacher and there is no
+    /// rest.
+    fn distillation(&self, picks: &[Pick], rest: Rest) -> (f64, f64) {
+        let tail = self.tail.filter(|_| rest.tail != 0.0);
+        let tail_loss = tail.map_or(0.0, |tail| rest.tail * (self.log_sum_exp - tail));
+        let gold_loss = if rest.gold == 0.0 { 0.0 } else { rest.gold * self.gold_loss() };
+        let (mass, loss) = (rest.tail + rest.gold, tail_loss + gold_loss);
         let labels = picks.iter().filter_map(|pick| Some((pick.probability?, f64::from(pick.logit))));
-        labels
-            .fold((tail_mass, tail_loss), |(mass, loss), (p, logit)| (mass + p, loss + p * (self.log_sum_exp - logit)))
+        labels.fold((mass, loss), |(mass, loss), (p, logit)| (mass + p, loss + p * (self.log_sum_exp - logit)))
     }
 }
 

@@ -15,6 +15,7 @@ struct Case {
     top_ids: Vec<u32>,
     probabilities: Vec<f32>,
     tail_masses: Vec<f32>,
+    gold_masses: Vec<f32>,
     weights: Vec<f32>,
     has_teacher: Vec<bool>,
 }
@@ -29,7 +30,7 @@ struct Outcome {
 }
 
 impl Case {
-    /// With `tail`, the teacher's mass is shared by its tokens and a ghost bucket.
+    /// With `tail`, the teacher's mass is shared by its tokens, a ghost bucket and, at every other position, the gold token besides.
     fn new(rows: usize, vocabulary: usize, embedding_size: usize, top_k: usize, tail: bool) -> Self {
         let random = Philox::new(3, "loss test", &[]);
         let normals =
@@ -48,13 +49,15 @@ impl Case {
             }
         }
         let mut probabilities = Vec::new();
-        let mut tail_masses = Vec::new();
+        let (mut tail_masses, mut gold_masses) = (Vec::new(), Vec::new());
         for row in 0..rows {
             let raw: Vec<f64> = (0..top_k).map(|j| random.uniform((row * top_k + j) as u64, 5)).collect();
             let rest = if tail { random.uniform(row as u64, 6) } else { 0.0 };
-            let sum = raw.iter().sum::<f64>() + rest;
+            let gold = if tail && row % 2 == 0 { random.uniform(row as u64, 7) } else { 0.0 };
+            let sum = raw.iter().sum::<f64>() + rest + gold;
             probabilities.extend(raw.iter().map(|p| (p / sum) as f32));
             tail_masses.push((rest / sum) as f32);
+            gold_masses.push((gold / sum) as f32);
         }
         Self {
             hidden: normals(rows * embedding_size, 0),
@@ -66,6 +69,7 @@ impl Case {
             top_ids,
             probabilities,
             tail_masses,
+            gold_masses,
             weights: (0..rows).map(|i| 0.1 + (i % 7) as f32 / 10.0).collect(),
             has_teacher: (0..rows).map(|i| i % 4 != 2).collect(),
         }
@@ -78,6 +82,7 @@ impl Case {
             top_ids: &self.top_ids,
             probabilities: &self.probabilities,
             tail_masses: &self.tail_masses,
+            gold_masses: &self.gold_masses,
             weights: &self.weights,
             has_teacher: &self.has_teacher,
         }
@@ -125,6 +130,9 @@ impl Case {
                     p[at] += f64::from(self.probabilities[label]);
                     is_tail[at] = 0.0;
                 }
+            }
+            if self.has_teacher[row] {
+                p[row * vocabulary + self.gold_ids[row] as usize] += f64::from(self.gold_masses[row]);
             }
             let has_tail = is_tail[row * vocabulary..(row + 1) * vocabulary].contains(&1.0);
             if has_tail && self.has_teacher[row] {
@@ -260,6 +268,7 @@ fn a_ghost_bucket_without_mass_or_place_is_finite() {
         (case.top_ids, case.gold_ids, case.weights) = (vec![0, 1, 2], vec![0], vec![1.0]);
         let mass = f32::from(u8::from(vocabulary == 3)).max(1.0 - tail_mass);
         (case.probabilities, case.tail_masses) = (vec![0.5 * mass, 0.25 * mass, 0.25 * mass], vec![tail_mass]);
+        case.gold_masses.clear();
         let got = case.run(1.0, &mut Scratch::default());
         let what = format!("V {vocabulary}, {last_logit}, {tail_mass}: {got:?}");
         assert!(got.sums.loss.is_finite() && got.of_bias.iter().all(|x| x.is_finite()), "{what}");
@@ -346,6 +355,7 @@ fn scores_agree_with_the_loss_and_ties_go_to_the_lower_id() {
                 top_ids: &top_ids,
                 probabilities: &[0.5; 2],
                 tail_masses: &[],
+                gold_masses: &[],
                 weights: &[1.0],
                 has_teacher: &[true],
             };
@@ -391,6 +401,7 @@ fn shapes_and_ids_are_checked() {
         (run(Targets { top_k: 2, ..targets() }, 20, 160, 160, 20), "2 labels each"),
         (run(Targets { weights: &[1.0; 4], ..targets() }, 20, 160, 160, 20), "4 weights"),
         (run(Targets { tail_masses: &[0.0; 4], ..targets() }, 20, 160, 160, 20), "4 tail masses"),
+        (run(Targets { gold_masses: &[0.0; 6], ..targets() }, 20, 160, 160, 20), "6 gold masses"),
         (run(targets(), 16, 160, 160, 16), "4 masked rows"),
         (run(targets(), 19, 160, 160, 19), "19 numbers are no rows of 4"),
         (run(targets(), 20, 159, 159, 20), "159 weights"),

@@ -8,6 +8,7 @@ use model::Tokenizer;
 use prometheus::Registry;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -85,10 +86,7 @@ impl Scene {
     /// A scene whose log holds `examples` and is closed.
     pub(crate) fn with_log(examples: &[Example]) -> Self {
         let scene = Self::new();
-        let mut writer = scene.writer();
-        append(&mut writer, examples, 8);
-        append_ends(&mut writer);
-        writer.seal().unwrap();
+        write_log(scene.writer(), examples);
         scene
     }
 
@@ -98,15 +96,21 @@ impl Scene {
 
     /// A writer of segments of this size.
     pub(crate) fn writer_of(&self, segment_bytes: u64) -> LogWriter {
+        self.writer_under(BTreeMap::new(), segment_bytes)
+    }
+
+    /// A writer of a log of these settings.
+    pub(crate) fn writer_under(&self, settings: BTreeMap<String, String>, segment_bytes: u64) -> LogWriter {
+        let fingerprint = |teacher: &TrainerTeacher| model::fingerprint_weights(teacher.folder.as_deref()?).ok();
         let teachers = self.teachers.iter().map(|teacher| TeacherEntry {
             name: teacher.name.clone(),
             languages: teacher.languages.clone(),
             labels: teacher.labels,
             vocabulary_size: teacher.tokenizer.len() as u32,
             tokenizer_fingerprint: teacher.tokenizer.fingerprint().to_owned(),
-            weights_fingerprint: "none".to_owned(),
+            weights_fingerprint: fingerprint(teacher).unwrap_or_else(|| "none".to_owned()),
         });
-        let identity = Identity { teachers: teachers.collect(), ..Identity::default() };
+        let identity = Identity { teachers: teachers.collect(), settings };
         let options = LogOptions { top_k: TOP_K, segment_bytes, ..LogOptions::default() };
         LogWriter::open(&self.log(), &identity, &options, &Registry::new()).unwrap().0
     }
@@ -183,6 +187,13 @@ pub(crate) fn no_requests() -> Receiver<Request> {
 pub(crate) fn inputs() -> Vec<Input> {
     let input = |name: &str| Input { source: name.to_owned(), language: name.to_owned(), finite: true };
     ["en", "de"].map(input).to_vec()
+}
+
+/// Writes `examples`, and closes the log.
+pub(crate) fn write_log(mut writer: LogWriter, examples: &[Example]) {
+    append(&mut writer, examples, 8);
+    append_ends(&mut writer);
+    writer.seal().unwrap();
 }
 
 /// Appends examples in blocks of `block`, durably.
