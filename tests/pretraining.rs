@@ -88,7 +88,13 @@ fn gold_labels_alone_make_a_student_that_teaches() {
     let steps: Vec<Value> = gold.metrics().into_iter().filter(|line| line.get("loss").is_some()).collect();
     assert!(steps.len() == 12 && steps.iter().all(|step| step["kd"] == 0.0 && step["lambda"] == 0.0), "{steps:?}");
     let evaluation = done(&mergedistill(&["evaluate", "--config", config]).output().unwrap());
-    assert!(evaluation.lines().any(|line| line.contains("en")), "the student's own figures: {evaluation}");
+    // Language, no teacher, none of its figures, the student's loss.
+    let own_loss = |language: &str| {
+        let lines = evaluation.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let mut own = lines.filter(|words| words.first() == Some(&language) && words.get(1..3) == Some(&["–", "–"]));
+        own.next().and_then(|words| words.get(3)?.parse::<f64>().ok())
+    };
+    assert!(["de", "en"].into_iter().all(|language| own_loss(language) > Some(0.0)), "{evaluation}");
     let first = gold.metrics().iter().find_map(|line| line["evaluation"]["languages"]["en"]["student_loss"].as_f64());
     let last =
         gold.metrics().iter().rev().find_map(|line| line["evaluation"]["languages"]["en"]["student_loss"].as_f64());
@@ -108,7 +114,8 @@ fn gold_labels_alone_make_a_student_that_teaches() {
 #[test]
 fn what_cannot_be_learned_is_refused() {
     let scene = Scene::new(
-        "[[teacher]]\nname = \"t\"\npath = \"t\"\nlanguages = [\"en\"]\n[[corpus]]\nname = \"en\"\nlanguage = \"en\"\npath = \"en.txt\"\n",
+        "[[teacher]]\nname = \"t\"\npath = \"t\"\nlanguages = [\"de\", \"en\"]\n[[corpus]]\nname = \"en\"\nlanguage = \"en\"\npath = \"en.txt\"\n\
+         [[corpus]]\nname = \"de\"\nlanguage = \"de\"\nwatch = \"no folder\"\n",
     );
     let path = |name: &str| scene.path(name).to_str().unwrap().to_owned();
     let (config, out, blank, en) = (path("test.toml"), path("out"), path("blank.txt"), path("en.txt"));
@@ -122,6 +129,7 @@ fn what_cannot_be_learned_is_refused() {
         (vec!["--out", &out, &blank], 66, "there is no word in the text"),
         (vec!["--out", &out, "--size", "9", &en], 64, "too small: 6 characters"),
         (vec!["--out", &out, "--config", &config, "--language", "xx"], 78, "has no [[corpus]] of language xx"),
+        (vec!["--out", &out, "--config", &config, "--language", "de"], 66, "corpus[de]: there is no folder"),
         (vec!["--out", &path("used"), &en], 73, "used"),
         (vec!["--out", &out, "--cased", "--uncased", &en], 64, "cannot be used with"),
     ] {
@@ -153,7 +161,9 @@ fn what_is_read_is_what_a_corpus_would_read() {
     let scene = Scene::new(
         "[[teacher]]\nname = \"t\"\npath = \"not there yet\"\nlanguages = [\"de\", \"en\"]\n\
          [[corpus]]\nname = \"mixed\"\nlanguage_field = \"lang\"\npath = \"mixed.jsonl\"\nformat = \"jsonl\"\n\
-         [[corpus]]\nname = \"folder\"\nlanguage = \"de\"\nwatch = \"watched\"\n\
+         [[corpus]]\nname = \"folder\"\nlanguage = \"de\"\nwatch = \"watched [x]\"\n\
+         [[corpus]]\nname = \"empty\"\nlanguage = \"de\"\nwatch = \"empty\"\n\
+         [[corpus]]\nname = \"followed\"\nlanguage = \"de\"\nfollow = \"app[1].log\"\n\
          [[corpus]]\nname = \"pushed\"\nlanguage = \"de\"\nsource = \"http\"\nformat = \"jsonl\"\n",
     );
     let path = |name: &str| scene.path(name).to_str().unwrap().to_owned();
@@ -164,13 +174,23 @@ fn what_is_read_is_what_a_corpus_would_read() {
         r#"{"lang": "de"}"#,
     ];
     std::fs::write(&mixed, lines.join("\n")).unwrap();
-    std::fs::create_dir(path("watched")).unwrap();
-    std::fs::write(path("watched/a.txt"), "drei\n\ndrei drei\n").unwrap();
-    std::fs::write(path("watched/.hidden"), "nichts").unwrap();
+    for folder in ["watched [x]/.git", "watched [x]/inside", "empty"] {
+        std::fs::create_dir_all(path(folder)).unwrap();
+    }
+    for (file, content) in [
+        ("watched [x]/a?.txt", "drei\n\ndrei drei\n"),
+        ("watched [x]/inside/b.txt", "acht\n"),
+        ("watched [x]/.hidden", "nichts"),
+        ("watched [x]/.git/config", "nichts"),
+        ("watched [x]/half.txt.part", "nichts"),
+        ("app[1].log", "neun zehn\n"),
+    ] {
+        std::fs::write(path(file), content).unwrap();
+    }
     for (arguments, documents, rejected, words) in [
-        (vec!["--config", &config, "--language", "de"], 3, 1, 5),
+        (vec!["--config", &config, "--language", "de"], 5, 1, 8),
         (vec!["--config", &config, "--language", "en"], 1, 0, 1),
-        (vec!["--config", &config], 4, 1, 6),
+        (vec!["--config", &config], 6, 1, 9),
         (vec!["--format", "jsonl", "--text-field", "title", &mixed], 1, 2, 4),
     ] {
         let output = learn(&[&["--out", &out, "--min-frequency", "1"], &arguments[..]].concat());

@@ -122,9 +122,10 @@
 //!  9 gold_ranks        labelled copies alone, a varint per position: r < k: the gold id is the r-th of the top-k, and so is its
 //!                      logit; k: it is not among them; k + 1 + r: it is the r-th, with another logit
 //! 10 gold_ids          varints, of unlabelled copies and where the rank is k
-//! 11 top_ids           varints, k per position
+//! 11 top_ids           varints, k per position: by descending logit, but what was drawn from a tail (`store.tail_samples`) stands
+//!                      last, by ascending id
 //! 12 top_logits        planes, k per position: the bits of the first logit, then bits of the one before less bits of this one
-//!                      (modulo 2^32)
+//!                      (modulo 2^32: one that was drawn may be larger than the one before)
 //! 13 log_sum_exp       planes: bits
 //! 14 gold_logits       planes: bits, where the rank is k or more
 //! 15 token_ranks       with compact precision alone: varints, the place of each token id when those that the segment's tables know are

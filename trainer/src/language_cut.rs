@@ -5,13 +5,16 @@
 //! softmax is over fewer tokens. Ids keep their order, and the special tokens theirs.
 //!
 //! What is cut are the files that go with every export ([`crate::tokenizer_export`]), so nothing else has to be known of a run. The
-//! tokenizer of the folder itself is the teacher's where the languages have one teacher; of several, their union's.
+//! tokenizer of the folder itself is the teacher's where the languages have one teacher; of several, their union's, which lower-cases
+//! text if they all do, whatever the others of the run did.
 
-use crate::tokenizer_export::{KnownTeacher, known_teachers, write_known_teachers};
-use crate::vocabulary::SPECIAL_COUNT;
+use crate::tokenizer_export::{
+    KnownTeacher, known_teachers, normalisation_keys, normalizer, union_normalisation, write_known_teachers,
+};
+use crate::vocabulary::{Normalised, SPECIAL_COUNT};
 use crate::{TrainerError, durable};
 use candle_core::{Device, Tensor};
-use model::{Bert, Configuration, Parameters};
+use model::{Bert, Configuration, Parameters, Tokenizer};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,8 +22,9 @@ use std::path::Path;
 
 const TOKENIZER: &str = "tokenizer.json";
 const WORDS: &str = "vocab.txt";
-/// What goes with a tokenizer and has no ids.
-const UNCHANGED: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
+const SETTINGS: &str = "tokenizer_config.json";
+/// What goes with a tokenizer and never changes.
+const UNCHANGED: &str = "special_tokens_map.json";
 
 /// Which rows of a student are kept, and whose they are.
 #[derive(Debug)]
@@ -101,29 +105,30 @@ impl LanguageCut {
         let kept = self.rows.iter().map(|row| words.get(*row as usize).copied().unwrap_or_default());
         let kept: String = kept.flat_map(|word| [word, "\n"]).collect();
         durable::replace(&to.join(WORDS), kept.as_bytes())?;
-        let main = match &self.teachers[..] {
-            [alone] => from.join(&alone.tokenizer),
-            _ => from.to_owned(),
-        };
-        self.write_tokenizer(&main, to)?;
+        match &self.teachers[..] {
+            [alone] => self.write_tokenizer(&from.join(&alone.tokenizer), to, None)?,
+            several => self.write_tokenizer(from, to, Some(normalisation_of(several, from)?))?,
+        }
         for teacher in &self.teachers {
-            self.write_tokenizer(&from.join(&teacher.tokenizer), &to.join(&teacher.tokenizer))?;
+            self.write_tokenizer(&from.join(&teacher.tokenizer), &to.join(&teacher.tokenizer), None)?;
         }
         write_known_teachers(to, &self.teachers)
     }
 
-    fn write_tokenizer(&self, from: &Path, to: &Path) -> Result<(), TrainerError> {
+    /// With `normalised` it treats text so; otherwise as before.
+    fn write_tokenizer(&self, from: &Path, to: &Path, normalised: Option<Normalised>) -> Result<(), TrainerError> {
         durable::create_folder(to)?;
-        let path = from.join(TOKENIZER);
-        let mut json = read_json(&path)?;
+        let [mut json, mut settings] = [read_json(&from.join(TOKENIZER))?, read_json(&from.join(SETTINGS))?];
         self.renumber(&mut json);
-        let mut bytes = serde_json::to_vec_pretty(&json).map_err(|error| TrainerError::corrupt(&path, error))?;
-        bytes.push(b'\n');
-        durable::replace(&to.join(TOKENIZER), &bytes)?;
-        for name in UNCHANGED {
-            let bytes = fs::read(from.join(name)).map_err(TrainerError::io("read", &from.join(name)))?;
-            durable::replace(&to.join(name), &bytes)?;
+        if let Some(normalised) = normalised {
+            json["normalizer"] = normalizer(normalised);
+            settings.as_object_mut().into_iter().for_each(|keys| keys.extend(normalisation_keys(normalised)));
         }
+        for (name, json) in [(TOKENIZER, json), (SETTINGS, settings)] {
+            durable::replace(&to.join(name), format!("{json:#}\n").as_bytes())?;
+        }
+        let unchanged = fs::read(from.join(UNCHANGED)).map_err(TrainerError::io("read", &from.join(UNCHANGED)))?;
+        durable::replace(&to.join(UNCHANGED), &unchanged)?;
         durable::sync_folder(to)
     }
 
@@ -143,6 +148,15 @@ impl LanguageCut {
             ids.for_each(|id| *id = json!(new_id(id)));
         }
     }
+}
+
+/// What the union of `teachers`, whose tokenizers are in `tokenizers`, does to text first.
+fn normalisation_of(teachers: &[KnownTeacher], tokenizers: &Path) -> Result<Normalised, TrainerError> {
+    let kinds = teachers.iter().map(|teacher| {
+        let tokenizer = Tokenizer::load(&tokenizers.join(&teacher.tokenizer))?;
+        Ok(tokenizer.normalisation().into())
+    });
+    Ok(union_normalisation(&kinds.collect::<Result<Vec<_>, TrainerError>>()?))
 }
 
 fn number(id: &Value) -> Option<u32> {

@@ -26,9 +26,15 @@ struct Scene {
 
 impl Scene {
     fn new(embedding_size: usize) -> Self {
+        Self::of(embedding_size, [false; 3])
+    }
+
+    fn of(embedding_size: usize, uncased: [bool; 3]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let teachers: Vec<Tokenizer> =
-            WORDS.iter().enumerate().map(|(at, words)| teacher(&folder.path().join(at.to_string()), words)).collect();
+        let teachers = WORDS.iter().zip(uncased).enumerate();
+        let teachers: Vec<Tokenizer> = teachers
+            .map(|(at, (words, uncased))| teacher(&folder.path().join(at.to_string()), words, uncased))
+            .collect();
         let names = ["first", "second", "third"];
         let tokens: Vec<_> =
             names.iter().zip(&teachers).map(|(name, teacher)| TeacherTokens::new(name, teacher)).collect();
@@ -64,11 +70,11 @@ impl Scene {
     }
 }
 
-fn teacher(dir: &Path, words: &str) -> Tokenizer {
+fn teacher(dir: &Path, words: &str, uncased: bool) -> Tokenizer {
     fs::create_dir_all(dir).unwrap();
     let lines = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].into_iter().chain(words.split(' '));
     fs::write(dir.join(WORDS_FILE), lines.map(|token| format!("{token}\n")).collect::<String>()).unwrap();
-    fs::write(dir.join("tokenizer_config.json"), json!({"do_lower_case": false}).to_string()).unwrap();
+    fs::write(dir.join("tokenizer_config.json"), json!({"do_lower_case": uncased}).to_string()).unwrap();
     Tokenizer::load(dir).unwrap()
 }
 
@@ -135,6 +141,31 @@ fn the_cut_student_says_of_its_tokens_what_the_full_one_says() {
         let expected: Vec<&str> = rows.iter().map(|row| scene.vocabulary.tokens()[*row as usize].as_str()).collect();
         assert_eq!(words.lines().collect::<Vec<_>>(), expected);
         assert!(Tokenizer::load(&out).unwrap().vocabulary().len() <= rows.len());
+    }
+}
+
+#[test]
+fn the_tokenizer_of_the_folder_normalises_as_the_teachers_that_are_kept() {
+    for (uncased, languages, lowercase) in [
+        ([false, true, true], &["de", "fi"][..], true),
+        ([false, true, true], &["en", "de"], false),
+        ([false, true, true], &["fi"], true),
+        ([true, true, false], &["en", "de", "fi"], false),
+        ([true, true, false], &["en", "at"], true),
+    ] {
+        let scene = Scene::of(8, uncased);
+        let (out, _) = scene.export(languages).unwrap();
+        let tokenizer = Tokenizer::load(&out).unwrap();
+        assert_eq!(tokenizer.normalisation().lowercase, lowercase, "{uncased:?} {languages:?}");
+        let [small, large] = ["the x", "THE X"].map(|text| tokenizer.encode(text).unwrap().ids);
+        assert_eq!(small == large, lowercase, "{uncased:?} {languages:?}");
+        let unknown = tokenizer.special().unk;
+        assert!(!small.contains(&unknown), "{uncased:?} {languages:?}");
+        if languages.len() > 1 {
+            let configuration = read_json(&out.join("tokenizer_config.json")).unwrap();
+            let keys = ["do_lower_case", "strip_accents", "tokenize_chinese_chars"].map(|key| &configuration[key]);
+            assert_eq!(keys, [&json!(lowercase), &json!(lowercase), &json!(true)], "{uncased:?} {languages:?}");
+        }
     }
 }
 

@@ -106,7 +106,8 @@ pub fn export_union(dir: &Path, vocabulary: &Vocabulary, max_sequence_length: us
         return Err(TrainerError::Configuration("the vocabulary is empty".to_owned()));
     };
     let names = Names::new(names.each_ref().map(String::as_str));
-    let normalised = union_normalisation(vocabulary.maps());
+    let kinds: Vec<Normalised> = vocabulary.maps().iter().map(|map| map.normalisation).collect();
+    let normalised = union_normalisation(&kinds);
     let ids: Map<String, Value> =
         vocabulary.tokens().iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
     let tokenizer = json!({
@@ -117,13 +118,7 @@ pub fn export_union(dir: &Path, vocabulary: &Vocabulary, max_sequence_length: us
             "id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
             "special": true,
         })).collect::<Vec<_>>(),
-        "normalizer": {
-            "type": "BertNormalizer",
-            "clean_text": true,
-            "handle_chinese_chars": normalised.handle_chinese_chars,
-            "strip_accents": normalised.strip_accents,
-            "lowercase": normalised.lowercase,
-        },
+        "normalizer": normalizer(normalised),
         "pre_tokenizer": { "type": "BertPreTokenizer" },
         "post_processor": names.template(crate::vocabulary::SPECIAL),
         "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
@@ -136,11 +131,41 @@ pub fn export_union(dir: &Path, vocabulary: &Vocabulary, max_sequence_length: us
         },
     });
     let mut configuration = names.configuration("BertTokenizer", max_sequence_length);
-    configuration.insert("do_lower_case".to_owned(), json!(normalised.lowercase));
-    configuration.insert("strip_accents".to_owned(), json!(normalised.strip_accents));
-    configuration.insert("tokenize_chinese_chars".to_owned(), json!(normalised.handle_chinese_chars));
+    configuration.extend(normalisation_keys(normalised));
     write(dir, &names, &tokenizer, configuration)?;
     durable::replace(&dir.join("vocab.txt"), vocabulary.lines().as_bytes())
+}
+
+/// That of the teachers if all agree, else one that changes no letters.
+pub(crate) fn union_normalisation(kinds: &[Normalised]) -> Normalised {
+    let unchanged = Normalised { lowercase: false, strip_accents: false, handle_chinese_chars: true };
+    let first = kinds.first().copied().unwrap_or(unchanged);
+    if kinds.iter().all(|kind| *kind == first) {
+        return first;
+    }
+    let handle_chinese_chars = kinds.iter().any(|kind| kind.handle_chinese_chars);
+    Normalised { handle_chinese_chars, ..unchanged }
+}
+
+/// `normalizer` of a `tokenizer.json`.
+pub(crate) fn normalizer(normalised: Normalised) -> Value {
+    json!({
+        "type": "BertNormalizer",
+        "clean_text": true,
+        "handle_chinese_chars": normalised.handle_chinese_chars,
+        "strip_accents": normalised.strip_accents,
+        "lowercase": normalised.lowercase,
+    })
+}
+
+/// What a `tokenizer_config.json` says of it.
+pub(crate) fn normalisation_keys(normalised: Normalised) -> [(String, Value); 3] {
+    [
+        ("do_lower_case", normalised.lowercase),
+        ("strip_accents", normalised.strip_accents),
+        ("tokenize_chinese_chars", normalised.handle_chinese_chars),
+    ]
+    .map(|(key, is_so)| (key.to_owned(), json!(is_so)))
 }
 
 /// Writes a vocabulary that was learned from text as the folder of a tokenizer, with the ids that it has there.
@@ -233,18 +258,6 @@ fn teacher_folders(dir: &Path, vocabulary: &Vocabulary) -> Vec<PathBuf> {
         folders.push(dir.join(TEACHER_TOKENIZERS).join(name));
     }
     folders
-}
-
-/// That of the teachers if all agree, else one that changes no letters.
-fn union_normalisation(maps: &[VocabularyMap]) -> Normalised {
-    let mut kinds = maps.iter().map(|map| map.normalisation);
-    let first =
-        kinds.next().unwrap_or(Normalised { lowercase: false, strip_accents: false, handle_chinese_chars: true });
-    if kinds.all(|kind| kind == first) {
-        return first;
-    }
-    let chinese = maps.iter().any(|map| map.normalisation.handle_chinese_chars);
-    Normalised { lowercase: false, strip_accents: false, handle_chinese_chars: chinese }
 }
 
 /// Names of the special tokens by transformers' keys.

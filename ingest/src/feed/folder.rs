@@ -8,6 +8,7 @@
 //! (`parts.rs` says what of it stays). Where the language is in a field all parts stay: with a later teacher there may be another source,
 //! which begins with the first of them.
 
+mod listing;
 mod lookout;
 mod parts;
 
@@ -17,6 +18,7 @@ use super::watched::{Finished, Watched};
 use super::watcher::{WatchThread, Watching};
 use super::{Changes, Extent, Feed, FeedSetup, Found, Part};
 use crate::IngestError;
+pub(super) use listing::files_to_read;
 use lookout::FolderLookout;
 use parts::Parts;
 use std::path::{Path, PathBuf};

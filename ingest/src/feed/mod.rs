@@ -24,7 +24,7 @@ mod watcher;
 use crate::{FormatOptions, IngestError};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use files::FileList;
-use folder::WatchedFolder;
+use folder::{WatchedFolder, files_to_read};
 use followed::FollowedFile;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -59,6 +59,26 @@ pub enum FeedOptions {
     },
     /// Documents that others push; the spool is among [`crate::IngestOptions`]'s `spools` under the name of the corpus.
     Spool,
+}
+
+impl FeedOptions {
+    /// The files that are there now, in the order of their paths: what a feed that is opened now would begin with, once a watched
+    /// folder's files have settled. A file that is followed may be missing; of what is pushed there are none.
+    ///
+    /// # Errors
+    /// When a watched folder or a followed file cannot be looked at.
+    pub fn files_present(&self) -> Result<Vec<PathBuf>, IngestError> {
+        match self {
+            Self::Files(files) => Ok(files.clone()),
+            Self::Watch { folder, .. } => files_to_read(folder),
+            Self::Follow { file, .. } => {
+                let is_there = file.try_exists();
+                let failed = |source| IngestError::Io { doing: "look at", path: file.clone(), source };
+                Ok(if is_there.map_err(failed)? { vec![file.clone()] } else { Vec::new() })
+            }
+            Self::Spool => Ok(Vec::new()),
+        }
+    }
 }
 
 /// An ordered list of parts that may go on growing. Sources that share a feed (a corpus whose language is in a field)

@@ -161,7 +161,7 @@ pub(crate) fn encode(copies: &[&MaskedCopy], columns: &mut Columns) {
         };
         let top_ids = columns.get_mut(Column::TopIds);
         label.top_ids.iter().for_each(|id| put_varint(u64::from(*id), top_ids));
-        put_falling(label, &mut logits);
+        put_logits(label, &mut logits);
         log_sum_exp.extend(label.log_sum_exp.iter().map(|value| value.to_bits()));
         put_gold(label, &copy.gold_ids, columns, &mut gold_logits);
     }
@@ -170,7 +170,7 @@ pub(crate) fn encode(copies: &[&MaskedCopy], columns: &mut Columns) {
     put_planes(&gold_logits, columns.get_mut(Column::GoldLogits));
 }
 
-fn put_falling(label: &Label, words: &mut Vec<u32>) {
+fn put_logits(label: &Label, words: &mut Vec<u32>) {
     for row in label.top_logits.chunks(label.top_k.max(1)) {
         let mut previous = None;
         for logit in row {

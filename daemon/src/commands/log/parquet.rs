@@ -14,11 +14,14 @@
 //! | `masked_positions` | list of int32 | ascending, 0-based, counting \[CLS\] |
 //! | `gold_ids` | list of int32 | what stood at the masked positions |
 //! | `top_k` | int32 | k; null, like all that follows, for a copy without a label |
-//! | `top_ids` | list of lists of int32 | a list per masked position, by descending logit |
+//! | `top_ids` | list of lists of int32 | a list per masked position, by descending logit; drawn ones last |
 //! | `top_logits` | list of lists of float32 | the logits of `top_ids` |
 //! | `log_sum_exp` | list of float32 | over the teacher's whole vocabulary, per masked position |
 //! | `gold_logits` | list of float32 | the gold token's logit, per masked position |
 //! | `text` | string | the text of the record, as the log keeps it; null where it keeps none |
+//!
+//! In a log with `store.tail_samples` s the last entries of a position, at most s, were drawn. They stand by ascending id behind the
+//! exact ones, and one of them may have a larger logit: such that exp(logit − log-sum-exp) is what it stands for.
 //!
 //! The file's metadata has the log's settings and teacher table as JSON, under `mergedistill.identity`. Columns are compressed
 //! with zstd. Row groups end when their rows take [`rows::GROUP_BYTES`] in memory, so that is what an export needs, whatever the

@@ -5,7 +5,7 @@ use crate::cli::LearnArgs;
 use crate::configuration::{Configuration, CorpusOrigin};
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::open_corpus;
-use ingest::{FeedOptions, Format, FormatOptions, Language, Texts};
+use ingest::{Format, FormatOptions, Language, Texts};
 use model::{Coverage, LearnedVocabulary, LearningError, LearningOptions, Tokenizer, WordCounts};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -69,7 +69,7 @@ fn given(args: &LearnArgs) -> Result<Files, Failure> {
 /// What is there now of the corpora of `languages`; of all corpora if that is empty.
 fn of_configuration(config: &Path, languages: &[String]) -> Result<Vec<Files>, Failure> {
     let configuration = Configuration::load(config)?;
-    let (mut sources, mut problems) = (Vec::new(), Vec::new());
+    let mut sources = Vec::new();
     for corpus in &configuration.corpus {
         let wanted = corpus.language.as_ref().is_none_or(|language| languages.contains(language));
         if !wanted && !languages.is_empty() {
@@ -79,18 +79,17 @@ fn of_configuration(config: &Path, languages: &[String]) -> Result<Vec<Files>, F
             eprintln!("warning: corpus `{}` is pushed; there is no file of it to learn from", corpus.name);
             continue;
         }
+        let mut problems = Vec::new();
         let opened = open_corpus(corpus, &mut problems);
-        let paths = match opened.feed {
-            FeedOptions::Files(paths) => paths,
-            FeedOptions::Watch { folder, .. } => ingest::expand(&folder.join("**/[!.]*"))?,
-            FeedOptions::Follow { file, .. } => ingest::expand(&file)?,
-            FeedOptions::Spool => Vec::new(),
-        };
+        if let Some(problem) = problems.into_iter().next() {
+            return Err(problem);
+        }
+        let paths = opened.feed.files_present()?;
+        if paths.is_empty() {
+            eprintln!("warning: corpus `{}` has no file yet to learn from", corpus.name);
+        }
         let languages = if opened.language == Language::Field { languages.to_vec() } else { Vec::new() };
         sources.push(Files { paths, format: opened.format, languages });
-    }
-    if let Some(problem) = problems.into_iter().next() {
-        return Err(problem);
     }
     if sources.is_empty() {
         let message = match languages {

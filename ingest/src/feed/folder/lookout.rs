@@ -4,12 +4,12 @@ use super::super::FeedSetup;
 use super::super::identity::{Identity, Stamp, fingerprint};
 use super::super::manifest::{Line, PAST_FILES_OF_A_LINE, PastFile, Taken};
 use super::super::watched::Watched;
-use super::super::watcher::{Happened, Lookout, is_temporary, present};
+use super::super::watcher::{Happened, Lookout, present};
+use super::listing::{Entry, entries, file_to_read};
 use super::parts::{Earlier, Parts, content_hash, inside, numbered};
 use crate::format::count;
 use crate::{FormatOptions, IngestError};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -140,16 +140,14 @@ impl FolderLookout {
     }
 
     fn look_through(&mut self, folder: &Path, now: Instant) {
-        let entries = match fs::read_dir(folder) {
+        let entries = match entries(folder) {
             Ok(entries) => entries,
             Err(error) => return self.report(folder, &format!("cannot list it: {error}")),
         };
-        for entry in entries.flatten() {
-            let path = entry.path();
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() && !is_temporary(&path) => self.look_through(&path, now),
-                Ok(kind) if !kind.is_dir() => self.look_at(&path, false, now),
-                _ => {}
+        for entry in entries {
+            match entry {
+                Entry::Folder(path) => self.look_through(&path, now),
+                Entry::File(path) => self.look_at(&path, false, now),
             }
         }
     }
@@ -157,10 +155,9 @@ impl FolderLookout {
     /// Notes the file's state. It waits from now on if it is new or has changed.
     fn look_at(&mut self, path: &Path, complete: bool, now: Instant) {
         let Ok(inside) = path.strip_prefix(&self.folder) else { return };
-        let hidden = inside.ancestors().filter(|part| !part.as_os_str().is_empty()).any(is_temporary);
-        let stamp = match present(fs::metadata(path)) {
-            Ok(Some(metadata)) if !hidden && metadata.is_file() && metadata.len() > 0 => Stamp::of(&metadata),
-            Ok(_) => {
+        let stamp = match file_to_read(path, inside) {
+            Ok(Some(metadata)) => Stamp::of(&metadata),
+            Ok(None) => {
                 self.pending.remove(path);
                 return;
             }
@@ -313,6 +310,7 @@ mod tests {
     use super::super::load;
     use super::*;
     use crate::{FeedOptions, Format};
+    use std::fs;
     use std::time::UNIX_EPOCH;
     use store::SourceCursor;
 
