@@ -58,12 +58,60 @@ fn a_tagger_is_tuned_scored_and_saved() {
         (&["--model", &model, "--task", "question-answering", "--train", train], 65, "en.tsv:1: not SQuAD's format"),
         (&["--model", &model, "--task", "token", "--train", "/nowhere"], 66, "cannot read /nowhere"),
         (&["--model", &model, "--task", "token", "--train", train, "--metric", "exact-match"], 64, "no metric"),
+        (&["--model", &model, "--task", "token", "--train", train, "--preset", "xquad"], 64, "preset xquad"),
+        (
+            &["--model", &model, "--task", "token", "--train", train, "--split", "4/1/1", "--test", "a/test.tsv"],
+            64,
+            "two test files are called `test`",
+        ),
         (&["--suite", "suite.toml"], 64, "--out"),
     ] {
         let output = finetune(arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
         assert!(text(&output.stderr).contains(expected), "{arguments:?}: {output:?}");
     }
+}
+
+/// A copy of a teacher that may be altered.
+fn copy_of(teacher: &str, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(Path::new(TEACHERS).join(teacher)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+/// What else lives in a folder is safe, and known before hours are spent.
+#[test]
+fn only_a_fine_tuned_model_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(at("en.tsv"), tagged(ENGLISH, 20)).unwrap();
+    ["model", "words", "other"].iter().for_each(|name| copy_of("demo-en", &folder.path().join(name)));
+    let finetune_to = |model: &str, out: &str| {
+        let quick = ["--task", "token", "--train", &at("en.tsv"), "--epochs", "1", "--max-length", "16"];
+        finetune(&[&["--model", &at(model), "--tokenizer", &at("words"), "--out", &at(out)][..], &quick].concat())
+    };
+    for (out, expected) in [
+        ("model", "the folder of the model"),
+        ("model/../words", "the folder of the tokenizer"),
+        ("other", "not a model that was fine-tuned here"),
+        ("en.tsv", "en.tsv"),
+        ("en.tsv/out", "en.tsv/out"),
+    ] {
+        let before = ["model", "words", "other"].map(|name| results(&folder.path().join(name)));
+        let output = finetune_to("model", out);
+        let log = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(73), "{out}: {log}");
+        assert!(log.contains(expected) && !log.contains("epoch"), "{out}: {log}");
+        assert_eq!(before, ["model", "words", "other"].map(|name| results(&folder.path().join(name))), "{out}");
+    }
+    for model in ["model", "other"] {
+        let output = finetune_to(model, "new/tuned");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+    // Not while it is what is read.
+    assert_eq!(finetune_to("new/tuned", "new/tuned").status.code(), Some(73));
 }
 
 fn results(folder: &Path) -> Vec<(String, Vec<u8>)> {
@@ -130,4 +178,65 @@ fn a_suite_goes_on_where_it_was() {
     fs::write(&path, suite.replace("seeds = [0, 1]", "seeds = [1]").replace("1e-3", "2e-3")).unwrap();
     let output = finetune(&arguments);
     assert_eq!(text(&output.stderr).matches("it is run again").count(), 2, "{}", text(&output.stderr));
+}
+
+/// Makes one number of a model's weights NaN.
+fn spoil(model: &Path) {
+    let path = model.join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..data]).unwrap();
+    let place = &header["bert.embeddings.LayerNorm.bias"]["data_offsets"][0];
+    let start = data + place.as_u64().unwrap() as usize;
+    bytes[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+}
+
+/// A run that diverges is a result: the others are made, and it is made again only with another configuration.
+#[test]
+fn a_suite_goes_on_after_a_run_that_diverges() {
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("broken");
+    copy_of("demo-en", &broken);
+    spoil(&broken);
+    fs::write(folder.path().join("en.tsv"), tagged(ENGLISH, 20)).unwrap();
+    let suite = format!(
+        r#"
+        [[model]]
+        name = "broken"
+        path = "broken"
+        role = "teacher"
+        [[model]]
+        name = "whole"
+        path = "{TEACHERS}/demo-en"
+        role = "student"
+        [[task]]
+        name = "pos"
+        kind = "token"
+        options = {{ epochs = 1, max_length = 16 }}
+        files.en = {{ train = "en.tsv", test = "en.tsv" }}
+        "#
+    );
+    let (path, out) = (folder.path().join("suite.toml"), folder.path().join("results"));
+    fs::write(&path, &suite).unwrap();
+    let run = || finetune(&["--suite", path.to_str().unwrap(), "--out", out.to_str().unwrap(), "--json"]);
+    let first = run();
+    let log = text(&first.stderr);
+    assert_eq!(first.status.code(), Some(65), "{log}");
+    assert!(log.contains("fine-tuning diverges") && log.contains("pos.broken.en.0.json"), "{log}");
+    let printed: Value = serde_json::from_slice(&first.stdout).unwrap();
+    let rows = &printed["tables"][0]["rows"];
+    assert_eq!((&rows[0]["model"], &rows[0]["scores"][0]), (&"broken".into(), &Value::Null));
+    assert!(rows[1]["scores"][0]["mean"].is_number() && rows[1]["rdt"].is_null(), "{printed}");
+    assert_eq!(printed["diverged"], serde_json::json!(["pos.broken.en.0.json"]));
+
+    let before = results(&out);
+    let again = run();
+    assert_eq!((again.status.code(), &again.stdout), (Some(65), &first.stdout));
+    assert!(results(&out) == before);
+    let configuration = fs::read_to_string(broken.join("config.json")).unwrap();
+    let altered = configuration.replace("\"hidden_dropout_prob\": 0.0", "\"hidden_dropout_prob\": 0.1");
+    assert_ne!(altered, configuration);
+    fs::write(broken.join("config.json"), altered).unwrap();
+    assert_eq!(text(&run().stderr).matches("it is run again").count(), 1);
 }

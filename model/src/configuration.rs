@@ -56,6 +56,8 @@ pub struct Configuration {
     pub hidden_dropout: f64,
     /// Dropout of attention probabilities while training.
     pub attention_dropout: f64,
+    /// Dropout of the heads that classify words or texts; `None`: `hidden_dropout`.
+    pub classifier_dropout: Option<f64>,
     /// Standard deviation of freshly initialised weights.
     pub initializer_range: f64,
     /// Whether the decoder is the word embedding itself.
@@ -115,6 +117,9 @@ impl Configuration {
         {
             object.insert("embedding_size".to_owned(), self.embedding_size.into());
         }
+        if let Some(rate) = self.classifier_dropout {
+            value["classifier_dropout"] = rate.into();
+        }
         value
     }
 
@@ -157,9 +162,11 @@ impl Configuration {
                 self.hidden_size, self.embedding_size
             ));
         }
-        for (key, rate) in
-            [("hidden_dropout_prob", self.hidden_dropout), ("attention_probs_dropout_prob", self.attention_dropout)]
-        {
+        for (key, rate) in [
+            ("hidden_dropout_prob", self.hidden_dropout),
+            ("attention_probs_dropout_prob", self.attention_dropout),
+            ("classifier_dropout", self.classifier_dropout.unwrap_or(0.0)),
+        ] {
             if !(0.0..1.0).contains(&rate) {
                 return Err(format!("`{key}` is {rate}; expected 0 ≤ rate < 1"));
             }
@@ -213,6 +220,7 @@ struct File {
     layer_norm_eps: Option<f64>,
     hidden_dropout_prob: Option<f64>,
     attention_probs_dropout_prob: Option<f64>,
+    classifier_dropout: Option<f64>,
     initializer_range: Option<f64>,
     tie_word_embeddings: Option<bool>,
     pad_token_id: Option<i64>,
@@ -257,6 +265,7 @@ impl File {
             layer_norm_eps: self.layer_norm_eps.unwrap_or(1e-12),
             hidden_dropout: self.hidden_dropout_prob.unwrap_or(0.1),
             attention_dropout: self.attention_probs_dropout_prob.unwrap_or(0.1),
+            classifier_dropout: self.classifier_dropout,
             initializer_range: self.initializer_range.unwrap_or(0.02),
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(true),
             pad_token_id: u32::try_from(self.pad_token_id.unwrap_or(0)).unwrap_or(0),

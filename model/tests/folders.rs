@@ -149,6 +149,7 @@ fn unsupported_models_are_refused() {
         ("num_hidden_layers", json!(0), "`num_hidden_layers` is 0"),
         ("layer_norm_eps", json!(0.0), "`layer_norm_eps` is 0"),
         ("hidden_dropout_prob", json!(1.0), "`hidden_dropout_prob` is 1"),
+        ("classifier_dropout", json!(-0.1), "`classifier_dropout` is -0.1"),
         ("hidden_size", json!("wide"), "config.json is malformed"),
     ] {
         let dir = altered("uncased", |config| config[key] = value.clone(), |_| ());

@@ -24,6 +24,7 @@ fn configuration(architecture: Architecture, embedding_size: usize, tied: bool) 
         layer_norm_eps: 1e-12,
         hidden_dropout: 0.1,
         attention_dropout: 0.2,
+        classifier_dropout: None,
         initializer_range: 0.3,
         tie_word_embeddings: tied,
         pad_token_id: 0,

@@ -176,6 +176,7 @@ impl StudentOptions {
             layer_norm_eps: 1e-12,
             hidden_dropout: self.dropout,
             attention_dropout: self.dropout,
+            classifier_dropout: None,
             initializer_range: 0.02,
             tie_word_embeddings: true,
             pad_token_id,

@@ -98,6 +98,7 @@ mod tests {
             layer_norm_eps: 1e-12,
             hidden_dropout: 0.0,
             attention_dropout: 0.0,
+            classifier_dropout: None,
             initializer_range: 0.02,
             tie_word_embeddings: true,
             pad_token_id: 0,

@@ -7,7 +7,7 @@ use super::sequence;
 use super::spans::{self, Window};
 use super::texts::{self, ClassifiedText};
 use super::words::{self, Columns, TaggedSentence};
-use super::{DownstreamError, FineTuneOptions, Metric, Sequence};
+use super::{DownstreamError, FineTuneOptions, Metric, Preset, Sequence};
 use model::Tokenizer;
 use model::random::Philox;
 use serde::{Deserialize, Serialize};
@@ -56,6 +56,28 @@ pub(crate) struct Encoded {
     pub(crate) sequences: Vec<Sequence>,
     /// Of questions: the window of each sequence.
     windows: Vec<Window>,
+}
+
+impl Task {
+    /// The scores that it has.
+    #[must_use]
+    pub fn metrics(self) -> &'static [Metric] {
+        match self {
+            Self::Token => &[Metric::Accuracy, Metric::Precision, Metric::Recall, Metric::F1],
+            Self::Sequence | Self::Pair => &[Metric::Accuracy, Metric::F1],
+            Self::QuestionAnswering => &[Metric::F1, Metric::ExactMatch],
+        }
+    }
+
+    /// The presets that are for it.
+    #[must_use]
+    pub fn presets(self) -> &'static [Preset] {
+        match self {
+            Self::Token => &[Preset::Panx, Preset::Udpos],
+            Self::Sequence | Self::Pair => &[Preset::Pawsx, Preset::Xnli],
+            Self::QuestionAnswering => &[Preset::Xquad, Preset::Mlqa, Preset::Tydiqa],
+        }
+    }
 }
 
 impl DataSet {
@@ -143,22 +165,14 @@ impl DataSet {
     }
 
     /// What chooses the best epoch unless somebody says otherwise: F1 of entities, where tags say that there are some.
-    pub(crate) fn usual_metric(&self, classes: &[String]) -> Metric {
+    #[must_use]
+    pub fn usual_metric(&self) -> Metric {
         match self {
-            Self::Words(_) if classes.iter().any(|class| class.starts_with("B-") || class.starts_with("I-")) => {
+            Self::Words(_) if self.classes().iter().any(|class| class.starts_with("B-") || class.starts_with("I-")) => {
                 Metric::F1
             }
             Self::Words(_) | Self::Texts(_) => Metric::Accuracy,
             Self::Questions(_) => Metric::F1,
-        }
-    }
-
-    /// The scores that this task has.
-    pub(crate) fn metrics(&self) -> &'static [Metric] {
-        match self {
-            Self::Words(_) => &[Metric::Accuracy, Metric::Precision, Metric::Recall, Metric::F1],
-            Self::Texts(_) => &[Metric::Accuracy, Metric::F1],
-            Self::Questions(_) => &[Metric::F1, Metric::ExactMatch],
         }
     }
 

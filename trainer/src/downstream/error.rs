@@ -36,6 +36,14 @@ pub enum DownstreamError {
     /// Options that contradict each other, the model or the data.
     #[error("{0}")]
     Options(String),
+    /// A folder that a fine-tuned model must not be written to.
+    #[error("cannot write a model to {path}: {reason}", path = path.display())]
+    Target {
+        /// The folder.
+        path: PathBuf,
+        /// Why not, and what to do.
+        reason: String,
+    },
     /// The loss or its gradient is not finite.
     #[error("fine-tuning diverges: in step {step} the loss or its gradient is not finite; lower the learning rate")]
     Diverged {

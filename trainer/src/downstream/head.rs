@@ -71,9 +71,10 @@ pub struct HeadPass {
 }
 
 impl Head {
-    /// The head of this kind for an encoder of this shape. `dropout` is its rate.
+    /// The head of this kind for an encoder of this shape. Its rate of dropout is `classifier_dropout`, where that is absent
+    /// `hidden_dropout`; spans have none.
     #[must_use]
-    pub fn new(kind: HeadKind, configuration: &Configuration, dropout: f64) -> Self {
+    pub fn new(kind: HeadKind, configuration: &Configuration) -> Self {
         let hidden = configuration.hidden_size;
         let electra = configuration.architecture == Architecture::ElectraGenerator;
         let mut head = Self {
@@ -83,7 +84,12 @@ impl Head {
             dense: None,
             output: Dense { weight: 0..0, bias: 0..0, inputs: hidden, outputs: 0, kind: Squash::None },
             drops_input: false,
-            dropout,
+            dropout: match kind {
+                HeadKind::Spans => 0.0,
+                HeadKind::Tokens(_) | HeadKind::Texts(_) => {
+                    configuration.classifier_dropout.unwrap_or(configuration.hidden_dropout)
+                }
+            },
         };
         let (name, outputs) = match (kind, electra) {
             (HeadKind::Tokens(classes), _) => ("classifier", classes),
@@ -98,9 +104,6 @@ impl Head {
             }
             (HeadKind::Spans, _) => ("qa_outputs", 2),
         };
-        if kind == HeadKind::Spans {
-            head.dropout = 0.0;
-        }
         head.output = head.map(name, outputs, hidden, Squash::None);
         head
     }

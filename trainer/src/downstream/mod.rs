@@ -34,4 +34,5 @@ pub use data_set::{DataSet, Split, Task};
 pub use error::DownstreamError;
 pub use options::{FineTuneOptions, Given, Metric, Preset};
 pub use run::{EpochReport, FineTuning, Report, Test, run};
+pub use save::Destination;
 pub use sequence::Sequence;

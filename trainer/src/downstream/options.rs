@@ -112,12 +112,45 @@ impl fmt::Display for Metric {
     }
 }
 
+impl fmt::Display for Preset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Panx => "panx",
+            Self::Udpos => "udpos",
+            Self::Pawsx => "pawsx",
+            Self::Xnli => "xnli",
+            Self::Xquad => "xquad",
+            Self::Mlqa => "mlqa",
+            Self::Tydiqa => "tydiqa",
+        })
+    }
+}
+
+impl Given {
+    /// Holds metric and preset against the task.
+    fn check_task(&self, task: Task) -> Result<(), DownstreamError> {
+        let refused = |what: String, known: Vec<String>| {
+            Err(DownstreamError::Options(format!("this task has no {what}; it has {}", known.join(", "))))
+        };
+        if let Some(metric) = self.metric.filter(|metric| !task.metrics().contains(metric)) {
+            return refused(format!("metric {metric}"), task.metrics().iter().map(ToString::to_string).collect());
+        }
+        match self.preset.filter(|preset| !task.presets().contains(preset)) {
+            Some(preset) => {
+                refused(format!("preset {preset}"), task.presets().iter().map(ToString::to_string).collect())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 impl FineTuneOptions {
     /// What is used for `task` with a model that takes `positions` tokens at most.
     ///
     /// # Errors
-    /// When a value is of no use, or the length asked for is more than the model takes.
+    /// When a value is of no use, the metric or the preset is another task's, or the length asked for is more than the model takes.
     pub fn new(task: Task, given: &Given, positions: usize, seed: u64) -> Result<Self, DownstreamError> {
+        given.check_task(task)?;
         let usual = given.preset.map_or_else(|| Usual::of(task), Usual::of_xtreme);
         let options = Self {
             epochs: given.epochs.unwrap_or(usual.epochs),

@@ -3,30 +3,72 @@
 use super::DownstreamError;
 use super::head::HeadKind;
 use super::task_model::TaskModel;
-use crate::durable;
+use crate::{TrainerError, durable};
 use model::{Architecture, ModelError, Numbers};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// Tells a model that was fine-tuned here from a teacher, an export, and whatever else somebody cares for.
+const MARKER: &str = "mergedistill-finetune.json";
 
 /// Files of a tokenizer, as transformers names them; those that a folder has are copied.
 const TOKENIZER_FILES: [&str; 5] =
     ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"];
 
+/// A folder that a fine-tuned model may be written to.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    out: PathBuf,
+    tokenizer: PathBuf,
+}
+
+impl Destination {
+    /// Claims `out` before anything is trained: it has to be new, empty, or hold a model that was fine-tuned here before, which stays until
+    /// another one is saved. It is never the folder of the model or of the tokenizer that the run reads.
+    ///
+    /// # Errors
+    /// [`DownstreamError::Target`] if it is not such a folder; failures to write.
+    pub fn claim(out: &Path, model: &Path, tokenizer: &Path) -> Result<Self, DownstreamError> {
+        let refused = |reason: String| Err(DownstreamError::Target { path: out.to_owned(), reason });
+        match fs::read_dir(out) {
+            Ok(mut entries) => {
+                for (what, folder) in [("model", model), ("tokenizer", tokenizer)] {
+                    if is_same(out, folder) {
+                        return refused(format!("it is the folder of the {what}; choose another one"));
+                    }
+                }
+                if entries.next().is_some() && !out.join(MARKER).is_file() {
+                    let what = "it holds something that is not a model that was fine-tuned here";
+                    return refused(format!("{what}; choose another folder, or empty this one"));
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return refused(error.to_string()),
+        }
+        durable::create_folder(out)?;
+        let marker = json!({"made_by": concat!("mergedistill ", env!("CARGO_PKG_VERSION"))});
+        durable::replace(&out.join(MARKER), format!("{marker:#}\n").as_bytes())?;
+        Ok(Self { out: out.to_owned(), tokenizer: tokenizer.to_owned() })
+    }
+}
+
 impl TaskModel {
-    /// Writes the model to the folder `out`, with the tokenizer of the folder `tokenizer`: `AutoModelForTokenClassification` and its
-    /// like load it. `classes` are in the order of their numbers; spans have none. The files appear whole, the configuration last.
+    /// Writes the model and its tokenizer: `AutoModelForTokenClassification` and its like load the folder. `classes` are in the order of
+    /// their numbers; spans have none. The files appear whole; while they do not belong together there is no configuration.
     ///
     /// # Errors
     /// When a file cannot be read or written.
-    pub fn save(&self, out: &Path, tokenizer: &Path, classes: &[String]) -> Result<(), DownstreamError> {
-        durable::create_folder(out)?;
+    pub fn save(&self, to: &Destination, classes: &[String]) -> Result<(), DownstreamError> {
+        let Destination { out, tokenizer } = to;
+        remove(&out.join("config.json"))?;
         for name in TOKENIZER_FILES {
             let from = tokenizer.join(name);
             match fs::read(&from) {
                 Ok(bytes) => durable::replace(&out.join(name), &bytes)?,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => remove(&out.join(name))?,
                 Err(source) => return Err(DownstreamError::Read { path: from, source }),
             }
         }
@@ -69,5 +111,18 @@ impl TaskModel {
             value["label2id"] = Value::Object(ids);
         }
         value
+    }
+}
+
+/// Whether both are one folder, however it is called.
+fn is_same(first: &Path, second: &Path) -> bool {
+    matches!((first.canonicalize(), second.canonicalize()), (Ok(first), Ok(second)) if first == second)
+}
+
+/// Removes a file of an earlier model, if there is one.
+fn remove(path: &Path) -> Result<(), DownstreamError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(TrainerError::io("remove", path)(error).into()),
+        _ => Ok(()),
     }
 }

@@ -30,8 +30,8 @@ pub struct Outcome {
     pub trained_on: String,
     /// Its seed.
     pub seed: u64,
-    /// The score of each language's test examples, in percent.
-    pub scores: BTreeMap<String, f64>,
+    /// The score of each language's test examples, in percent; `None` if training diverged.
+    pub scores: BTreeMap<String, Option<f64>>,
 }
 
 /// Which scores a table shows.
@@ -77,9 +77,9 @@ pub struct Row {
     pub model: String,
     /// What it is.
     pub role: Role,
-    /// `[languages]`: none where it was not tested.
+    /// `[languages]`: none where it was not tested, or diverged with every seed.
     pub scores: Vec<Option<Spread>>,
-    /// The mean over its languages.
+    /// The mean over its languages; none if no seed has a score in all of them.
     pub mean: Option<Spread>,
     /// Of a student: the relative distance to the teachers.
     pub rdt: Option<Spread>,
@@ -87,8 +87,8 @@ pub struct Row {
     pub rdt_pairs: usize,
 }
 
-/// Scores by seed, of one model.
-type BySeed<'a> = BTreeMap<u64, BTreeMap<&'a str, f64>>;
+/// Scores by seed, of one model; `None` if training diverged.
+type BySeed<'a> = BTreeMap<u64, BTreeMap<&'a str, Option<f64>>>;
 
 impl Table {
     /// Makes a table of a task's runs; `languages` and the order of models are those of the runs' first appearance. `None` if no run
@@ -211,30 +211,33 @@ impl Spread {
 }
 
 fn of_language(by_seed: &BySeed<'_>, language: &str) -> Option<Spread> {
-    Spread::of(&by_seed.values().filter_map(|scores| scores.get(language).copied()).collect::<Vec<_>>())
+    Spread::of(&by_seed.values().filter_map(|scores| scores.get(language).copied().flatten()).collect::<Vec<_>>())
 }
 
 /// Over the seeds that have all languages of the model.
 fn mean_of_languages(by_seed: &BySeed<'_>) -> Option<Spread> {
     let languages: BTreeSet<&str> = by_seed.values().flat_map(|scores| scores.keys().copied()).collect();
     let whole = by_seed.values().filter(|scores| scores.len() == languages.len());
-    Spread::of(&whole.map(|scores| scores.values().sum::<f64>() / scores.len() as f64).collect::<Vec<_>>())
+    let sums = whole.filter_map(|scores| scores.values().copied().sum::<Option<f64>>());
+    Spread::of(&sums.map(|sum| sum / languages.len() as f64).collect::<Vec<_>>())
 }
 
 /// Over the seeds that student and teachers have in common, and only if each has all pairs; with the number of pairs.
 fn rdt(student: &BySeed<'_>, teachers: &[&BySeed<'_>]) -> Option<(Spread, usize)> {
-    let of_seed = |(seed, scores): (&u64, &BTreeMap<&str, f64>)| -> Vec<f64> {
+    let of_seed = |(seed, scores): (&u64, &BTreeMap<&str, Option<f64>>)| -> Vec<Option<f64>> {
         let of_teachers = teachers.iter().filter_map(|teacher| teacher.get(seed)).flatten();
         let pairs = of_teachers.filter_map(|(language, teacher)| Some((scores.get(language)?, teacher)));
         pairs
-            .filter(|(_, teacher)| **teacher > 0.0)
-            .map(|(score, teacher)| 100.0 * (score - teacher) / teacher)
+            .filter(|(_, teacher)| teacher.is_none_or(|teacher| teacher > 0.0))
+            .map(|(score, teacher)| score.zip(*teacher))
+            .map(|pair| pair.map(|(score, teacher)| 100.0 * (score - teacher) / teacher))
             .collect()
     };
-    let by_seed: Vec<Vec<f64>> = student.iter().map(of_seed).collect();
+    let by_seed: Vec<Vec<Option<f64>>> = student.iter().map(of_seed).collect();
     let pairs = by_seed.iter().map(Vec::len).max().filter(|pairs| *pairs > 0)?;
     let whole = by_seed.iter().filter(|distances| distances.len() == pairs);
-    let means: Vec<f64> = whole.map(|distances| distances.iter().sum::<f64>() / pairs as f64).collect();
+    let sums = whole.filter_map(|distances| distances.iter().copied().sum::<Option<f64>>());
+    let means: Vec<f64> = sums.map(|sum| sum / pairs as f64).collect();
     Spread::of(&means).map(|spread| (spread, pairs))
 }
 
@@ -249,8 +252,36 @@ mod tests {
             role: if model.starts_with('t') { Role::Teacher } else { Role::Student },
             trained_on: trained_on.to_owned(),
             seed,
-            scores: scores.iter().map(|(language, score)| ((*language).to_owned(), *score)).collect(),
+            scores: scores.iter().map(|(language, score)| ((*language).to_owned(), Some(*score))).collect(),
         }
+    }
+
+    fn diverged(model: &str, trained_on: &str, seed: u64) -> Outcome {
+        Outcome { scores: [(trained_on.to_owned(), None)].into(), ..outcome(model, trained_on, seed, &[]) }
+    }
+
+    /// Neither a mean nor a distance is taken over fewer languages than those of the others.
+    #[test]
+    fn runs_that_diverge_have_no_score() {
+        let outcomes = [
+            diverged("t-de", "de", 0),
+            outcome("t-de", "de", 1, &[("de", 50.0)]),
+            outcome("s-a", "de", 0, &[("de", 40.0)]),
+            outcome("s-a", "de", 1, &[("de", 60.0)]),
+            outcome("s-a", "en", 0, &[("en", 60.0)]),
+            outcome("s-a", "en", 1, &[("en", 70.0)]),
+            diverged("s-b", "de", 0),
+            outcome("s-b", "en", 0, &[("en", 90.0)]),
+        ];
+        let table = Table::new("pos", Setting::InLanguage, Metric::Accuracy, &outcomes).unwrap();
+        assert_eq!(
+            table.text(),
+            "pos, accuracy, in-language\n\
+             model     role             de            en           mean      RDT\n\
+             t-de   teacher          50.00             –          50.00        –\n\
+             s-a    student  50.00 ± 14.14  65.00 ± 7.07  57.50 ± 10.61  +20.0 %\n\
+             s-b    student              –         90.00              –        –\n"
+        );
     }
 
     #[test]

@@ -58,10 +58,11 @@ impl TaskModel {
         let mut configuration = encoder.configuration.clone();
         if let Some(rate) = dropout {
             (configuration.hidden_dropout, configuration.attention_dropout) = (rate, rate);
+            configuration.classifier_dropout = None;
         }
         let network = Training::new(&configuration);
         let arena = network.layout().gather(&encoder.parameters)?;
-        let head = Head::new(kind, &configuration, configuration.hidden_dropout);
+        let head = Head::new(kind, &configuration);
         let head_arena = head.initialise(encoder, seed)?;
         Ok(Self {
             gradients: vec![0.0; arena.len()],

@@ -3,12 +3,12 @@
 use crate::golden;
 use candle_core::{Device, Tensor};
 use model::random::Philox;
-use model::{Dropout, Encoder};
+use model::{Dropout, Encoder, Layout, Slot};
 use serde_json::Value;
 use std::collections::HashMap;
-use trainer::downstream::Sequence;
-use trainer::downstream::head::HeadKind;
+use trainer::downstream::head::{HeadKind, HeadPass};
 use trainer::downstream::task_model::{TaskModel, Weights};
+use trainer::downstream::{Destination, Sequence};
 use trainer::optimiser::{Update, clip};
 use trainer::schedule;
 
@@ -130,7 +130,7 @@ fn assert_close(got: f64, expected: f64, what: &str) {
     assert!((got - expected).abs() < RELATIVE * expected.abs(), "{what}: {got} for {expected}");
 }
 
-/// With dropout everywhere: the same masks forward and backward, in the head too.
+/// With dropout everywhere: the same masks forward and backward, in the head, and on the gradient that flows from it into the encoder.
 #[test]
 fn gradients_are_the_slopes_of_the_loss_with_dropout() {
     for name in CASES {
@@ -143,21 +143,85 @@ fn gradients_are_the_slopes_of_the_loss_with_dropout() {
         let loss = dropping.accumulate(batch.iter(), dropout).unwrap();
         let without = Case::load(name).accumulate();
         assert!((loss - without).abs() > 1e-3, "{name}: dropout changes nothing");
-        let of_head: Vec<f32> = {
-            let names: Vec<&str> = model.head().slots().iter().map(|slot| slot.name.as_str()).collect();
-            let found = dropping.parameters().filter(|parameter| names.contains(&parameter.name));
-            found.flat_map(|parameter| parameter.gradient.to_vec()).collect()
+        let layout = Layout::of(&encoder.configuration);
+        let of_encoder = in_arena(&dropping, layout.slots(), weights.encoder.len());
+        let of_head = in_arena(&dropping, model.head().slots(), weights.head.len());
+        let mut check = |part: &str, gradient: &[f32], step: f32| {
+            let noise = Philox::new(5, "noise", &[]);
+            let direction: Vec<f32> = (0..gradient.len() as u64).map(|at| noise.normal(at, 0) as f32).collect();
+            let moved = |values: &[f32], step: f32| -> Vec<f32> {
+                values.iter().zip(&direction).map(|(value, toward)| value + step * toward).collect()
+            };
+            let mut at = |step: f32| {
+                dropping.set_weights(&match part {
+                    "head" => Weights { head: moved(&weights.head, step), ..weights.clone() },
+                    _ => Weights { encoder: moved(&weights.encoder, step), ..weights.clone() },
+                });
+                dropping.accumulate(batch.iter(), dropout).unwrap()
+            };
+            let found = (at(step) - at(-step)) / f64::from(2.0 * step);
+            let expected: f64 = gradient.iter().zip(&direction).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let close = (found - expected).abs() < 0.01 * expected.abs() + 2e-3;
+            assert!(close, "{name}: {part}: {found} for {expected}");
         };
-        let noise = Philox::new(5, "noise", &[]);
-        let direction: Vec<f32> = (0..of_head.len() as u64).map(|at| noise.normal(at, 0) as f32).collect();
-        let mut at = |step: f32| {
-            let head = weights.head.iter().zip(&direction).map(|(weight, toward)| weight + step * toward).collect();
-            dropping.set_weights(&Weights { head, ..weights.clone() });
-            dropping.accumulate(batch.iter(), dropout).unwrap()
-        };
-        let step = 2e-3;
-        let found = (at(step) - at(-step)) / f64::from(2.0 * step);
-        let expected: f64 = of_head.iter().zip(&direction).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-        assert!((found - expected).abs() < 0.01 * expected.abs() + 2e-3, "{name}: {found} for {expected}");
+        check("head", &of_head, 2e-3);
+        check("encoder", &of_encoder, 2e-3);
+    }
+}
+
+/// The gradients at their places in an arena of so many numbers.
+fn in_arena(model: &TaskModel, slots: &[Slot], length: usize) -> Vec<f32> {
+    let mut gradients = vec![0.0; length];
+    for parameter in model.parameters() {
+        if let Some(slot) = slots.iter().find(|slot| slot.name == parameter.name) {
+            gradients[slot.range.clone()].copy_from_slice(parameter.gradient);
+        }
+    }
+    gradients
+}
+
+/// The rate is the folder's `classifier_dropout`, where it has none `hidden_dropout_prob`, or what is asked for; and is written so.
+#[test]
+fn heads_drop_at_the_rate_that_transformers_takes() {
+    for name in CASES {
+        for (hidden, classifier, asked, expected) in [
+            (0.0, None, None, 0.0),
+            (0.4, None, None, 0.4),
+            (0.4, Some(0.0), None, 0.0),
+            (0.0, Some(0.4), None, 0.4),
+            (0.2, Some(0.1), Some(0.4), 0.4),
+            (0.2, Some(0.1), Some(0.0), 0.0),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::copy(golden(name).join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+            let mut file: Value =
+                serde_json::from_slice(&std::fs::read(golden(name).join("config.json")).unwrap()).unwrap();
+            file["hidden_dropout_prob"] = hidden.into();
+            file["classifier_dropout"] = serde_json::json!(classifier);
+            std::fs::write(folder.path().join("config.json"), file.to_string()).unwrap();
+            let encoder = Encoder::load(folder.path()).unwrap();
+            let kind = Case::load(name).model.head().kind();
+            let model = TaskModel::new(&encoder, kind, 1, asked).unwrap();
+
+            let hidden_size = encoder.configuration.hidden_size;
+            let inputs: Vec<f32> = (0..8 * hidden_size).map(|at| (at as f32).sin()).collect();
+            let (rows, arena) = ([0, 1, 2, 3, 4, 5, 6, 7], model.weights().head);
+            let logits = |dropout| {
+                let mut pass = HeadPass::default();
+                model.head().forward(&arena, &inputs, &rows, dropout, &mut pass);
+                pass.logits
+            };
+            let dropout = Some(Dropout { stream: Philox::new(4, "dropout", &[]), step: 3, first_row: 0 });
+            let drops = kind != HeadKind::Spans && expected > 0.0;
+            let what = format!("{name}: hidden {hidden}, classifier {classifier:?}, asked {asked:?}");
+            assert_eq!(logits(dropout) != logits(None), drops, "{what}");
+
+            let out = folder.path().join("out");
+            let destination = Destination::claim(&out, folder.path(), folder.path()).unwrap();
+            model.save(&destination, &[]).unwrap();
+            let saved: Value = serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap();
+            let found = saved["classifier_dropout"].as_f64().or(saved["hidden_dropout_prob"].as_f64());
+            assert_eq!(found, Some(expected), "{what}: {saved}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use trainer::downstream::task_model::{TaskModel, Weights};
 use trainer::downstream::words::Columns;
 use trainer::downstream::{
-    DataSet, FineTuneOptions, FineTuning, Given, Metric, Preset, Report, Sequence, Split, Task, Test, run,
+    DataSet, Destination, FineTuneOptions, FineTuning, Given, Metric, Preset, Report, Sequence, Split, Task, Test, run,
 };
 
 fn teacher() -> PathBuf {
@@ -148,7 +148,11 @@ fn a_fine_tuned_model_can_be_saved() {
     let (report, mut model) = fine_tuned(Task::Token, &files.data, &given, 1, 1);
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("tagger");
-    model.save(&out, &teacher(), &report.classes).unwrap();
+    let destination = Destination::claim(&out, &teacher(), &teacher()).unwrap();
+    // Of an earlier model, with another tokenizer.
+    std::fs::write(out.join("vocab.txt"), "a").unwrap();
+    model.save(&destination, &report.classes).unwrap();
+    assert!(!out.join("vocab.txt").exists());
 
     let configuration: serde_json::Value =
         serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap();
@@ -202,6 +206,14 @@ fn unusable_options_are_refused() {
         (Given { learning_rate: Some(f64::NAN), ..Given::default() }, "learning_rate is NaN; expected 0 to 1"),
         (Given { batch: Some(0), ..Given::default() }, "batch is 0; expected at least 1"),
         (Given { dropout: Some(1.0), ..Given::default() }, "dropout is 1; expected 0 to 0.9"),
+        (
+            Given { metric: Some(Metric::ExactMatch), ..Given::default() },
+            "this task has no metric exact match; it has accuracy, precision, recall, F1",
+        ),
+        (
+            Given { preset: Some(Preset::Xquad), ..Given::default() },
+            "this task has no preset xquad; it has panx, udpos",
+        ),
     ] {
         assert_eq!(FineTuneOptions::new(Task::Token, &given, 64, 0).unwrap_err().to_string(), expected);
     }

@@ -13,11 +13,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 use trainer::downstream::fine_tune::Progress;
 use trainer::downstream::scores::Scores;
-use trainer::downstream::task_model::TaskModel;
 use trainer::downstream::words::Columns;
 use trainer::downstream::{
-    DataSet, DownstreamError, FineTuneOptions, FineTuning, Given, Metric, Report, Split, Task, Test, run,
+    DataSet, Destination, DownstreamError, FineTuneOptions, FineTuning, Given, Metric, Report, Split, Task, Test, run,
 };
+
+/// What the test examples of a split are called.
+const OF_SPLIT: &str = "test";
 
 /// What is printed with --json.
 #[derive(Debug, Serialize)]
@@ -53,6 +55,7 @@ pub fn finetune(args: &FinetuneArgs) -> Result<(), Failure> {
     let options = FineTuneOptions::new(task, &given(args), encoder.configuration.max_position_embeddings, args.seed)?;
     let files = read_files(args, task, train)?;
     let threads = args.threads.unwrap_or_else(cores);
+    let destination = args.out.as_ref().map(|out| Destination::claim(out, folder, tokenizer_folder)).transpose()?;
     let pool = RolePool::alone("finetune", threads).map_err(of_model)?;
     let started = Instant::now();
     let work = FineTuning {
@@ -66,8 +69,8 @@ pub fn finetune(args: &FinetuneArgs) -> Result<(), Failure> {
     };
     let (report, model) = pool.install(|| run(&work, log_progress(started)))?;
     let seconds = started.elapsed().as_secs_f64();
-    if let Some(out) = &args.out {
-        save(&model, out, tokenizer_folder, &report)?;
+    if let Some(destination) = &destination {
+        model.save(destination, &report.classes)?;
     }
     for (name, classes) in &report.unknown_classes {
         tracing::warn!(
@@ -80,16 +83,6 @@ pub fn finetune(args: &FinetuneArgs) -> Result<(), Failure> {
         return print_json(&Printed { model: folder, tokenizer: tokenizer_folder, threads, seconds, report: &report });
     }
     lines(&report, seconds).iter().try_for_each(|line| print_line(line))
-}
-
-fn save(model: &TaskModel, out: &Path, tokenizer: &Path, report: &Report) -> Result<(), Failure> {
-    let occupied = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
-    if occupied && !out.join("config.json").is_file() {
-        let reason =
-            format!("{} is not empty and holds no model; choose another folder, or empty this one", out.display());
-        return Err(Failure::new(ExitCode::CannotCreate, reason));
-    }
-    Ok(model.save(out, tokenizer, &report.classes)?)
 }
 
 /// Says in the log how far it is.
@@ -123,23 +116,29 @@ fn given(args: &FinetuneArgs) -> Given {
 fn read_files(args: &FinetuneArgs, task: Task, train: &Path) -> Result<Files, Failure> {
     let columns = Columns { word: args.word_column, tag: args.tag_column };
     let read = |path: &Path| DataSet::read(task, path, columns);
-    let mut tests = Vec::new();
-    for argument in &args.tests {
-        let (name, path) = named(argument);
-        if tests.iter().any(|test: &Test| test.name == name) {
-            let reason = format!("two test files are called `{name}`; name them: --test one=FILE two=FILE");
-            return Err(Failure::new(ExitCode::Usage, reason));
-        }
-        tests.push(Test::new(name, read(&path)?));
-    }
+    let named: Vec<(String, PathBuf)> = args.tests.iter().map(|argument| named(argument)).collect();
+    check_names(&named, args.split)?;
+    let tests = named.into_iter().map(|(name, path)| Ok(Test::new(name, read(&path)?)));
+    let mut tests = tests.collect::<Result<Vec<_>, DownstreamError>>()?;
     let whole = read(train)?;
     let Some(parts) = args.split else {
         let dev = args.dev.as_deref().map(read).transpose()?;
         return Ok(Files { train: whole, dev, tests });
     };
     let Split { train, dev, test } = whole.split(parts)?;
-    tests.extend(test.map(|test| Test::new("test", test)));
+    tests.extend(test.map(|test| Test::new(OF_SPLIT, test)));
     Ok(Files { train, dev, tests })
+}
+
+/// Refuses two tests of one name; that of a split's last part is "test".
+fn check_names(tests: &[(String, PathBuf)], split: Option<[u32; 3]>) -> Result<(), Failure> {
+    let of_split = split.filter(|parts| parts[2] > 0).map(|_| OF_SPLIT);
+    let names: Vec<&str> = of_split.into_iter().chain(tests.iter().map(|(name, _)| name.as_str())).collect();
+    let twice = (1..names.len()).find(|at| names[..*at].contains(&names[*at])).map(|at| names[at]);
+    let Some(name) = twice else { return Ok(()) };
+    let advice = if of_split == Some(name) { "; that of --split has this name" } else { "" };
+    let reason = format!("two test files are called `{name}`{advice}; name them: --test one=FILE two=FILE");
+    Err(Failure::new(ExitCode::Usage, reason))
 }
 
 /// The name and the path in `[NAME=]FILE`; without a name that of the file, without what follows its last dot.
@@ -203,6 +202,7 @@ impl From<DownstreamError> for Failure {
                 ExitCode::DataError
             }
             DownstreamError::Options(_) => ExitCode::Usage,
+            DownstreamError::Target { .. } => ExitCode::CannotCreate,
             DownstreamError::Model(ref source) => ExitCode::of_model(source),
             DownstreamError::Trainer(source) => return (*source).into(),
         };

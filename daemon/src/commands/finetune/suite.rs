@@ -32,7 +32,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use trainer::downstream::table::Role;
 use trainer::downstream::words::Columns;
-use trainer::downstream::{Given, Metric, Task};
+use trainer::downstream::{FineTuneOptions, Given, Metric, Task};
 
 /// All that is to be run.
 #[derive(Debug, Deserialize)]
@@ -148,6 +148,15 @@ impl SuiteTask {
         Columns { word: self.word_column, tag: self.tag_column }
     }
 
+    /// Hyperparameters, but for what depends on the model; the tables' metric is the task's too.
+    fn check_options(&self) -> Result<(), String> {
+        for metric in [self.options.metric, self.metric] {
+            let given = Given { metric, ..self.options.clone() };
+            FineTuneOptions::new(self.kind, &given, usize::MAX, 0).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), String> {
         let failed = |reason: &str| Err(format!("task `{}`: {reason}", self.name));
         for (language, files) in &self.files {
@@ -167,6 +176,7 @@ impl SuiteTask {
                 return failed(&format!("files.{language}: nothing to test; expected `test` or `split`"));
             }
         }
+        self.check_options().or_else(|reason| failed(&reason))?;
         match &self.zero_shot_from {
             Some(from) if self.files.get(from).is_none_or(|files| files.train.is_none()) => {
                 failed(&format!("`zero_shot_from` is `{from}`, but there is no files.{from}.train"))
@@ -248,6 +258,10 @@ mod tests {
             ("name = \"pos\"", "name = \"a/b\"", "task `a/b`: a name has letters"),
             ("zero_shot_from = \"en\"", "zero_shot_from = \"de\"", "task `pos`: `zero_shot_from` is `de`, but"),
             ("seeds = [1, 2]", "seeds = []", "expected at least one seed"),
+            ("metric = \"accuracy\"", "metric = \"exact_match\"", "task `pos`: this task has no metric exact match"),
+            ("epochs = 2", "metric = \"exact_match\"", "task `pos`: this task has no metric exact match"),
+            ("epochs = 2", "preset = \"xnli\"", "task `pos`: this task has no preset xnli; it has panx, udpos"),
+            ("epochs = 2", "epochs = 0", "task `pos`: epochs is 0; expected at least 1"),
             ("test = \"de.tsv\"", "dev = \"de.tsv\"", "files.de: nothing to test"),
             ("split = [80, 10, 10]", "split = [80, 10, 0]", "files.en: a `split` such as"),
             ("train = \"en.tsv\", ", "", "files.en: a `split` needs `train`"),

@@ -13,7 +13,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use trainer::downstream::table::{Outcome, Setting, Table};
-use trainer::downstream::{DataSet, FineTuneOptions, FineTuning, Given, Metric, Report, Split, Test, run};
+use trainer::downstream::{
+    DataSet, DownstreamError, FineTuneOptions, FineTuning, Given, Metric, Report, Split, Test, run,
+};
 
 /// What a run's file holds.
 #[derive(Debug, Serialize, Deserialize)]
@@ -25,7 +27,17 @@ struct RunFile {
     trained_on: String,
     seed: u64,
     seconds: f64,
-    report: Report,
+    #[serde(flatten)]
+    end: End,
+}
+
+/// How a run ended. It would diverge again, so that is a result too.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum End {
+    Report(Report),
+    /// What was said of it.
+    Diverged(String),
 }
 
 /// The examples of a language.
@@ -52,31 +64,42 @@ pub(super) fn suite(args: &FinetuneArgs, path: &Path) -> Result<(), Failure> {
     let suite = Suite::load(path)?;
     std::fs::create_dir_all(out).map_err(|error| Failure::io("create", out, &error))?;
     let pool = RolePool::alone("finetune", args.threads.unwrap_or_else(cores)).map_err(of_model)?;
-    let mut tables = Vec::new();
+    let (mut tables, mut diverged) = (Vec::new(), Vec::new());
     for task in &suite.tasks {
         let examples = read_examples(task)?;
         let mut outcomes = Vec::new();
-        let mut metric = task.metric;
+        let train = || examples.values().find_map(|examples| examples.train.as_ref());
+        let usual = || train().map_or(Metric::Accuracy, DataSet::usual_metric);
+        let metric = task.metric.or(task.options.metric).unwrap_or_else(usual);
         for model in &suite.models {
             let mut loaded = load(model, task)?;
             for language in task.files.keys().filter(|language| trains_on(model, task, language)) {
                 for &seed in &suite.seeds {
                     let run = Run { model, task, language, seed, out };
                     let file = pool.install(|| run.result(&mut loaded, &examples))?;
-                    let metric = *metric.get_or_insert(file.report.metric);
-                    outcomes.push(outcome(model, &file, metric));
+                    if let End::Diverged(reason) = &file.end {
+                        tracing::warn!(run = run.name(), "{reason}; its scores are missing");
+                        diverged.push(run.name());
+                    }
+                    outcomes.push(run.outcome(&file.end, metric));
                 }
             }
         }
-        let metric = metric.unwrap_or(Metric::Accuracy);
         let settings = [Setting::InLanguage].into_iter().chain(task.zero_shot_from.clone().map(Setting::ZeroShot));
         tables.extend(settings.filter_map(|setting| Table::new(&task.name, setting, metric, &outcomes)));
     }
-    if args.json {
-        return print_json(&json!({ "tables": tables }));
-    }
     let shown = |table: &Table| if args.markdown { table.markdown() } else { table.text() };
-    tables.iter().try_for_each(|table| print_line(&shown(table)))
+    match args.json {
+        true => print_json(&json!({ "tables": tables, "diverged": diverged }))?,
+        false => tables.iter().try_for_each(|table| print_line(&shown(table)))?,
+    }
+    match diverged.is_empty() {
+        true => Ok(()),
+        false => {
+            let reason = format!("runs that diverged have no scores: {}; lower the learning rate", diverged.join(", "));
+            Err(Failure::new(ExitCode::DataError, reason))
+        }
+    }
 }
 
 /// Whether a model is fine-tuned on a language: for itself, or to be tested in others.
@@ -89,18 +112,6 @@ fn trains_on(model: &SuiteModel, task: &SuiteTask, language: &str) -> bool {
 /// The languages of a task that a model is tested in.
 fn tested<'a>(model: &'a SuiteModel, task: &'a SuiteTask) -> impl Iterator<Item = &'a String> {
     task.files.keys().filter(|language| model.speaks(language))
-}
-
-fn outcome(model: &SuiteModel, file: &RunFile, metric: Metric) -> Outcome {
-    let of = |scores: &trainer::downstream::scores::Scores| scores.get(&metric).copied();
-    let scores = file.report.tests.iter().filter_map(|(language, scores)| Some((language.clone(), of(scores)?)));
-    Outcome {
-        model: model.name.clone(),
-        role: model.role,
-        trained_on: file.trained_on.clone(),
-        seed: file.seed,
-        scores: scores.collect(),
-    }
 }
 
 fn read_examples(task: &SuiteTask) -> Result<BTreeMap<String, Examples>, Failure> {
@@ -149,7 +160,7 @@ impl Run<'_> {
     /// What is stored of it, or what comes of it now.
     fn result(&self, loaded: &mut Loaded, examples: &BTreeMap<String, Examples>) -> Result<RunFile, Failure> {
         let Self { model, task, language, seed, out } = *self;
-        let path = out.join(format!("{}.{}.{language}.{seed}.json", task.name, model.name));
+        let path = out.join(self.name());
         // What the tables show chooses the best epoch too, unless the options say otherwise.
         let given = Given { metric: task.options.metric.or(task.metric), ..task.options.clone() };
         let positions = loaded.encoder.configuration.max_position_embeddings;
@@ -182,7 +193,11 @@ impl Run<'_> {
             tests: &tests,
             options: &options,
         };
-        let (report, _) = run(&work, log_progress(started))?;
+        let end = match run(&work, log_progress(started)) {
+            Ok((report, _)) => End::Report(report),
+            Err(error @ DownstreamError::Diverged { .. }) => End::Diverged(error.to_string()),
+            Err(error) => return Err(error.into()),
+        };
         let file = RunFile {
             identity,
             model: model.name.clone(),
@@ -190,10 +205,29 @@ impl Run<'_> {
             trained_on: language.to_owned(),
             seed,
             seconds: started.elapsed().as_secs_f64(),
-            report,
+            end,
         };
         store(&path, &file)?;
         Ok(file)
+    }
+
+    /// Of its file.
+    fn name(&self) -> String {
+        format!("{}.{}.{}.{}.json", self.task.name, self.model.name, self.language, self.seed)
+    }
+
+    fn outcome(&self, end: &End, metric: Metric) -> Outcome {
+        let score = |language: &str| match end {
+            End::Report(report) => report.tests.get(language)?.get(&metric).copied(),
+            End::Diverged(_) => None,
+        };
+        Outcome {
+            model: self.model.name.clone(),
+            role: self.model.role,
+            trained_on: self.language.to_owned(),
+            seed: self.seed,
+            scores: self.tests().into_iter().map(|language| (language.to_owned(), score(language))).collect(),
+        }
     }
 
     /// The languages that are tested.
@@ -215,7 +249,9 @@ impl Run<'_> {
             json!([language, examples[language].fingerprint, tokenizer])
         };
         let tests: Vec<_> = tests.iter().map(|language| of(language)).collect();
-        let parts = json!(["finetune 1", loaded.fingerprint, self.task.kind, options, of(self.language), tests]);
+        // Rates of dropout, the activation and others follow from no weight.
+        let model = json!([loaded.fingerprint, loaded.encoder.configuration.to_hugging_face()]);
+        let parts = json!(["finetune 2", model, self.task.kind, options, of(self.language), tests]);
         hexadecimal(&Sha256::digest(parts.to_string()))
     }
 }
