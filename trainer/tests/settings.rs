@@ -13,8 +13,8 @@ use std::os::fd::AsRawFd;
 use store::TAIL_SAMPLES_KEY;
 use store::stage::StageControl;
 use trainer::{
-    Copies, EvaluationOptions, Event, KdTarget, LaterTarget, LossNorm, Outcome, Request, Schedule, Settings, Ticket, TrainerError,
-    TrainerOptions,
+    Copies, EvaluationOptions, Event, KdTarget, LaterTarget, LossNorm, Outcome, Request, Schedule, Settings, Ticket,
+    TrainerError, TrainerOptions,
 };
 
 /// Entries of the journal that hold settings.
@@ -40,9 +40,8 @@ fn check_replay(scene: &Scene, options: &TrainerOptions, step: u64) {
 
 #[test]
 fn a_sampled_tail_is_not_tempered() {
-    let later = |kd_temperature| {
-        Some(LaterTarget { kd_target: KdTarget::Ghost, kd_temperature, from_step: 3, blend_steps: 0 })
-    };
+    let later =
+        |kd_temperature| Some(LaterTarget { kd_target: KdTarget::Ghost, kd_temperature, from_step: 3, blend_steps: 0 });
     for (samples, kd_temperature, kd_target_later, is_refused) in [
         ("0", 2.0, later(0.5), false),
         ("2", 1.0, None, false),
