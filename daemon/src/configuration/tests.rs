@@ -85,7 +85,7 @@ fn everything_wrong_is_reported_at_once() {
         "teacher[en].path: must be a string",
         "teacher[en].device: \"cuda:0\" is not available",
         "train.steps: 0 is out of range",
-        "train.copies: \"some\" is not known; use \"all\", \"best\" or \"random\"",
+        "train.copies: \"some\" is not known; use \"all\" or \"best\" or \"random\"",
         "masking.probability: 2 is out of range",
     ] {
         assert!(found.iter().any(|line| line.starts_with(expected)), "{expected} not in {found:#?}");
@@ -362,7 +362,7 @@ fn weights_of_distillation_without_labels_are_named() {
         ("schedule = \"trunk\"\nlambda_start = 0\nlambda_floor = 0", None),
     ] {
         let parse = |labels: bool| {
-            let text = format!("{MINIMAL}labels = {labels}\n[student]\n[train]\n{train}\n");
+            let text = format!("{MINIMAL}labels = {labels}\n[student]\n[train]\nsteps = 10\n{train}\n");
             Configuration::parse(&text, Path::new("/etc")).unwrap().labels_warning()
         };
         assert_eq!(parse(true), None, "{train}");
