@@ -385,7 +385,10 @@ impl ops::Control for Status {
             Command::Resume { stage } => Ok(self.set_paused(stage, false)),
             Command::Drain => self.drain(),
             Command::Checkpoint => self.ask_trainer(|reply| Request::Checkpoint { reply }),
-            Command::Export { out, languages } => self.ask_trainer(|reply| Request::Export { out, languages, reply }),
+            Command::Export { out, languages } => {
+                self.check_languages(&languages)?;
+                self.ask_trainer(|reply| Request::Export { out, languages, reply })
+            }
             Command::Release { steps, out } => self.release(|releases| releases.begin(steps, out)),
             Command::CancelRelease => self.release(Releases::cancel),
             Command::RetryQuarantined { ids, corpus } => {

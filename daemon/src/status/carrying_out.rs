@@ -4,6 +4,7 @@ use super::Status;
 use crossbeam::channel::{Sender, bounded};
 use ops::{CommandError, Stage};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -147,6 +148,21 @@ impl Status {
             }
         })?;
         serde_json::to_value(release).map_err(|failed| error(500, "failed", failed.to_string()))
+    }
+
+    /// Refuses languages that no teacher of this run has.
+    pub(super) fn check_languages(&self, languages: &[String]) -> Result<(), CommandError> {
+        let stages = self.stages();
+        let known = || stages.teachers.iter().flat_map(|teacher| &teacher.section.languages);
+        let Some(unknown) = languages.iter().find(|language| !known().any(|known| known == *language)) else {
+            return Ok(());
+        };
+        let known: BTreeSet<&str> = known().map(String::as_str).collect();
+        let message = format!(
+            "no teacher has language {unknown:?}; there are: {}",
+            known.into_iter().collect::<Vec<_>>().join(", ")
+        );
+        Err(CommandError { status: 404, code: "unknown_language", message })
     }
 
     /// Sends a request to the trainer and waits for its answer.

@@ -35,7 +35,7 @@ struct RunFile {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum End {
-    Report(Report),
+    Report(Box<Report>),
     /// What was said of it.
     Diverged(String),
 }
@@ -194,7 +194,7 @@ impl Run<'_> {
             options: &options,
         };
         let end = match run(&work, log_progress(started)) {
-            Ok((report, _)) => End::Report(report),
+            Ok((report, _)) => End::Report(Box::new(report)),
             Err(error @ DownstreamError::Diverged { .. }) => End::Diverged(error.to_string()),
             Err(error) => return Err(error.into()),
         };
