@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, field
 
-SIMILAR = ["en", "de", "es", "it"]
-
 
 @dataclass(frozen=True)
 class Log:
@@ -21,8 +19,6 @@ class Arm:
     changes: dict = field(default_factory=dict)
     # Of the steps of the others.
     share_of_steps: float = 1.0
-    # Languages of the downstream task; the first letter of a pair is trained on, the second one tested: `None`: in-language, all of the log's.
-    transfers: tuple = ()
 
 
 LOGS = {
@@ -79,7 +75,7 @@ ARMS = {
     "spanish-gold": Arm("spanish-gold"),
 }
 
-# What each script of this folder runs.
+# What speaks to each claim.
 CLAIMS = {
     "headline": ["kd", "gold"],
     "curve": ["kd", "gold", "kd-short", "gold-short"],
@@ -90,7 +86,7 @@ CLAIMS = {
     "zero-shot": ["spanish", "spanish-gold"],
 }
 
-# Students. The rate was chosen for each of the two kinds of label by `grid` (README.md), on a seed that is not reported.
+# Students.
 SIZES = {
     "tiny": {"student.layers": 2, "student.hidden_size": 128, "student.heads": 2},
     "small": {"student.layers": 4, "student.hidden_size": 256, "student.heads": 4},
