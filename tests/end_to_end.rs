@@ -237,6 +237,11 @@ fn every_target_goes_all_the_way() {
     for (from, to, expected) in [
         ("tail_samples = 4", "tail_samples = 3", "store.tail_samples: 4 in the log, 3 in the configuration"),
         ("init = \"teachers\"", "init = \"random\"", "student.init was teachers, is unset"),
+        (
+            "init = \"teachers\"",
+            "init = \"teachers\"\ninitializer_range = 0.05",
+            "student.initializer_range was 0.1386, is 0.05",
+        ),
         ("steps = 12", "steps = 12\nkd_temperature = 2", "train.kd_temperature: has to be 1"),
     ] {
         std::fs::write(&parted.config, configuration.replacen(from, to, 1)).unwrap();

@@ -60,6 +60,26 @@ fn a_plan_is_what_a_run_comes_to_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_batch_that_would_take_too_long_is_measured_in_part_and_scaled_up() {
+    let whole = configuration();
+    let batch = whole.lines().find(|line| line.starts_with("batch_examples")).unwrap().to_owned();
+    let scene = Scene::new(&whole.replace(&batch, "batch_examples = 100000\nmicro_batch_tokens = 65536"));
+    let plan = json(&scene);
+    let (sizes, train) = (&plan["measured"]["sizes"], &plan["measured"]["train"]);
+    let copies = sizes["batch_examples"].as_u64().unwrap();
+    assert!((2..100_000).contains(&copies), "{sizes}");
+    assert!(sizes["micro_batch_tokens"].as_u64().unwrap() < 65_536, "{sizes}");
+    assert_close("copies of a step", &train["copies_per_step"], 100_000.0, 0.01);
+    let seconds = train["seconds_per_step_alone"].as_f64().unwrap();
+    assert!(seconds > 1.0, "{seconds} s for a step of 100,000 copies");
+    let notes = plan["notes"].as_array().unwrap();
+    assert!(notes.iter().any(|note| note.as_str().unwrap().contains("train.batch_examples was")), "{notes:?}");
+
+    let small = json(&Scene::new(&whole));
+    assert_eq!(batch, format!("batch_examples = {}", small["measured"]["sizes"]["batch_examples"]));
+}
+
+#[test]
 fn what_is_only_labelled_has_no_training_in_its_plan() {
     let configuration = configuration();
     let scene = Scene::new(configuration.split_once("[student]").unwrap().0);

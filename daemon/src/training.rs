@@ -27,6 +27,7 @@ pub fn options(
         embedding_size: section.embedding_size,
         max_sequence_length: section.max_sequence_length,
         dropout: section.dropout,
+        initializer_range: section.initializer_range,
         init: if section.init == "teachers" { StudentInit::Teachers } else { StudentInit::Random },
     };
     let teachers = inputs.teachers.iter().map(|teacher| TrainerTeacher {

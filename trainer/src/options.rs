@@ -142,6 +142,8 @@ pub struct StudentOptions {
     pub max_sequence_length: usize,
     /// Dropout of embeddings, layers and attention.
     pub dropout: f64,
+    /// Standard deviation of random initial weights.
+    pub initializer_range: f64,
     /// What the word embeddings begin with.
     pub init: StudentInit,
 }
@@ -177,7 +179,7 @@ impl StudentOptions {
             hidden_dropout: self.dropout,
             attention_dropout: self.dropout,
             classifier_dropout: None,
-            initializer_range: 0.02,
+            initializer_range: self.initializer_range,
             tie_word_embeddings: true,
             pad_token_id,
         }
@@ -337,6 +339,7 @@ impl Default for StudentOptions {
             embedding_size: 256,
             max_sequence_length: 128,
             dropout: 0.1,
+            initializer_range: 0.02,
             init: StudentInit::Random,
         }
     }

@@ -217,8 +217,16 @@ const SETTINGS: [&str; 4] = ["sampling.alpha", "train.copies", "train.best_by", 
 /// journal; everything else may change from one start to the next.
 fn identity(options: &TrainerOptions) -> BTreeMap<String, String> {
     let student_values = serde_json::to_value(&options.student).unwrap_or_default();
-    let keys =
-        ["layers", "hidden_size", "heads", "intermediate_size", "embedding_size", "max_sequence_length", "dropout"];
+    let keys = [
+        "layers",
+        "hidden_size",
+        "heads",
+        "intermediate_size",
+        "embedding_size",
+        "max_sequence_length",
+        "dropout",
+        INITIALIZER_RANGE,
+    ];
     let student = keys.into_iter().map(|key| (format!("student.{key}"), shown(&student_values[key])));
     let labels = options
         .teachers
@@ -231,11 +239,12 @@ fn identity(options: &TrainerOptions) -> BTreeMap<String, String> {
 }
 
 const TEACHER: &str = "teacher[";
+const INITIALIZER_RANGE: &str = "initializer_range";
 
 /// Whether a key is compared only where both sides have it: checkpoints of earlier versions do not, teachers are added, and who only looks
 /// at a run need not know them.
 fn may_lack(key: &str) -> bool {
-    key == "student.dropout" || key.starts_with(TEACHER)
+    key == "student.dropout" || key.strip_prefix("student.") == Some(INITIALIZER_RANGE) || key.starts_with(TEACHER)
 }
 
 fn shown(value: &Value) -> String {

@@ -8,6 +8,7 @@ mod hub;
 mod ops_section;
 mod sections;
 mod store_section;
+mod student_section;
 mod table;
 mod threads;
 mod train_section;

@@ -4,6 +4,7 @@ use super::corpus_section::{Corpus, FORMATS};
 use super::hub;
 use super::ops_section::Ops;
 use super::store_section::Store;
+use super::student_section::Student;
 use super::table::{Problem, Problems, Table};
 use super::threads::Threads;
 use super::train_section::Train;
@@ -145,29 +146,6 @@ pub struct Queue {
 pub struct Quarantine {
     /// Room on the disk for notes on documents that could not be used; the oldest are dropped beyond it.
     pub max_bytes: u64,
-}
-
-/// `[student]`
-#[derive(Clone, Debug, Serialize)]
-pub struct Student {
-    /// Encoder layers.
-    pub layers: usize,
-    /// Hidden size.
-    pub hidden_size: usize,
-    /// Attention heads.
-    pub heads: usize,
-    /// Size of the feed-forward layer.
-    pub intermediate_size: usize,
-    /// Embedding size; smaller than `hidden_size`: factorised, an ELECTRA generator in transformers.
-    pub embedding_size: usize,
-    /// Tokens in an example, [CLS] and [SEP] included.
-    pub max_sequence_length: usize,
-    /// Dropout probability.
-    pub dropout: f64,
-    /// What the word embeddings begin with: `random` numbers, or those of the `teachers`.
-    pub init: &'static str,
-    /// Where it is trained.
-    pub device: String,
 }
 
 /// `[evaluate]`
@@ -396,7 +374,7 @@ impl Teacher {
 }
 
 /// A device this build can use.
-fn device(table: &mut Table) -> String {
+pub(super) fn device(table: &mut Table) -> String {
     let device = table.string("device", "cpu");
     if device != "cpu" {
         table.problem("device", format!("\"{device}\" is not available in this build; use \"cpu\""));
@@ -447,36 +425,6 @@ impl Quarantine {
         let quarantine = Self { max_bytes: table.integer("max_bytes", 128 << 20, 1 << 20..=1 << 50) };
         table.finish();
         quarantine
-    }
-}
-
-impl Student {
-    fn read(mut table: Table) -> Self {
-        let hidden_size = table.size("hidden_size", 256, 1..=65_536);
-        let student = Self {
-            layers: table.size("layers", 4, 1..=256),
-            hidden_size,
-            heads: table.size("heads", 4, 1..=1024),
-            intermediate_size: table.size("intermediate_size", 4 * hidden_size, 1..=1_048_576),
-            embedding_size: table.size("embedding_size", hidden_size, 1..=65_536),
-            max_sequence_length: table.size("max_sequence_length", 128, 16..=8192),
-            dropout: table.number("dropout", 0.1, 0.0..=0.9),
-            init: table.choice("init", &[("random", "random"), ("teachers", "teachers")]),
-            device: device(&mut table),
-        };
-        table.finish();
-        student
-    }
-
-    fn validate(&self, problems: &Problems) {
-        if !self.hidden_size.is_multiple_of(self.heads) {
-            let message = format!("{} is not a divisor of hidden_size = {}", self.heads, self.hidden_size);
-            problems.add("student.heads", message);
-        }
-        if self.embedding_size > self.hidden_size {
-            let message = format!("{} is larger than hidden_size = {}", self.embedding_size, self.hidden_size);
-            problems.add("student.embedding_size", message);
-        }
     }
 }
 

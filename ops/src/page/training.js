@@ -65,10 +65,12 @@ function showEvaluation(evaluation) {
   $("evaluation-section").hidden = Object.keys(languages).length === 0 && course.evaluations.step.length === 0;
   const rows = Object.entries(languages).flatMap(([language, figures]) => {
     const teachers = Object.entries(figures.teachers || {});
-    const own = { key: language, cells: [[language], ["—", "name soft"], [NONE], [nats(figures.student_loss)], [NONE], [percent(figures.student_top1)], [NONE]] };
+    const own = { key: language, cells: [[language], ["—", "name soft"], [NONE], [nats(figures.student_loss)], [NONE], [percent(figures.student_top1)], [NONE],
+      [NONE], [NONE], [percent(figures.student_ece)], [NONE]] };
     return teachers.length ? teachers.map(([teacher, one], index) => ({ key: language + "\n" + teacher, cells: [[index ? "" : language],
       [teacher, "name wide"], [nats(one.loss)], [nats(one.student_loss)], [percent(one.top1)], [percent(one.student_top1)],
-      [signed(one.rdt), isNumber(one.rdt) && one.rdt >= 0 ? "good" : ""]] })) : [own];
+      [signed(one.rdt), isNumber(one.rdt) && one.rdt >= 0 ? "good" : ""],
+      [percent(one.agreement)], [percent(one.ece)], [percent(one.student_ece)], [percent(one.retained_mass)]] })) : [own];
   });
   setText($("evaluation-step"), isObject(evaluation) && isNumber(evaluation.step) ? "at step " + number(evaluation.step) : "");
   showTable($("evaluation"), rows);

@@ -1,6 +1,7 @@
 //! What was measured.
 
 use super::measuring::Measured;
+use super::sizes::Sizes;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -17,6 +18,8 @@ pub(super) struct Figures {
     pub(super) train: Option<TrainFigures>,
     pub(super) checkpoint_bytes: Option<u64>,
     pub(super) memory: MemoryFigures,
+    /// With which all of this was measured; `train` is scaled to the run's.
+    pub(super) sizes: Sizes,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
@@ -100,6 +103,18 @@ impl TrainFigures {
             copies_per_step: mean(|measured| measured.copies),
             seconds_per_step_alone: per_step(alone),
             seconds_per_step_beside_labelling: per_step(beside_labelling),
+        }
+    }
+
+    /// Of steps of `copies`, measured with `sampled` of them.
+    pub(super) fn scaled(self, copies: usize, sampled: usize) -> Self {
+        let factor = copies as f64 / sampled.max(1) as f64;
+        Self {
+            sampled_steps: self.sampled_steps,
+            tokens_per_step: self.tokens_per_step * factor,
+            copies_per_step: self.copies_per_step * factor,
+            seconds_per_step_alone: self.seconds_per_step_alone * factor,
+            seconds_per_step_beside_labelling: self.seconds_per_step_beside_labelling * factor,
         }
     }
 }

@@ -1,13 +1,14 @@
 //! `mergedistill check --plan`: how long, how much disk and memory, and what limits.
 //!
 //! The pipeline of `run` works for a few seconds in a temporary folder ([`sample`]), with the teachers, the text, the student and the union
-//! vocabulary of the configuration. The rest is arithmetic ([`estimate`]).
+//! vocabulary of the configuration, on smaller batches where its own would take too long ([`sizes`]). The rest is arithmetic ([`estimate`]).
 
 mod estimate;
 mod figures;
 mod measuring;
 mod report;
 mod sample;
+mod sizes;
 
 use super::{print_json, print_line};
 use crate::configuration::Configuration;
@@ -16,6 +17,7 @@ use crate::inputs::Inputs;
 use estimate::Estimate;
 use figures::Figures;
 use serde::Serialize;
+use sizes::Sizes;
 use trainer::{TeacherTokens, Vocabulary};
 
 /// What `--json` prints.
@@ -34,8 +36,11 @@ struct Plan {
 /// # Errors
 /// When a stage fails, or there is too little text or too little to train to measure anything.
 pub(super) fn plan(configuration: &Configuration, inputs: &Inputs, seconds: f64, as_json: bool) -> Result<(), Failure> {
-    let (vocabulary_size, parameters) = student(configuration, inputs)?.unzip();
-    let measured = sample::measure(configuration, seconds)?;
+    let student = student(configuration, inputs)?;
+    let vocabulary_size = student.as_ref().map(|student| student.vocabulary_size);
+    let parameters = student.as_ref().map(|student| model::Layout::of(student).length() as u64);
+    let sizes = Sizes::of(configuration, inputs, student.as_ref(), seconds);
+    let measured = sample::measure(configuration, sizes, seconds)?;
     let derived = Estimate::of(configuration, &measured, parameters);
     let notes = report::notes(configuration, &measured, &derived);
     let plan = Plan { vocabulary_size, measured, derived, notes };
@@ -45,13 +50,12 @@ pub(super) fn plan(configuration: &Configuration, inputs: &Inputs, seconds: f64,
     report::lines(configuration, &plan).iter().try_for_each(|line| print_line(line))
 }
 
-/// The size of the union vocabulary, and the student's parameters.
-fn student(configuration: &Configuration, inputs: &Inputs) -> Result<Option<(usize, u64)>, Failure> {
+/// The student's shape over the union vocabulary.
+fn student(configuration: &Configuration, inputs: &Inputs) -> Result<Option<model::Configuration>, Failure> {
     let Some(options) = crate::training::options(configuration, inputs, None, None) else { return Ok(None) };
     let teachers = inputs.teachers.iter();
     let tokens: Vec<_> =
         teachers.map(|teacher| TeacherTokens::new(&teacher.section.name, &teacher.tokenizer)).collect();
     let size = Vocabulary::union(&tokens)?.size();
-    let layout = model::Layout::of(&options.student.configuration(size, 0));
-    Ok(Some((size, layout.length() as u64)))
+    Ok(Some(options.student.configuration(size, 0)))
 }

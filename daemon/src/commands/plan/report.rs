@@ -15,6 +15,12 @@ pub(super) fn notes(configuration: &Configuration, figures: &Figures, estimate: 
     };
     note(estimate.has_streams, "corpora that arrive are counted as far as they have arrived");
     note(!configuration.evaluate.files.is_empty(), "the text of [evaluate] files is not counted");
+    for (key, run, sampled, so) in smaller(configuration, figures) {
+        let text = format!(
+            "{key} was {sampled} in the measurement, not {run}, for a batch of the run would take too long here: {so}"
+        );
+        note(run > sampled, &text);
+    }
     note(figures.train.is_some(), "evaluations and the writing of checkpoints are not counted");
     let unsampled = figures.corpora.iter().any(|corpus| corpus.tokens_per_character.is_none());
     note(unsampled, "the sample has nothing of some corpora: their tokens per character are those of the others");
@@ -28,6 +34,31 @@ pub(super) fn notes(configuration: &Configuration, figures: &Figures, estimate: 
         "labelling waits when it is max_backlog_bytes ahead of training: it then takes as long as training needs",
     );
     notes
+}
+
+/// Sizes of a run's batches: key, the run's, the measurement's, and what it means that this is smaller.
+fn smaller(configuration: &Configuration, figures: &Figures) -> [(&'static str, usize, usize, &'static str); 3] {
+    let (queue, train, sizes) = (&configuration.queue, &configuration.train, &figures.sizes);
+    [
+        (
+            "queue.batch_tokens",
+            queue.batch_tokens,
+            sizes.batch_tokens,
+            "memory for a teacher's batch is larger in the run",
+        ),
+        (
+            "train.batch_examples",
+            train.batch_examples,
+            sizes.batch_examples,
+            "a step is scaled up, its optimiser with it, so training is rather faster",
+        ),
+        (
+            "train.micro_batch_tokens",
+            train.micro_batch_tokens,
+            sizes.micro_batch_tokens,
+            "memory for activations is larger in the run",
+        ),
+    ]
 }
 
 /// A line each.

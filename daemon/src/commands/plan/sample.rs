@@ -2,6 +2,7 @@
 
 use super::figures::{CorpusFigures, Figures, LabelFigures, LogFigures, MemoryFigures, TeacherFigures, TrainFigures};
 use super::measuring::{Changes, Drought, Measured, wait};
+use super::sizes::Sizes;
 use crate::commands::bench::peak_rss_mib;
 use crate::commands::temporary_folder::TemporaryFolder;
 use crate::configuration::{Configuration, Corpus, CorpusOrigin};
@@ -26,9 +27,11 @@ const PATIENCE: u32 = 10;
 const NEVER: u64 = 1 << 40;
 
 /// Runs what `configuration` asks for, each kind of work for about `seconds`, and measures.
-pub(super) fn measure(configuration: &Configuration, seconds: f64) -> Result<Figures, Failure> {
+pub(super) fn measure(configuration: &Configuration, sizes: Sizes, seconds: f64) -> Result<Figures, Failure> {
     let folder = TemporaryFolder::create(&std::env::temp_dir())?;
-    let sampled = sampled(configuration, folder.path())?;
+    let mut sampled = sampled(configuration, folder.path())?;
+    sizes.apply(&mut sampled);
+    sampled.train.shuffle_examples = sampled.train.shuffle_examples.min(2 * sizes.batch_examples);
     let mut inputs = Inputs::open(&sampled)?;
     let state = Arc::new(StateFolder::open(&sampled.run.state_dir)?);
     if sampled.corpus.is_empty() {
@@ -78,7 +81,8 @@ pub(super) fn measure(configuration: &Configuration, seconds: f64) -> Result<Fig
             sampled_window_examples: sampled.train.shuffle_examples,
         },
         checkpoint_bytes: newest_checkpoint_bytes(&sampled.run.state_dir),
-        train,
+        train: train.map(|train| train.scaled(configuration.train.batch_examples, sizes.batch_examples)),
+        sizes,
     })
 }
 
@@ -106,7 +110,6 @@ fn sampled(configuration: &Configuration, folder: &Path) -> Result<Configuration
     sampled.evaluate.files.clear();
     (sampled.evaluate.holdout_fraction, sampled.evaluate.every_steps) = (0.0, NEVER);
     let train = &mut sampled.train;
-    train.shuffle_examples = train.shuffle_examples.min(2 * train.batch_examples);
     train.when_short = "replay";
     train.max_passes = 0;
     train.steps = train.steps.map(|_| NEVER);

@@ -81,6 +81,7 @@ pub const KEYS: &[(&str, Class)] = &[
     ("student.embedding_size", Restart(SHAPE)),
     ("student.max_sequence_length", Restart(SHAPE)),
     ("student.dropout", Restart(KEPT)),
+    ("student.initializer_range", Restart(KEPT)),
     ("student.init", Restart(KEPT)),
     ("student.device", Restart(SHAPE)),
     ("train.steps", Restart(TRAINER)),
