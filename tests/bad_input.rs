@@ -163,7 +163,7 @@ fn a_full_disk_is_waited_for() {
     let output = shell.wait_with_output().unwrap();
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
-    assert_eq!(stderr.matches("waiting for disk space").count(), 2, "a line each time: {stderr}");
+    assert_eq!(stderr.matches("WARN waiting for disk space").count(), 2, "a line each time: {stderr}");
     assert_eq!(stderr.matches("there is disk space again").count(), 1, "{stderr}");
     assert!(text(&output.stdout).contains("intact up to"), "{}", text(&output.stdout));
 }

@@ -8,8 +8,12 @@ use harness::{Scene, configuration, mergedistill, text};
 use serde_json::Value;
 
 fn plan(scene: &Scene, extra: &[&str]) -> String {
+    plan_in("0.2", scene, extra)
+}
+
+fn plan_in(seconds: &str, scene: &Scene, extra: &[&str]) -> String {
     let config = scene.config.to_str().unwrap();
-    let arguments = ["check", "--plan", "--seconds", "0.2", "--config", config];
+    let arguments = ["check", "--plan", "--seconds", seconds, "--config", config];
     let output = mergedistill(&arguments).args(extra).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
     text(&output.stdout)
@@ -64,7 +68,7 @@ fn a_batch_that_would_take_too_long_is_measured_in_part_and_scaled_up() {
     let whole = configuration();
     let batch = whole.lines().find(|line| line.starts_with("batch_examples")).unwrap().to_owned();
     let scene = Scene::new(&whole.replace(&batch, "batch_examples = 100000\nmicro_batch_tokens = 65536"));
-    let plan = json(&scene);
+    let plan: Value = serde_json::from_str(&plan_in("0.02", &scene, &["--json"])).unwrap();
     let (sizes, train) = (&plan["measured"]["sizes"], &plan["measured"]["train"]);
     let copies = sizes["batch_examples"].as_u64().unwrap();
     assert!((2..100_000).contains(&copies), "{sizes}");
