@@ -176,7 +176,7 @@ fn label_first_and_train_later() {
 #[test]
 fn old_segments_go_and_training_does_not_notice() {
     // There is more to label than training reads: segments are sealed, and looked at, as long as it goes on.
-    let all = configuration().replace("[[corpus]]", "[[corpus]]\nrounds = 1000").replace("steps = 12", "steps = 120");
+    let all = configuration().replace("[[corpus]]", "[[corpus]]\nrounds = 1000").replace("steps = 12", "steps = 240");
     let store = "[store]\nsegment_bytes = 65536\nmax_backlog_bytes = 1048576\n";
     let whole = Scene::new(&format!("{all}{store}"));
     assert!(whole.run(&[]).status.success());
@@ -186,7 +186,7 @@ fn old_segments_go_and_training_does_not_notice() {
     assert!(line.contains("begin="), "{line}");
     let (code, log) = daemon.finish();
     assert_eq!(code, Some(0), "{log}");
-    assert!(checkpoint(&whole, 120) == checkpoint(&scene, 120), "the student is the same");
+    assert!(checkpoint(&whole, 240) == checkpoint(&scene, 240), "the student is the same");
     assert_eq!(last_evaluation(&whole), last_evaluation(&scene), "held-out records are kept");
     assert!(scene.log_lines("stat")[0]["begin"].as_u64().unwrap() > 0);
     scene.log_lines("verify");

@@ -19,7 +19,7 @@ class Arm:
 
     log: str
     changes: dict = field(default_factory=dict)
-    # Of the steps of the others.
+    # Of the steps of the others. In changes, a step from which on something holds is a share of the arm's steps.
     share_of_steps: float = 1.0
 
 
@@ -53,7 +53,7 @@ ARMS = {
     "kd-ghost": Arm("similar", {"train.kd_target": "ghost"}),
     "kd-gold-residual": Arm("similar", {"train.kd_target": "gold-residual"}),
     "kd-sampled": Arm("similar-sampled"),
-    "kd-later-ghost": Arm("similar", {"train.kd_target_later": "ghost", "train.kd_target_later_from_step": 500}),
+    "kd-later-ghost": Arm("similar", {"train.kd_target_later": "ghost", "train.kd_target_later_from_step": 0.5}),
     "kd-warm": Arm("similar", {"train.kd_temperature": 2.0}),
     "kd-cosine": Arm("similar", {"train.lambda_schedule": "cosine"}),
     "kd-step": Arm("similar", {"train.lambda_schedule": "step"}),

@@ -21,9 +21,11 @@ def at_a_time(jobs, calls):
         for future in concurrent.futures.as_completed([pool.submit(call) for call in calls]):
             try:
                 print(future.result(), flush=True)
-            except RuntimeError as error:
+            except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
-                sys.exit(str(error))
+                if isinstance(error, RuntimeError):
+                    sys.exit(str(error))
+                raise
 
 
 def write(path, text):

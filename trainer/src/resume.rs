@@ -183,6 +183,8 @@ pub(crate) fn fit(
     loaded: Loaded,
 ) -> Result<(Bert, Vec<Moments>, TrainerState), TrainerError> {
     let Loaded { path, mut state, parameters, moments, .. } = loaded;
+    // What it was before there was a key for it.
+    state.identity.entry(format!("student.{INITIALIZER_RANGE}")).or_insert_with(|| "0.02".to_owned());
     check_identity(&path, &state, options, vocabulary)?;
     // From now on it is known.
     for (key, value) in identity(options) {
@@ -244,7 +246,7 @@ const INITIALIZER_RANGE: &str = "initializer_range";
 /// Whether a key is compared only where both sides have it: checkpoints of earlier versions do not, teachers are added, and who only looks
 /// at a run need not know them.
 fn may_lack(key: &str) -> bool {
-    key == "student.dropout" || key.strip_prefix("student.") == Some(INITIALIZER_RANGE) || key.starts_with(TEACHER)
+    key == "student.dropout" || key.starts_with(TEACHER)
 }
 
 fn shown(value: &Value) -> String {

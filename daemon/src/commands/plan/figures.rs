@@ -106,13 +106,19 @@ impl TrainFigures {
         }
     }
 
-    /// Of steps of `copies`, measured with `sampled` of them.
-    pub(super) fn scaled(self, copies: usize, sampled: usize) -> Self {
-        let factor = copies as f64 / sampled.max(1) as f64;
+    /// Of steps of `copies`, each with `tokens_per_copy` tokens, by what was measured with steps of `sampled` copies that happened to be shorter
+    /// or longer.
+    pub(super) fn scaled(self, copies: usize, sampled: usize, tokens_per_copy: f64) -> Self {
+        if copies == sampled {
+            return self;
+        }
+        let copies_per_step = self.copies_per_step * copies as f64 / sampled.max(1) as f64;
+        let tokens_per_step = copies_per_step * tokens_per_copy;
+        let factor = tokens_per_step / self.tokens_per_step.max(1.0);
         Self {
             sampled_steps: self.sampled_steps,
-            tokens_per_step: self.tokens_per_step * factor,
-            copies_per_step: self.copies_per_step * factor,
+            tokens_per_step,
+            copies_per_step,
             seconds_per_step_alone: self.seconds_per_step_alone * factor,
             seconds_per_step_beside_labelling: self.seconds_per_step_beside_labelling * factor,
         }

@@ -161,8 +161,10 @@ fn derived(configuration: &Configuration, plan: &Plan, lines: &mut Vec<String>) 
     }
     let memory = &estimate.memory;
     let peak = memory.peak_bytes.map_or_else(|| "unknown".to_owned(), bytes);
+    let is_whole = smaller(configuration, &plan.measured).iter().all(|(_, run, sampled, _)| run == sampled);
+    let bound = if is_whole { "at most" } else { "at least, see the notes" };
     lines.push(format!(
-        "  memory      {peak} at most: teachers {}, student {}, gradients {}, optimiser {}, training window {}, other {}",
+        "  memory      {peak} {bound}: teachers {}, student {}, gradients {}, optimiser {}, training window {}, other {}",
         bytes(memory.teacher_bytes),
         bytes(memory.student_bytes),
         bytes(memory.gradient_bytes),

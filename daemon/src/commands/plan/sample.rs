@@ -66,22 +66,24 @@ pub(super) fn measure(configuration: &Configuration, sizes: Sizes, seconds: f64)
     pipeline.inboxes.close();
     pipeline.join();
 
-    let log = &sampled.store.path;
-    let stat = store::stat(log)?;
-    let tallies = tally(log, &inputs)?;
+    let stat = store::stat(&sampled.store.path)?;
+    let tallies = tally(&sampled.store.path, &inputs)?;
     let status = status.map(|status| serde_json::to_value(&*status)).transpose();
     let status = status.map_err(|error| Failure::new(ExitCode::Software, error))?;
+    let log = log_figures(&stat);
+    let batch = configuration.train.batch_examples;
+    let train = train.map(|train| train.scaled(batch, sizes.batch_examples, log.tokens_per_copy));
     Ok(Figures {
         corpora: status.map(|status| corpora(&status, configuration, &tallies)).unwrap_or_default(),
         label,
-        log: log_figures(&stat),
+        log,
         memory: MemoryFigures {
             peak_rss_bytes: peak_rss_mib().map(|mib| mib << 20),
             teacher_bytes,
             sampled_window_examples: sampled.train.shuffle_examples,
         },
         checkpoint_bytes: newest_checkpoint_bytes(&sampled.run.state_dir),
-        train: train.map(|train| train.scaled(configuration.train.batch_examples, sizes.batch_examples)),
+        train,
         sizes,
     })
 }

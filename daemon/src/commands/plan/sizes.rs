@@ -50,11 +50,15 @@ impl Sizes {
         let of_step = student
             .filter(|_| section.is_some_and(|section| on_processor(&section.device)))
             .map(|shape| sequences(shape, TRAINING_PASSES));
-        let tokens = |sequences: Option<usize>| sequences.map_or(usize::MAX, |sequences| sequences * length);
+        let (queue, train) = (&configuration.queue, &configuration.train);
+        // What is only trained on has no teacher's batch, and a step that fits needs no smaller parts.
+        let batch = fewest.filter(|_| !configuration.corpus.is_empty()).map(|sequences| sequences * length);
+        let step = of_step.map(|sequences| sequences.max(COPIES_MIN)).filter(|&copies| copies < train.batch_examples);
         Self {
-            batch_tokens: configuration.queue.batch_tokens.min(tokens(fewest)),
-            batch_examples: configuration.train.batch_examples.min(of_step.unwrap_or(usize::MAX).max(COPIES_MIN)),
-            micro_batch_tokens: configuration.train.micro_batch_tokens.min(tokens(of_step)),
+            batch_tokens: batch.map_or(queue.batch_tokens, |tokens| tokens.min(queue.batch_tokens)),
+            batch_examples: step.unwrap_or(train.batch_examples),
+            micro_batch_tokens: step
+                .map_or(train.micro_batch_tokens, |copies| (copies * length).min(train.micro_batch_tokens)),
         }
     }
 
