@@ -31,7 +31,6 @@ pub(super) fn measure(configuration: &Configuration, sizes: Sizes, seconds: f64)
     let folder = TemporaryFolder::create(&std::env::temp_dir())?;
     let mut sampled = sampled(configuration, folder.path())?;
     sizes.apply(&mut sampled);
-    sampled.train.shuffle_examples = sampled.train.shuffle_examples.min(2 * sizes.batch_examples);
     let mut inputs = Inputs::open(&sampled)?;
     let state = Arc::new(StateFolder::open(&sampled.run.state_dir)?);
     if sampled.corpus.is_empty() {

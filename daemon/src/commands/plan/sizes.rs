@@ -62,10 +62,11 @@ impl Sizes {
         }
     }
 
-    /// Makes `configuration` that of the measurement.
+    /// Makes `configuration` that of the measurement, with a training window of two batches: a large one would wait for much text.
     pub(super) fn apply(self, configuration: &mut Configuration) {
         configuration.queue.batch_tokens = self.batch_tokens;
         configuration.train.batch_examples = self.batch_examples;
         configuration.train.micro_batch_tokens = self.micro_batch_tokens;
+        configuration.train.shuffle_examples = configuration.train.shuffle_examples.min(2 * self.batch_examples);
     }
 }
