@@ -41,11 +41,20 @@ fn a_tagger_is_tuned_scored_and_saved() {
     let (model, out) = (format!("{TEACHERS}/demo-en"), folder.path().join("tagger"));
     let (train, out) = (train.to_str().unwrap(), out.to_str().unwrap());
     let quick = ["--task", "token", "--epochs", "4", "--learning-rate", "2e-3", "--batch", "8", "--max-length", "16"];
-    let first = ["--model", &model, "--train", train, "--split", "4/1/1", "--out", out, "--json"];
+    let predictions = folder.path().join("predictions.jsonl");
+    let path = predictions.to_str().unwrap();
+    let first =
+        ["--model", &model, "--train", train, "--split", "4/1/1", "--out", out, "--predictions", path, "--json"];
     let report = json(&finetune(&[&first[..], &quick].concat()));
     let accuracy = report["tests"]["test"]["accuracy"].as_f64().unwrap();
     assert!(accuracy > 90.0 && report["seconds"].as_f64().unwrap() > 0.0, "{report}");
     assert_eq!(report["epochs"].as_array().unwrap().len(), 4);
+    let lines = fs::read_to_string(&predictions).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let words = |key: &'static str| lines.iter().flat_map(move |line| line[key].as_array().unwrap());
+    let right = words("gold").zip(words("predicted")).filter(|(gold, predicted)| gold == predicted).count();
+    assert!((100.0 * right as f64 / words("gold").count() as f64 - accuracy).abs() < 1e-9, "{accuracy}");
+    assert_eq!((&lines[0]["test"], lines[9]["example"].as_u64(), lines.len()), (&Value::from("test"), Some(9), 10));
 
     // What was saved is a model like any other.
     let again = ["--model", out, "--train", train, "--dev", train, "--test", train, "--seed", "1"];
@@ -178,6 +187,15 @@ fn a_suite_goes_on_where_it_was() {
     fs::write(&path, suite.replace("seeds = [0, 1]", "seeds = [1]").replace("1e-3", "2e-3")).unwrap();
     let output = finetune(&arguments);
     assert_eq!(text(&output.stderr).matches("it is run again").count(), 2, "{}", text(&output.stderr));
+
+    let predictions = folder.path().join("predictions");
+    let arguments = [&arguments[..], &["--predictions", predictions.to_str().unwrap()]].concat();
+    for expected in [2, 0] {
+        let output = finetune(&arguments);
+        assert_eq!(text(&output.stderr).matches("fine-tuning").count(), expected, "{}", text(&output.stderr));
+        let names: Vec<String> = results(&predictions).into_iter().map(|(name, _)| name).collect();
+        assert!(names.len() == 2 && names[0].starts_with("pos.both.en.1."), "{names:?}");
+    }
 }
 
 /// Makes one number of a model's weights NaN.

@@ -42,13 +42,13 @@ impl LanguageCut {
     pub(crate) fn new(tokenizers: &Path, languages: &[String]) -> Result<Self, TrainerError> {
         let all = known_teachers(tokenizers)?;
         let known: BTreeSet<&String> = all.iter().flat_map(|teacher| &teacher.languages).collect();
-        let unknown: Vec<&str> =
+        let unknown: BTreeSet<&str> =
             languages.iter().filter(|language| !known.contains(language)).map(String::as_str).collect();
         if !unknown.is_empty() {
             let known: Vec<&str> = known.into_iter().map(String::as_str).collect();
             return Err(TrainerError::Configuration(format!(
                 "no teacher of the student has language {}; there are: {}",
-                unknown.join(", "),
+                unknown.into_iter().map(|language| format!("`{language}`")).collect::<Vec<_>>().join(", "),
                 known.join(", ")
             )));
         }

@@ -187,7 +187,7 @@ fn a_cut_can_be_cut_again() {
 fn what_cannot_be_cut_is_said() {
     let mut scene = Scene::new(8);
     let error = scene.export(&["de", "xx", "yy"]).unwrap_err().to_string();
-    assert_eq!(error, "no teacher of the student has language xx, yy; there are: at, de, en, fi");
+    assert_eq!(error, "no teacher of the student has language `xx`, `yy`; there are: at, de, en, fi");
     scene.student.configuration.vocabulary_size -= 1;
     let error = scene.export(&["de"]).unwrap_err().to_string();
     assert!(error.contains("write a checkpoint first"), "{error}");

@@ -80,6 +80,10 @@ pub struct FinetuneArgs {
     /// Write the fine-tuned model here, as a Hugging Face folder; of a suite the results, a file for each run.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Write here what the model says of each test example, beside what is right, as JSON lines; of a suite this is a folder, with a file for each run (runs
+    /// that were done without are done again).
+    #[arg(long, value_name = "PATH")]
+    pub predictions: Option<PathBuf>,
     /// The tables of a suite in Markdown.
     #[arg(long, requires = "suite", conflicts_with = "json")]
     pub markdown: bool,
@@ -91,7 +95,7 @@ pub struct FinetuneArgs {
 /// A kind of task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TaskArg {
-    /// A tag for each word (parts of speech, named entities): CoNLL-style files.
+    /// A tag for each word (parts of speech, named entities): CoNLL-style files or JSON lines.
     Token,
     /// A class for each text: TSV or JSON lines.
     Sequence,

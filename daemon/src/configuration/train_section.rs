@@ -170,6 +170,12 @@ impl Train {
             let message = "missing; give the number of optimiser steps, or schedule = \"trunk\" to train without end";
             problems.add("train.steps", message);
         }
+        if let (Some(steps), Some(later)) = (self.steps, self.later_target())
+            && later.from_step >= steps
+        {
+            let message = format!("{}, but training ends after {steps} steps: it would never hold", later.from_step);
+            problems.add("train.kd_target_later_from_step", message);
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! A task's files, as examples and as sequences.
 
 use super::head::HeadKind;
+use super::prediction::{AnswerPredicted, ClassPredicted, Predictions, TagsPredicted};
 use super::questions::{self, Question};
-use super::scores::{self, Scores};
 use super::sequence;
 use super::spans::{self, Window};
 use super::texts::{self, ClassifiedText};
@@ -11,7 +11,7 @@ use super::{DownstreamError, FineTuneOptions, Metric, Preset, Sequence};
 use model::Tokenizer;
 use model::random::Philox;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 /// A kind of task.
@@ -111,12 +111,13 @@ impl DataSet {
     }
 
     /// Cuts it into parts of these proportions. Which example comes into which part depends on their number alone, so that parallel texts
-    /// are cut alike. A part of 0 is none.
+    /// are cut alike; questions go by their contexts, so that no text of one part is in another. A part of 0 is none.
     ///
     /// # Errors
     /// When there are too few examples for a part.
     pub fn split(self, parts: [u32; 3]) -> Result<Split, DownstreamError> {
-        let count = self.len();
+        let units = self.units();
+        let count = units.len();
         let whole = parts.iter().map(|part| u64::from(*part)).sum::<u64>().max(1);
         let ends = [parts[0], parts[0] + parts[1]].map(|end| (count as u64 * u64::from(end) / whole) as usize);
         let mut order: Vec<usize> = (0..count).collect();
@@ -125,16 +126,32 @@ impl DataSet {
         if let Some(at) = (0..3).find(|at| parts[*at] > 0 && ranges[*at].is_empty()) {
             let name = ["training", "development", "test"][at];
             return Err(DownstreamError::Options(format!(
-                "{count} examples leave none for the {name} part of the split"
+                "{count} {} leave none for the {name} part of the split",
+                if matches!(self, Self::Questions(_)) { "contexts" } else { "examples" }
             )));
         }
         let [train, dev, test] = ranges.map(|range| {
-            let mut chosen = order[range].to_vec();
+            let mut chosen: Vec<usize> = order[range].iter().flat_map(|unit| units[*unit].clone()).collect();
             chosen.sort_unstable();
             self.select(&chosen)
         });
         let unless_empty = |set: Self| (!set.is_empty()).then_some(set);
         Ok(Split { train, dev: unless_empty(dev), test: unless_empty(test) })
+    }
+
+    /// The numbers of the examples that a split keeps together.
+    fn units(&self) -> Vec<Vec<usize>> {
+        let Self::Questions(questions) = self else { return (0..self.len()).map(|at| vec![at]).collect() };
+        let mut units: Vec<Vec<usize>> = Vec::new();
+        let mut places = HashMap::new();
+        for (at, question) in questions.iter().enumerate() {
+            let place = *places.entry(&*question.context).or_insert(units.len());
+            if place == units.len() {
+                units.push(Vec::new());
+            }
+            units[place].push(at);
+        }
+        units
     }
 
     fn select(&self, chosen: &[usize]) -> Self {
@@ -193,32 +210,36 @@ impl DataSet {
         Ok(Encoded { sequences, windows })
     }
 
-    /// Scores logits `[rows, outputs]` of each sequence.
-    pub(crate) fn score(&self, logits: &[Vec<f32>], encoded: &Encoded, classes: &[String]) -> Scores {
-        let class = |row: &[f32]| classes.get(largest(row)).map_or("", String::as_str);
+    /// What logits `[rows, outputs]` of each sequence say of the examples.
+    pub(crate) fn predictions(&self, logits: &[Vec<f32>], encoded: &Encoded, classes: &[String]) -> Predictions {
+        let class = |row: &[f32]| classes.get(largest(row)).cloned().unwrap_or_default();
         match self {
             Self::Words(sentences) => {
                 let mut rows = logits.iter().flat_map(|logits| logits.chunks_exact(classes.len()));
-                let mut of = |sentence: &TaggedSentence| -> Vec<&str> {
-                    sentence.tags.iter().map(|_| rows.next().map_or("", class)).collect()
+                let of = |sentence: &TaggedSentence| TagsPredicted {
+                    gold: sentence.tags.clone(),
+                    predicted: sentence.tags.iter().map(|_| rows.next().map_or_else(String::new, class)).collect(),
                 };
-                let predicted: Vec<Vec<&str>> = sentences.iter().map(&mut of).collect();
-                let gold: Vec<Vec<&str>> =
-                    sentences.iter().map(|sentence| sentence.tags.iter().map(String::as_str).collect()).collect();
-                scores::of_tags(&gold, &predicted)
+                Predictions::Words(sentences.iter().map(of).collect())
             }
             Self::Texts(texts) => {
-                let predicted: Vec<&str> = logits.iter().map(|logits| class(logits)).collect();
-                let gold: Vec<&str> = texts.iter().map(|text| text.class.as_str()).collect();
-                scores::of_classes(&gold, &predicted)
+                let of = |(text, logits): (&ClassifiedText, &Vec<f32>)| ClassPredicted {
+                    gold: text.class.clone(),
+                    predicted: class(logits),
+                };
+                Predictions::Texts(texts.iter().zip(logits).map(of).collect())
             }
             Self::Questions(questions) => {
                 let spans = spans::answers(&encoded.windows, logits, questions.len());
-                let answers = questions.iter().zip(spans).map(|(question, span)| {
-                    let answer = span.and_then(|(first, end)| question.context.get(first..end));
-                    (answer.unwrap_or_default(), &question.answers[..])
-                });
-                scores::of_answers(answers)
+                let of = |(question, span): (&Question, Option<(usize, usize)>)| AnswerPredicted {
+                    id: question.id.clone(),
+                    gold: question.answers.iter().map(|answer| answer.text.clone()).collect(),
+                    predicted: span
+                        .and_then(|(first, end)| question.context.get(first..end))
+                        .unwrap_or_default()
+                        .to_owned(),
+                };
+                Predictions::Questions(questions.iter().zip(spans).map(of).collect())
             }
         }
     }

@@ -76,6 +76,11 @@ impl DownstreamError {
     }
 }
 
+/// Whether a file holds JSON lines, by its name.
+pub(crate) fn is_json(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| ["json", "jsonl", "ndjson"].iter().any(|json| extension == *json))
+}
+
 /// A text file's contents, without a byte-order mark.
 pub(crate) fn read_text(path: &Path) -> Result<String, DownstreamError> {
     let bytes = std::fs::read(path).map_err(|source| DownstreamError::Read { path: path.to_owned(), source })?;

@@ -4,7 +4,7 @@ use super::fine_tune::{Epoch, Progress, fine_tune};
 use super::head::HeadKind;
 use super::scores::Scores;
 use super::task_model::TaskModel;
-use super::{DataSet, DownstreamError, FineTuneOptions, Metric, Task};
+use super::{DataSet, DownstreamError, FineTuneOptions, Metric, Predictions, Task};
 use model::{Encoder, Tokenizer, check_words};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -77,11 +77,22 @@ pub struct Report {
     pub unknown_classes: BTreeMap<String, Vec<String>>,
 }
 
-/// Runs; returns the fine-tuned model too.
+/// What came of a run, the model and its predictions too.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Scores, and what led to them.
+    pub report: Report,
+    /// The model, fine-tuned.
+    pub model: TaskModel,
+    /// What it says of each example, by test.
+    pub predictions: BTreeMap<String, Predictions>,
+}
+
+/// Fine-tunes and scores.
 ///
 /// # Errors
 /// When data, options and model do not go together, or training diverges.
-pub fn run(work: &FineTuning<'_>, progress: impl FnMut(Progress)) -> Result<(Report, TaskModel), DownstreamError> {
+pub fn run(work: &FineTuning<'_>, progress: impl FnMut(Progress)) -> Result<Outcome, DownstreamError> {
     let FineTuning { encoder, tokenizer, task, train, dev, tests, options } = *work;
     check_words(&encoder.configuration, tokenizer)?;
     let classes = train.classes();
@@ -96,7 +107,7 @@ pub fn run(work: &FineTuning<'_>, progress: impl FnMut(Progress)) -> Result<(Rep
     let mut dev_scores: Option<Scores> = None;
     let score = |model: &mut TaskModel| -> Result<Option<f64>, DownstreamError> {
         let (Some(dev), Some(encoded)) = (dev, &encoded_dev) else { return Ok(None) };
-        let scores = dev.score(&model.predict(&encoded.sequences)?, encoded, &classes);
+        let scores = dev.predictions(&model.predict(&encoded.sequences)?, encoded, &classes).scores();
         let of = |scores: &Scores| scores.get(&metric).copied().unwrap_or(0.0);
         let score = of(&scores);
         if dev_scores.as_ref().is_none_or(|best| score > of(best)) {
@@ -105,13 +116,14 @@ pub fn run(work: &FineTuning<'_>, progress: impl FnMut(Progress)) -> Result<(Rep
         Ok(Some(score))
     };
     let epochs = fine_tune(&mut model, &encoded.sequences, options, score, progress)?;
-    let mut scores = BTreeMap::new();
+    let mut predictions = BTreeMap::new();
     let mut unknown_classes = BTreeMap::new();
     for Test { name, data: test, tokenizer: own } in tests {
         let tokenizer = own.as_ref().unwrap_or(tokenizer);
         check_words(&encoder.configuration, tokenizer)?;
         let encoded = test.encode(tokenizer, options, &classes)?;
-        scores.insert(name.clone(), test.score(&model.predict(&encoded.sequences)?, &encoded, &classes));
+        let logits = model.predict(&encoded.sequences)?;
+        predictions.insert(name.clone(), test.predictions(&logits, &encoded, &classes));
         let unknown: Vec<String> = test.classes().into_iter().filter(|class| !classes.contains(class)).collect();
         if !unknown.is_empty() {
             unknown_classes.insert(name.clone(), unknown);
@@ -126,11 +138,11 @@ pub fn run(work: &FineTuning<'_>, progress: impl FnMut(Progress)) -> Result<(Rep
         best_epoch: best_epoch(&epochs),
         epochs,
         dev: dev_scores,
-        tests: scores,
+        tests: predictions.iter().map(|(name, of)| (name.clone(), of.scores())).collect(),
         unknown_classes,
         classes,
     };
-    Ok((report, model))
+    Ok(Outcome { report, model, predictions })
 }
 
 /// The first epoch with the highest score; without scores the last.

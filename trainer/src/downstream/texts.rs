@@ -2,13 +2,13 @@
 //!
 //! Two formats, told apart by the file's name:
 //! - JSON lines (`*.jsonl`, `*.json`, `*.ndjson`): an object per line, with the keys below.
-//! - TSV (everything else): columns separated by tabs. The first line names them if one of its cells is a key of a class; without
-//!   such a line the columns are text, second text (of pairs), class. No quoting, as in GLUE's files and PAWS-X's.
+//! - TSV (everything else): columns separated by tabs. The first line names them if one of its cells is a key of a class (names with
+//!   a key of a text and none of a class are refused); without such a line the columns are text, second text (of pairs), class. No quoting, as in GLUE's files and PAWS-X's.
 //!
 //! Keys: of the class `label` or `gold_label`; of the text `text`, `sentence`, `sentence1`, `premise`, `text_a`; of the second text
 //! `text2`, `sentence2`, `hypothesis`, `text_b`. Classes are names or whole numbers. Other columns and keys are left alone.
 
-use super::error::{DownstreamError, read_text};
+use super::error::{DownstreamError, is_json, read_text};
 use serde_json::Value;
 use std::path::Path;
 
@@ -33,9 +33,7 @@ pub struct ClassifiedText {
 /// When it cannot be read, a line lacks a column or a key, or there are no texts.
 pub fn read(path: &Path, pairs: bool) -> Result<Vec<ClassifiedText>, DownstreamError> {
     let text = read_text(path)?;
-    let json =
-        path.extension().is_some_and(|extension| ["json", "jsonl", "ndjson"].iter().any(|json| extension == *json));
-    let texts = if json { json_lines(path, &text, pairs)? } else { table(path, &text, pairs)? };
+    let texts = if is_json(path) { json_lines(path, &text, pairs)? } else { table(path, &text, pairs)? };
     if texts.is_empty() {
         return Err(DownstreamError::file(path, "no texts"));
     }
@@ -79,6 +77,10 @@ fn table(path: &Path, text: &str, pairs: bool) -> Result<Vec<ClassifiedText>, Do
             places = named(&cells, pairs).map_err(failed)?;
             continue;
         }
+        if number == 1 && names_no_class(&cells) {
+            let reason = format!("the columns' names lack one of the class: expected one of {}", CLASS.join(", "));
+            return Err(failed(reason));
+        }
         let cell = |place: usize, what: &str| match cells.get(place) {
             Some(cell) if !cell.trim().is_empty() => Ok(cell.trim().to_owned()),
             Some(_) => Err(failed(format!("column {}, the {what}, is empty", place + 1))),
@@ -88,6 +90,12 @@ fn table(path: &Path, text: &str, pairs: bool) -> Result<Vec<ClassifiedText>, Do
         texts.push(ClassifiedText { first: cell(places.first, "text")?, second, class: cell(places.class, "class")? });
     }
     Ok(texts)
+}
+
+/// Whether a first line names columns, but no class: a line of one word each, of which one is a key of a text, is no example.
+fn names_no_class(cells: &[&str]) -> bool {
+    let is_key = |cell: &&str| FIRST.contains(&cell.trim()) || SECOND.contains(&cell.trim());
+    cells.iter().any(is_key) && cells.iter().all(|cell| !cell.trim().contains(char::is_whitespace))
 }
 
 /// Places by the names in a table's first line.
@@ -139,6 +147,7 @@ mod tests {
             ("a.tsv", "x\t \n", false, "a.tsv:1: column 2, the class, is empty"),
             ("a.tsv", "label\tsentence\n", true, "a.tsv:1: no column of the second text: expected one of text2, "),
             ("a.tsv", "label\tsentence\n", false, "a.tsv: no texts"),
+            ("a.tsv", "text\tcategory\nx\t1\n", false, "a.tsv:1: the columns' names lack one of the class"),
             ("a.jsonl", "{\"text\": \"x\"}", false, "a.jsonl:1: no class: expected one of the keys label, gold_label"),
             ("a.jsonl", "\n{\"text\": 1, \"label\": 1}", false, "a.jsonl:2: `text`, the text, is no string"),
             ("a.jsonl", "{\"text\": \"x\", \"label\": 0.5}", false, "a.jsonl:1: `label`, the class, is no string"),

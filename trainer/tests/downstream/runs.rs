@@ -6,7 +6,8 @@ use tempfile::TempDir;
 use trainer::downstream::task_model::{TaskModel, Weights};
 use trainer::downstream::words::Columns;
 use trainer::downstream::{
-    DataSet, Destination, FineTuneOptions, FineTuning, Given, Metric, Preset, Report, Sequence, Split, Task, Test, run,
+    DataSet, Destination, FineTuneOptions, FineTuning, Given, Metric, Outcome, Preset, Report, Sequence, Split, Task,
+    Test, run,
 };
 
 fn teacher() -> PathBuf {
@@ -64,7 +65,8 @@ fn fine_tuned(task: Task, data: &DataSet, given: &Given, seed: u64, threads: usi
         options: &options,
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    pool.install(|| run(&work, |_| {})).unwrap()
+    let outcome = pool.install(|| run(&work, |_| {})).unwrap();
+    (outcome.report, outcome.model)
 }
 
 #[test]
@@ -192,10 +194,12 @@ fn every_word_is_scored() {
         tests: &tests,
         options: &options,
     };
-    let (report, _) = run(&work, |_| {}).unwrap();
+    let Outcome { report, predictions, .. } = run(&work, |_| {}).unwrap();
     assert!(report.tests["long"][&Metric::Accuracy] <= 50.0, "{report:?}");
     assert!(report.tests["long"][&Metric::Accuracy] > 30.0, "{report:?}");
     assert_eq!(report.unknown_classes["long"], ["ODD"]);
+    // What is predicted is what is scored.
+    assert_eq!(predictions["long"].scores(), report.tests["long"]);
     assert_eq!((report.best_epoch, report.dev), (3, None));
 }
 
@@ -225,4 +229,28 @@ fn unusable_options_are_refused() {
     let small = read(Task::Token, "tags.tsv", "a\tX\n\nb\tY\n");
     let error = small.data.split([80, 10, 10]).unwrap_err().to_string();
     assert_eq!(error, "2 examples leave none for the development part of the split");
+}
+
+/// Whoever learns from a text must not be asked about it.
+#[test]
+fn a_split_keeps_the_questions_of_a_text_together() {
+    let paragraph = |at: usize| {
+        let question = |number: usize| serde_json::json!({"id": format!("{at}-{number}"), "question": "x?", "answers": [{"text": "a", "answer_start": 0}]});
+        serde_json::json!({"context": format!("a {at}"), "qas": [question(0), question(1), question(2)]})
+    };
+    let paragraphs: Vec<_> = (0..8).map(paragraph).collect();
+    let text = serde_json::json!({"data": [{"paragraphs": paragraphs}]}).to_string();
+    let files = read(Task::QuestionAnswering, "squad.json", &text);
+    let Split { train, dev, test } = files.data.split([2, 1, 1]).unwrap();
+    let contexts = |set: &DataSet| match set {
+        DataSet::Questions(questions) => questions.iter().map(|question| question.context.to_string()).collect(),
+        _ => std::collections::BTreeSet::new(),
+    };
+    let (dev, test) = (dev.unwrap(), test.unwrap());
+    assert_eq!([train.len(), dev.len(), test.len()], [12, 6, 6]);
+    let all = [&train, &dev, &test].map(contexts);
+    assert!(all[0].is_disjoint(&all[1]) && all[0].is_disjoint(&all[2]) && all[1].is_disjoint(&all[2]), "{all:?}");
+    let two = read(Task::QuestionAnswering, "squad.json", &text.replace("a 1", "a 0"));
+    let error = two.data.split([80, 10, 1]).unwrap_err().to_string();
+    assert_eq!(error, "7 contexts leave none for the development part of the split");
 }

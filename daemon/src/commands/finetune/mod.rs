@@ -9,13 +9,15 @@ use crate::failure::{ExitCode, Failure};
 use crate::threads::cores;
 use model::{Encoder, RolePool, Tokenizer};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use trainer::downstream::fine_tune::Progress;
 use trainer::downstream::scores::Scores;
 use trainer::downstream::words::Columns;
 use trainer::downstream::{
-    DataSet, Destination, DownstreamError, FineTuneOptions, FineTuning, Given, Metric, Report, Split, Task, Test, run,
+    DataSet, Destination, DownstreamError, FineTuneOptions, FineTuning, Given, Metric, Outcome, Predictions, Report,
+    Split, Task, Test, run,
 };
 
 /// What the test examples of a split are called.
@@ -67,10 +69,13 @@ pub fn finetune(args: &FinetuneArgs) -> Result<(), Failure> {
         tests: &files.tests,
         options: &options,
     };
-    let (report, model) = pool.install(|| run(&work, log_progress(started)))?;
+    let Outcome { report, model, predictions } = pool.install(|| run(&work, log_progress(started)))?;
     let seconds = started.elapsed().as_secs_f64();
     if let Some(destination) = &destination {
         model.save(destination, &report.classes)?;
+    }
+    if let Some(path) = &args.predictions {
+        write_predictions(path, &predictions)?;
     }
     for (name, classes) in &report.unknown_classes {
         tracing::warn!(
@@ -83,6 +88,22 @@ pub fn finetune(args: &FinetuneArgs) -> Result<(), Failure> {
         return print_json(&Printed { model: folder, tokenizer: tokenizer_folder, threads, seconds, report: &report });
     }
     lines(&report, seconds).iter().try_for_each(|line| print_line(line))
+}
+
+/// Writes what a model says of the examples of each test. The file is whole or not there.
+fn write_predictions(path: &Path, predictions: &BTreeMap<String, Predictions>) -> Result<(), Failure> {
+    let lines = predictions.iter().map(|(test, of)| of.lines(test)).collect::<Result<String, _>>();
+    let lines = lines.map_err(|error| Failure::new(ExitCode::Software, error))?;
+    write_whole(path, &lines)
+}
+
+/// Written beside it and renamed.
+fn write_whole(path: &Path, text: &str) -> Result<(), Failure> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    std::fs::write(&partial, text).map_err(|error| Failure::io("write", &partial, &error))?;
+    std::fs::rename(&partial, path).map_err(|error| Failure::io("put in place", path, &error))
 }
 
 /// Says in the log how far it is.

@@ -1,7 +1,7 @@
 //! Runs what of a suite is not done yet: a JSON file for each run, so that an interrupted suite goes on where it was.
 
 use super::suite::{Suite, SuiteModel, SuiteTask};
-use super::{log_progress, print_json, print_line};
+use super::{log_progress, print_json, print_line, write_predictions, write_whole};
 use crate::cli::FinetuneArgs;
 use crate::failure::{ExitCode, Failure};
 use crate::threads::cores;
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use trainer::downstream::table::{Outcome, Setting, Table};
+use trainer::downstream::table::{self, Setting, Table};
 use trainer::downstream::{
     DataSet, DownstreamError, FineTuneOptions, FineTuning, Given, Metric, Report, Split, Test, run,
 };
@@ -62,7 +62,9 @@ pub(super) fn suite(args: &FinetuneArgs, path: &Path) -> Result<(), Failure> {
         return Err(Failure::new(ExitCode::Usage, "--suite needs --out, a folder for the results"));
     };
     let suite = Suite::load(path)?;
-    std::fs::create_dir_all(out).map_err(|error| Failure::io("create", out, &error))?;
+    for folder in [Some(out), args.predictions.as_ref()].into_iter().flatten() {
+        std::fs::create_dir_all(folder).map_err(|error| Failure::io("create", folder, &error))?;
+    }
     let pool = RolePool::alone("finetune", args.threads.unwrap_or_else(cores)).map_err(of_model)?;
     let (mut tables, mut diverged) = (Vec::new(), Vec::new());
     for task in &suite.tasks {
@@ -75,7 +77,7 @@ pub(super) fn suite(args: &FinetuneArgs, path: &Path) -> Result<(), Failure> {
             let mut loaded = load(model, task)?;
             for language in task.files.keys().filter(|language| trains_on(model, task, language)) {
                 for &seed in &suite.seeds {
-                    let run = Run { model, task, language, seed, out };
+                    let run = Run { model, task, language, seed, out, predictions: args.predictions.as_deref() };
                     let file = pool.install(|| run.result(&mut loaded, &examples))?;
                     if let End::Diverged(reason) = &file.end {
                         tracing::warn!(run = run.name(), "{reason}; its scores are missing");
@@ -154,12 +156,14 @@ struct Run<'a> {
     language: &'a str,
     seed: u64,
     out: &'a Path,
+    /// Where its predictions are wanted.
+    predictions: Option<&'a Path>,
 }
 
 impl Run<'_> {
     /// What is stored of it, or what comes of it now.
     fn result(&self, loaded: &mut Loaded, examples: &BTreeMap<String, Examples>) -> Result<RunFile, Failure> {
-        let Self { model, task, language, seed, out } = *self;
+        let Self { model, task, language, seed, out, predictions } = *self;
         let path = out.join(self.name());
         // What the tables show chooses the best epoch too, unless the options say otherwise.
         let given = Given { metric: task.options.metric.or(task.metric), ..task.options.clone() };
@@ -167,7 +171,11 @@ impl Run<'_> {
         let options = FineTuneOptions::new(task.kind, &given, positions, seed)?;
         let tests = self.tests();
         let identity = self.identity(loaded, examples, &options, &tests);
-        if let Some(file) = stored(&path, &identity)? {
+        let of_run = format!("{}.jsonl", identity.get(..8).unwrap_or_default());
+        let predictions = predictions.map(|folder| folder.join(self.name()).with_extension(of_run));
+        if let Some(file) = stored(&path, &identity)?
+            && (matches!(file.end, End::Diverged(_)) || predictions.as_ref().is_none_or(|path| path.exists()))
+        {
             return Ok(file);
         }
         let tokenizer = |language: &str| loaded.tokenizers.get(model.tokenizer(language)).cloned();
@@ -194,7 +202,10 @@ impl Run<'_> {
             options: &options,
         };
         let end = match run(&work, log_progress(started)) {
-            Ok((report, _)) => End::Report(Box::new(report)),
+            Ok(outcome) => {
+                predictions.iter().try_for_each(|path| write_predictions(path, &outcome.predictions))?;
+                End::Report(Box::new(outcome.report))
+            }
             Err(error @ DownstreamError::Diverged { .. }) => End::Diverged(error.to_string()),
             Err(error) => return Err(error.into()),
         };
@@ -216,12 +227,12 @@ impl Run<'_> {
         format!("{}.{}.{}.{}.json", self.task.name, self.model.name, self.language, self.seed)
     }
 
-    fn outcome(&self, end: &End, metric: Metric) -> Outcome {
+    fn outcome(&self, end: &End, metric: Metric) -> table::Outcome {
         let score = |language: &str| match end {
             End::Report(report) => report.tests.get(language)?.get(&metric).copied(),
             End::Diverged(_) => None,
         };
-        Outcome {
+        table::Outcome {
             model: self.model.name.clone(),
             role: self.model.role,
             trained_on: self.language.to_owned(),
@@ -277,12 +288,10 @@ fn stored(path: &Path, identity: &str) -> Result<Option<RunFile>, Failure> {
     }
 }
 
-/// Written beside it and renamed: a run's file is whole or not there.
+/// A run's file is whole or not there.
 fn store(path: &Path, file: &RunFile) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(file).map_err(|error| Failure::new(ExitCode::Software, error))?;
-    let partial = path.with_extension("json.partial");
-    std::fs::write(&partial, text + "\n").map_err(|error| Failure::io("write", &partial, &error))?;
-    std::fs::rename(&partial, path).map_err(|error| Failure::io("put in place", path, &error))
+    write_whole(path, &(text + "\n"))
 }
 
 fn of_model(error: model::ModelError) -> Failure {
