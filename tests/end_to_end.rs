@@ -202,7 +202,7 @@ fn last_evaluation(scene: &Scene) -> Value {
 /// Sampled tails, words of the teachers, a target that another one follows: in the log, in training, across a restart.
 #[test]
 fn every_target_goes_all_the_way() {
-    let targets = "kd_target_later = \"ghost\"\nkd_target_later_from_step = 3\nkd_target_blend_steps = 4\n\
+    let targets = "kd_target = \"renormalised\"\nkd_target_later = \"ghost\"\nkd_target_later_from_step = 3\nkd_target_blend_steps = 4\n\
                    lambda_schedule = \"cosine\"\nsteps = 12";
     let configuration = configuration()
         .replace("[student]", "[store]\ntail_samples = 4\n[student]\ninit = \"teachers\"")

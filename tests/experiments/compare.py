@@ -62,11 +62,11 @@ def believed(differences):
     return found
 
 
-def of_pages(ours, theirs, figure):
-    """The difference of two arms' results (by seed) on the pages that both saw cut and masked alike, a mean over languages, and these languages."""
+def of_pages(ours, theirs, figure, language=None):
+    """The difference of two arms' results (by seed) on the pages that both saw cut and masked alike, a mean over languages (or of one), and these languages."""
     seeds = sorted(set(ours) & set(theirs))
     pairs = {seed: paired(ours[seed], theirs[seed], figure) for seed in seeds}
-    languages = sorted(pairs[seeds[0]]) if seeds else []
+    languages = [one for one in sorted(pairs[seeds[0]]) if language in (None, one)] if seeds else []
     if not languages:
         return None, []
     pages = {language: sorted({page for seed in seeds for page in pairs[seed][language]}) for language in languages}
@@ -77,16 +77,6 @@ def of_pages(ours, theirs, figure):
 
     draws = [value(seeds, {language: generator.choices(of, k=len(of)) for language, of in pages.items()}) for _ in range(DRAWS)]
     return both([value([seed], pages) for seed in seeds], draws, sum(map(len, pages.values()))), languages
-
-
-def by_language(ours, theirs, figure):
-    """The mean difference of each language, over seeds that both have."""
-    found = collections.defaultdict(list)
-    for seed in sorted(set(ours) & set(theirs)):
-        pairs = paired(ours[seed], theirs[seed], figure)
-        for language, of in pairs.items():
-            found[language] += language_means({language: of}, {language: list(of)})
-    return {language: statistics.mean(of) for language, of in found.items() if of}
 
 
 def paired(ours, theirs, figure):

@@ -363,6 +363,7 @@ impl Default for TrainOptions {
             copies: Copies::All,
             best_by: BestBy::Position,
             copy_weight: CopyWeight::Equal,
+            // Not what a configuration has by default: what a journal without it was made with.
             kd_target: KdTarget::Renormalised,
             kd_temperature: 1.0,
             kd_target_later: None,

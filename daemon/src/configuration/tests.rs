@@ -102,7 +102,7 @@ fn the_target_of_distillation_is_one_of_three() {
     for name in ["renormalised", "ghost", "gold-residual"] {
         assert_eq!(target(&format!("kd_target = \"{name}\"")).unwrap(), name);
     }
-    assert_eq!(target("").unwrap(), "renormalised");
+    assert_eq!(target("").unwrap(), "ghost");
     assert!(target("kd_target = \"gold\"").unwrap_err()[0].to_string().contains("\"gold-residual\""));
 }
 

@@ -196,7 +196,6 @@ mod tests {
     fn other(value: &Value) -> Value {
         let words = [("all", "best"), ("position", "character"), ("equal", "shared"), ("batch", "language")];
         let mut words = words.into_iter().chain([
-            ("renormalised", "ghost"),
             ("wait", "replay"),
             ("trunk", "linear"),
             ("step", "cosine"),
