@@ -131,6 +131,11 @@ fn a_later_target_comes_whole() {
         let found = train(text).unwrap_err();
         assert!(found.len() == 1 && found[0].to_string().starts_with(expected), "{text}: {found:?}");
     }
+    let late = "steps = 5\nkd_target_later = \"ghost\"\nkd_target_later_from_step = 5";
+    let found = problems(&format!("{MINIMAL}[student]\n[train]\n{late}"));
+    let expected = "train.kd_target_later_from_step: 5, but training ends after 5 steps";
+    assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
+    assert!(train(&late.replace("steps = 5\n", "steps = 6\n")).is_ok());
 }
 
 #[test]
