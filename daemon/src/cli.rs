@@ -5,6 +5,7 @@ mod ctl;
 mod examples;
 mod finetune;
 mod log;
+mod place;
 mod replay;
 mod vocab;
 
@@ -18,6 +19,7 @@ pub use finetune::{FinetuneArgs, MetricArg, TaskArg};
 pub use log::{
     LogArgs, LogAuditArgs, LogCommand, LogCopyArgs, LogDumpArgs, LogExportArgs, LogMergeArgs, LogRelabelArgs,
 };
+pub use place::PlaceArgs;
 pub use replay::ReplayArgs;
 pub use vocab::{LearnArgs, VocabCommand};
 

@@ -2,6 +2,7 @@
 
 use ingest::IngestError;
 use model::ModelError;
+use model::device::DeviceError;
 use ops::{ClientError, OpsError};
 use std::fmt;
 use std::io::ErrorKind;
@@ -98,6 +99,8 @@ impl ExitCode {
             ModelError::NoWeights { .. } | ModelError::NoTokenizer { .. } => Self::NoInput,
             ModelError::Write { .. } => Self::IoError,
             ModelError::Threads { .. } | ModelError::Instructions { .. } => Self::Software,
+            ModelError::Device(DeviceError::Unusable { .. }) => Self::Configuration,
+            ModelError::Device(_) => Self::TemporaryFailure,
             _ => Self::DataError,
         }
     }
@@ -142,7 +145,7 @@ impl From<TeacherError> for Failure {
         let code = match &error {
             TeacherError::Model { source, .. } => ExitCode::of_model(source),
             TeacherError::NonFinite { .. } => ExitCode::DataError,
-            TeacherError::FewWords { .. } => ExitCode::Configuration,
+            TeacherError::FewWords { .. } | TeacherError::TailOnDevice { .. } => ExitCode::Configuration,
             TeacherError::Thread { .. } | TeacherError::Metrics(_) | TeacherError::Panicked(_) => ExitCode::Software,
         };
         Self::new(code, error)

@@ -14,6 +14,7 @@ use crate::threads::Pools;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use ingest::quarantine::{Quarantine, retry_corpus};
 use ingest::{Changes, Ingest, IngestOptions, IngestStatus, IngestTeacher, Overrides};
+use model::ModelError;
 use prometheus::Registry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +23,10 @@ use std::time::Duration;
 use store::stage::{StageControl, StageMetrics};
 use store::{Arrivals, Entry, Group, LogOptions, LogReader, LogWriter, SequenceNumber};
 use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions, TailOptions, TeacherWatch};
-use trainer::{Event, Outcome, Releases, Request, Trainer, TrainerProgress};
+use trainer::{Event, Outcome, Releases, Request, Trainer, TrainerError, TrainerProgress};
+
+/// How long a teacher whose GPU is lost waits before it opens it anew.
+const RECOVERY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Events of the trainer that wait for the supervisor, at most.
 const EVENTS: usize = 256;
@@ -287,6 +291,7 @@ fn open_labelling(
     let options = LabellingOptions {
         depth: configuration.queue.depth,
         control: controls.teacher.clone(),
+        recovery_interval: RECOVERY_INTERVAL,
         pool: setup.pools.label()?,
     };
     let registry_of_teachers = registry.clone();
@@ -314,9 +319,12 @@ fn open_trainer(
     events: Sender<Event>,
 ) -> Result<Training, Failure> {
     let Setup { configuration, registry, until_step, pools, .. } = setup;
-    let Some(options) = crate::training::options(configuration, setup.inputs, *until_step, pools.train.clone()) else {
+    let options = crate::training::options(configuration, setup.inputs, *until_step, pools.train.clone());
+    let (Some(mut options), Some(section)) = (options, &configuration.student) else {
         return Err(Failure::new(ExitCode::Configuration, "there is no [student]"));
     };
+    let on = section.place.on_device().map(|place| place.open()).transpose();
+    options.on = on.map_err(|error| TrainerError::from(ModelError::from(error)))?;
     let inputs = options.inputs.clone();
     let mut trainer = Trainer::open(options.clone(), log.clone(), Arc::clone(&progress), registry)?;
     let (requests_in, requests) = bounded(16);
@@ -467,7 +475,9 @@ pub fn load_runners(configuration: &Configuration, teachers: &[LoadedTeacher]) -
 /// Loads the weights of the teacher at `index` of the table.
 pub fn load_runner(configuration: &Configuration, index: u16, teacher: &LoadedTeacher) -> Result<Arc<Runner>, Failure> {
     let tail = TailOptions::of(configuration.store.tail_samples, configuration.run.seed);
-    let options = RunnerOptions { name: teacher.section.name.clone(), index, top_k: configuration.store.top_k, tail };
+    let name = teacher.section.name.clone();
+    let on = teacher.section.place.on_device();
+    let options = RunnerOptions { name, index, top_k: configuration.store.top_k, tail, on };
     let runner = Runner::load(&teacher.section.path, &teacher.tokenizer, options)?;
     store::pulse::beat();
     Ok(Arc::new(runner))

@@ -260,6 +260,7 @@ impl Stages {
                 Activity::Idle => ("idle", None),
                 Activity::Labelling(since) => ("labelling", Some(since)),
                 Activity::Stalled(since) => ("stalled", Some(since)),
+                Activity::Lost(since) => ("lost", Some(since)),
             };
             let since = since.and_then(|since| since.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs_f64());
             let status = json!({

@@ -48,6 +48,7 @@ pub fn options(
         alpha: configuration.sampling.alpha,
         teachers: teachers.collect(),
         inputs: inputs_for_training(&inputs.corpora, inputs.languages()).into(),
+        on: None,
         pool,
         turns: Turns::default(),
         trunk: None,

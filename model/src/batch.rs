@@ -63,6 +63,33 @@ impl PackedBatch {
         Ok(())
     }
 
+    /// Its first sequences and its last ones, about as many tokens in each. A batch of one sequence leaves the second empty.
+    #[must_use]
+    pub fn halves(&self) -> (Self, Self) {
+        let half = self.tokens().div_ceil(2);
+        let (mut sequences, mut tokens) = (0, 0);
+        for length in &self.lengths {
+            if sequences > 0 && (tokens + length > half || sequences + 1 == self.lengths.len()) {
+                break;
+            }
+            (sequences, tokens) = (sequences + 1, tokens + length);
+        }
+        let masked = self.masked_rows.partition_point(|row| (*row as usize) < tokens);
+        let low = Self {
+            token_ids: self.token_ids[..tokens].to_vec(),
+            lengths: self.lengths[..sequences].to_vec(),
+            masked_rows: self.masked_rows[..masked].to_vec(),
+            token_types: self.types_of(0..tokens).to_vec(),
+        };
+        let high = Self {
+            token_ids: self.token_ids[tokens..].to_vec(),
+            lengths: self.lengths[sequences..].to_vec(),
+            masked_rows: self.masked_rows[masked..].iter().map(|row| row - tokens as u32).collect(),
+            token_types: self.types_of(tokens..self.tokens()).to_vec(),
+        };
+        (low, high)
+    }
+
     /// Whether a token has another type than 0.
     pub(crate) fn is_typed(&self) -> bool {
         self.token_types.iter().any(|token_type| *token_type != 0)
@@ -87,5 +114,31 @@ mod tests {
     fn positions_count_from_each_sequence_s_first_token() {
         let batch = PackedBatch { token_ids: vec![0; 6], lengths: vec![2, 3, 1], ..PackedBatch::default() };
         assert_eq!(batch.positions(), [0, 1, 0, 1, 2, 0]);
+    }
+    #[test]
+    fn halves_are_whole_sequences() {
+        let batch = |lengths: &[usize], masked_rows: &[u32]| {
+            let tokens = lengths.iter().sum::<usize>() as u32;
+            let (token_ids, lengths, masked_rows) = ((0..tokens).collect(), lengths.to_vec(), masked_rows.to_vec());
+            PackedBatch { token_ids, lengths, masked_rows, token_types: vec![1; tokens as usize] }
+        };
+        for (lengths, masked, low, high) in [
+            (&[4, 3, 5, 2][..], &[0, 6, 7, 13][..], 2, &[0, 6][..]),
+            (&[9, 1], &[8, 9], 1, &[0]),
+            (&[1, 9], &[0, 9], 1, &[8]),
+            (&[3, 3, 100], &[5], 2, &[]),
+        ] {
+            let whole = batch(lengths, masked);
+            let (first, second) = whole.halves();
+            assert_eq!((&first.lengths[..], &second.lengths[..]), lengths.split_at(low));
+            assert_eq!([first.token_ids, second.token_ids].concat(), whole.token_ids);
+            assert_eq!(
+                (first.masked_rows.len() + second.masked_rows.len(), &second.masked_rows[..]),
+                (masked.len(), high)
+            );
+            assert_eq!(first.token_types.len() + second.token_types.len(), whole.tokens());
+        }
+        let alone = batch(&[5], &[2]);
+        assert_eq!(alone.halves(), (alone.clone(), PackedBatch::default()));
     }
 }

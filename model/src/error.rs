@@ -6,6 +6,9 @@ use std::path::PathBuf;
 /// An error of this crate. Messages name the file and the tensor, token or key.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
+    /// An accelerator has no room, fails, or cannot run this model.
+    #[error(transparent)]
+    Device(#[from] crate::device::DeviceError),
     /// A file could not be read.
     #[error("cannot read {path}: {source}", path = path.display())]
     Read {

@@ -5,6 +5,8 @@
 //! operations, and is what tests, and every teacher when it is loaded, compare the network with. Sequences of a
 //! batch are packed one after another without padding, and the head is computed at masked positions only.
 //!
+//! On a GPU, [`device`] computes the same with kernels of its own.
+//!
 //! Invariants:
 //! - Results do not depend on the number of threads: work is cut by shapes alone, and sums run in fixed order.
 //! - Token ids and logits are those of Hugging Face transformers for the same folder.
@@ -13,6 +15,7 @@
 //! What it deliberately does not do: it never multiplies by the decoder (losses and top-k never hold logits for a whole
 //! batch, so that product belongs to them), it has no loss or optimiser, and it never chooses what to mask.
 
+pub mod device;
 pub mod elementary;
 pub mod fused;
 pub mod product;
@@ -32,6 +35,7 @@ mod network;
 mod parameters;
 mod role;
 mod tokenizer;
+mod trial;
 mod weights_file;
 mod words;
 

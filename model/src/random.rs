@@ -53,6 +53,11 @@ impl Philox {
         words
     }
 
+    /// Both words of its key.
+    pub(crate) fn key(&self) -> [u32; 2] {
+        self.key
+    }
+
     /// Four random words for a counter.
     #[must_use]
     pub fn block(&self, counter: [u32; 4]) -> [u32; 4] {

@@ -1,6 +1,7 @@
 //! What can go wrong while labelling.
 
 use model::ModelError;
+use model::device::DeviceError;
 
 /// Why labelling stopped.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,14 @@ pub enum TeacherError {
         /// Labels wanted per position.
         top_k: usize,
     },
+    /// A sampled tail is drawn on the processor alone.
+    #[error(
+        "teacher `{teacher}`: a GPU does not draw from the tail (store.tail_samples); use device = \"cpu\", or tail_samples = 0"
+    )]
+    TailOnDevice {
+        /// Name in the configuration.
+        teacher: String,
+    },
     /// A thread could not be started.
     #[error("cannot start thread `{thread}`: {source}")]
     Thread {
@@ -47,4 +56,14 @@ pub enum TeacherError {
     /// A thread of this stage panicked: a programmer's error.
     #[error("thread `{0}` panicked; this is a bug, please report it with the log")]
     Panicked(String),
+}
+
+impl TeacherError {
+    /// Whether an accelerator failed: it may come back, and nothing is wrong with the teacher.
+    pub(crate) fn is_lost_device(&self) -> bool {
+        match self {
+            Self::Model { source, .. } => matches!(**source, ModelError::Device(DeviceError::Failed { .. })),
+            _ => false,
+        }
+    }
 }

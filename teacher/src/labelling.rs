@@ -43,7 +43,7 @@ pub trait Labeller: Send + Sync + 'static {
     /// Index in the teacher table.
     fn index(&self) -> u16;
 
-    /// Labels `copies` (this teacher's own); one label per copy, in order. Called in the pool of labelling.
+    /// Labels `copies` (this teacher's own); one label per copy, in order. Called in the pool of labelling, if it needs that.
     ///
     /// # Errors
     /// When the teacher fails; labelling then stops.
@@ -55,6 +55,24 @@ pub trait Labeller: Send + Sync + 'static {
     /// Entries of each label that are drawn from the tail.
     fn tail_samples(&self) -> usize {
         0
+    }
+
+    /// Whether it computes on threads of the pool. One that does not leaves them to the others.
+    fn needs_pool(&self) -> bool {
+        true
+    }
+
+    /// How often a batch was cut in two because an accelerator had no room for it, since this was asked last.
+    fn take_halvings(&self) -> u64 {
+        0
+    }
+
+    /// Opens its accelerator anew, after that failed.
+    ///
+    /// # Errors
+    /// When it still does not answer.
+    fn recover(&self) -> Result<(), TeacherError> {
+        Ok(())
     }
 }
 
@@ -78,6 +96,18 @@ impl<L: Labeller> Labeller for Arc<L> {
     fn tail_samples(&self) -> usize {
         L::tail_samples(self)
     }
+
+    fn needs_pool(&self) -> bool {
+        L::needs_pool(self)
+    }
+
+    fn take_halvings(&self) -> u64 {
+        L::take_halvings(self)
+    }
+
+    fn recover(&self) -> Result<(), TeacherError> {
+        L::recover(self)
+    }
 }
 
 /// How labelling runs.
@@ -88,6 +118,8 @@ pub struct LabellingOptions {
     /// Pauses and stops the runners, between batches. Groups that are not complete then are dropped: they are read
     /// again later, from the cursors in the log.
     pub control: StageControl,
+    /// How long a runner waits before it opens a lost accelerator anew.
+    pub recovery_interval: Duration,
     /// The threads that all runners label on. One batch may be begun within another's on the same thread.
     pub pool: Arc<RolePool>,
 }
@@ -142,6 +174,7 @@ impl Labelling {
                 watch,
                 control: options.control.clone(),
                 pool: Arc::clone(&options.pool),
+                recovery_interval: options.recovery_interval,
                 results: to_assembler.clone(),
             };
             labelling.spawn_runner(thread, jobs)?;

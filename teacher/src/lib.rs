@@ -11,6 +11,7 @@
 mod error;
 mod head;
 mod labelling;
+mod on_device;
 mod runner;
 mod watch;
 

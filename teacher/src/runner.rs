@@ -1,11 +1,13 @@
 //! One teacher.
 
+use crate::on_device::DeviceTeacher;
 use crate::{Decoder, HeadScratch, Labeller, NonFinite, Tail, TeacherError, label_rows};
 use candle_core::{Device, Tensor};
+use model::device::{Best, DeviceError, DevicePlace};
 use model::random::Philox;
-use model::{Bert, Inference, ModelError, PackedBatch, Tokenizer};
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use model::{Bert, Configuration, Inference, ModelError, PackedBatch, Tokenizer};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use store::{Label, MaskedCopy};
 
 /// What a runner needs to know besides the teacher's folder.
@@ -19,6 +21,8 @@ pub struct RunnerOptions {
     pub top_k: usize,
     /// How the last of them are drawn from the rest of the vocabulary; `None`: all are the best ones.
     pub tail: Option<TailOptions>,
+    /// Where the accelerator is that labels; `None`: it is this processor.
+    pub on: Option<DevicePlace>,
 }
 
 /// An exact head with a sampled tail ([`Tail`]).
@@ -38,10 +42,29 @@ impl TailOptions {
     }
 }
 
-/// A loaded teacher. Labels one batch at a time, in the rayon pool that it is called in.
+/// A loaded teacher. Labels one batch at a time: on an accelerator, or in the rayon pool that it is called in.
 #[derive(Debug)]
 pub struct Runner {
     options: RunnerOptions,
+    /// Folder, and words of its tokenizer.
+    path: PathBuf,
+    words: usize,
+    configuration: Configuration,
+    place: RwLock<Place>,
+}
+
+/// Where a teacher labels.
+#[derive(Debug)]
+enum Place {
+    Processor(Box<ProcessorTeacher>),
+    Device(Box<DeviceTeacher>),
+    /// Nowhere: its accelerator failed, and was given up.
+    Lost,
+}
+
+/// A teacher on this processor.
+#[derive(Debug)]
+struct ProcessorTeacher {
     network: Inference,
     decoder: Decoder,
     /// The head's buffers, of threads that are done with them.
@@ -66,12 +89,15 @@ impl Runner {
         if words < options.top_k {
             return Err(TeacherError::FewWords { teacher: options.name, words, top_k: options.top_k });
         }
-        let network = Inference::checked(&bert).map_err(failed)?;
-        let (weight, bias) = bert.decoder();
-        let decoder = values(weight)
-            .and_then(|weight| Ok(Decoder::new(&weight, &values(bias)?, words)))
-            .map_err(|error| failed(ModelError::from(error)))?;
-        Ok(Self { options, network, decoder, spare: Mutex::default() })
+        let place = match &options.on {
+            None => Place::Processor(Box::new(ProcessorTeacher::new(&bert, words).map_err(failed)?)),
+            Some(on) if options.tail.is_none() => {
+                Place::Device(on_device(on, &bert, words, options.top_k).map_err(failed)?)
+            }
+            Some(_) => return Err(TeacherError::TailOnDevice { teacher: options.name }),
+        };
+        let (path, place) = (path.to_owned(), RwLock::new(place));
+        Ok(Self { options, path, words, configuration: bert.configuration, place })
     }
 
     /// Name in the configuration.
@@ -88,8 +114,8 @@ impl Runner {
 
     /// The teacher's shape.
     #[must_use]
-    pub fn configuration(&self) -> &model::Configuration {
-        self.network.configuration()
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
     }
 
     /// Labels of each position that are drawn from the tail.
@@ -100,40 +126,39 @@ impl Runner {
 
     /// Floating-point operations of the matrix products and the attention that [`Runner::label`] does for `copies`; a multiplication
     /// and an addition count as two. With M masked positions, E embedding size and V rows of the decoder, 2·M·E·V more than
-    /// [`Inference::flops`]. Tiles that are computed again for a sampled tail do not count.
+    /// [`Inference::flops`]. Tiles that are computed again for a sampled tail do not count, and an accelerator's are those of its shape.
     pub fn flops<'a>(&self, copies: impl Iterator<Item = &'a MaskedCopy> + Clone) -> u64 {
         let configuration = self.configuration();
+        let place = self.place();
+        let Place::Processor(teacher) = &*place else {
+            return configuration.flops(copies.map(|copy| (copy.token_ids.len(), copy.masked_positions.len())));
+        };
         let decoder = 2 * configuration.embedding_size as u64 * configuration.vocabulary_size as u64;
         let masked: u64 = copies.clone().map(|copy| copy.masked_positions.len() as u64).sum();
-        decoder * masked + self.network.flops(copies.map(|copy| (copy.token_ids.len(), copy.masked_positions.len())))
+        decoder * masked + teacher.network.flops(copies.map(|copy| (copy.token_ids.len(), copy.masked_positions.len())))
     }
 
     /// Labels `copies` (this teacher's own) in one forward pass; one label per copy, in order.
     pub fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError> {
         let (batch, gold_ids) = pack(copies);
-        let top_k = self.options.top_k;
-        let uniforms = self.options.tail.map(|tail| self.uniforms(tail.seed, copies));
         let failed = |source| TeacherError::Model { teacher: self.options.name.clone(), source: Box::new(source) };
-        let parts = self.network.map_shards(&batch, |masked, hidden| {
-            let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut scratch = spare().pop().unwrap_or_default();
-            let samples = self.tail_samples();
-            let uniforms = uniforms.as_deref().map(|uniforms| &uniforms[masked.clone()]);
-            let tail = uniforms.map(|uniforms| Tail { samples, uniforms });
-            let labels = label_rows(&self.decoder, hidden, &gold_ids[masked], top_k, tail, &mut scratch);
-            spare().push(scratch);
-            labels
-        });
-        let mut all = Label { top_k, ..Label::default() };
-        for part in parts.map_err(failed)? {
-            let part =
-                part.map_err(|NonFinite(token)| TeacherError::NonFinite { teacher: self.options.name.clone(), token })?;
-            all.top_ids.extend(part.top_ids);
-            all.top_logits.extend(part.top_logits);
-            all.log_sum_exp.extend(part.log_sum_exp);
-            all.gold_logits.extend(part.gold_logits);
-        }
-        Ok(split(&all, copies))
+        let labelled = match &*self.place() {
+            Place::Processor(teacher) => {
+                let uniforms = self.options.tail.map(|tail| self.uniforms(tail.seed, copies));
+                let tail = uniforms.as_deref().map(|uniforms| Tail { samples: self.tail_samples(), uniforms });
+                teacher.label(&batch, &gold_ids, self.options.top_k, tail)
+            }
+            Place::Device(teacher) => teacher.label(&batch, &gold_ids).map(|best| label_of(best, self.options.top_k)),
+            Place::Lost => Err(lost(&self.options.name)),
+        };
+        let label = labelled.map_err(failed)?;
+        let label =
+            label.map_err(|NonFinite(token)| TeacherError::NonFinite { teacher: self.options.name.clone(), token })?;
+        Ok(split(&label, copies))
+    }
+
+    fn place(&self) -> RwLockReadGuard<'_, Place> {
+        self.place.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A uniform number for each masked position: a function of seed, teacher, the copy's tokens (masks in) and the position, so that a label
@@ -146,6 +171,64 @@ impl Runner {
             uniforms.extend(copy.masked_positions.iter().map(|position| stream.uniform(u64::from(*position), 0)));
         }
         uniforms
+    }
+}
+
+impl ProcessorTeacher {
+    fn new(bert: &Bert, words: usize) -> Result<Self, ModelError> {
+        let network = Inference::checked(bert)?;
+        let (weight, bias) = bert.decoder();
+        let decoder = Decoder::new(&values(weight)?, &values(bias)?, words);
+        Ok(Self { network, decoder, spare: Mutex::default() })
+    }
+
+    /// All labels of a batch.
+    fn label(
+        &self,
+        batch: &PackedBatch,
+        gold_ids: &[u32],
+        top_k: usize,
+        tail: Option<Tail<'_>>,
+    ) -> Result<Result<Label, NonFinite>, ModelError> {
+        let parts = self.network.map_shards(batch, |masked, hidden| {
+            let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut scratch = spare().pop().unwrap_or_default();
+            let tail = tail.map(|tail| Tail { uniforms: &tail.uniforms[masked.clone()], ..tail });
+            let labels = label_rows(&self.decoder, hidden, &gold_ids[masked], top_k, tail, &mut scratch);
+            spare().push(scratch);
+            labels
+        })?;
+        let mut all = Label { top_k, ..Label::default() };
+        for part in parts {
+            let part = match part {
+                Ok(part) => part,
+                Err(not_finite) => return Ok(Err(not_finite)),
+            };
+            all.top_ids.extend(part.top_ids);
+            all.top_logits.extend(part.top_logits);
+            all.log_sum_exp.extend(part.log_sum_exp);
+            all.gold_logits.extend(part.gold_logits);
+        }
+        Ok(Ok(all))
+    }
+}
+
+/// The teacher on an accelerator, which is opened for it.
+fn on_device(on: &DevicePlace, bert: &Bert, words: usize, top_k: usize) -> Result<Box<DeviceTeacher>, ModelError> {
+    Ok(Box::new(DeviceTeacher::new(&on.open()?, bert, words, top_k)?))
+}
+
+fn lost(teacher: &str) -> ModelError {
+    DeviceError::Failed { device: format!("the device of teacher `{teacher}`"), reason: "it was lost".to_owned() }
+        .into()
+}
+
+/// What an accelerator found.
+fn label_of(best: Best, top_k: usize) -> Result<Label, NonFinite> {
+    let Best { top_ids, top_logits, log_sum_exp, gold_logits, not_finite } = best;
+    match not_finite {
+        Some(token) => Err(NonFinite(token as usize)),
+        None => Ok(Label { top_k, top_ids, top_logits, log_sum_exp, gold_logits }),
     }
 }
 
@@ -169,6 +252,28 @@ impl Labeller for Runner {
 
     fn tail_samples(&self) -> usize {
         self.tail_samples()
+    }
+
+    fn needs_pool(&self) -> bool {
+        self.options.on.is_none()
+    }
+
+    fn take_halvings(&self) -> u64 {
+        match &*self.place() {
+            Place::Processor(_) | Place::Lost => 0,
+            Place::Device(teacher) => teacher.take_halvings(),
+        }
+    }
+
+    fn recover(&self) -> Result<(), TeacherError> {
+        let failed = |source| TeacherError::Model { teacher: self.options.name.clone(), source: Box::new(source) };
+        let Some(on) = &self.options.on else { return Ok(()) };
+        let mut place = self.place.write().unwrap_or_else(PoisonError::into_inner);
+        // First all that it has there goes: what has failed may only come back when nobody holds it any more.
+        *place = Place::Lost;
+        let bert = Bert::load(&self.path, &Device::Cpu).map_err(failed)?;
+        *place = Place::Device(on_device(on, &bert, self.words, self.options.top_k).map_err(failed)?);
+        Ok(())
     }
 }
 

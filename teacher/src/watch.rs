@@ -49,6 +49,8 @@ struct State {
     /// When its batch was begun; `None`: it has nothing to do.
     since: Option<(Instant, SystemTime)>,
     stalled: bool,
+    /// Its device does not answer: it stalls however short that is.
+    lost: bool,
 }
 
 /// What a teacher is doing.
@@ -60,6 +62,8 @@ pub enum Activity {
     Labelling(SystemTime),
     /// It has been at work for too long on a batch that it began at this time.
     Stalled(SystemTime),
+    /// Its device has not answered since this time.
+    Lost(SystemTime),
 }
 
 impl TeacherWatch {
@@ -73,9 +77,10 @@ impl TeacherWatch {
     /// What the teacher is doing.
     #[must_use]
     pub fn activity(&self) -> Activity {
-        let State { since, stalled } = *self.state();
+        let State { since, stalled, lost } = *self.state();
         match (since, stalled) {
             (None, _) => Activity::Idle,
+            (Some((_, since)), _) if lost => Activity::Lost(since),
             (Some((_, since)), false) => Activity::Labelling(since),
             (Some((_, since)), true) => Activity::Stalled(since),
         }
@@ -98,19 +103,25 @@ impl TeacherWatch {
 
     /// The teacher begins a batch.
     pub(crate) fn begin(&self) {
-        *self.state() = State { since: Some((Instant::now(), SystemTime::now())), stalled: false };
+        *self.state() = State { since: Some((Instant::now(), SystemTime::now())), ..State::default() };
+    }
+
+    /// The teacher's device does not answer, until it begins a batch again.
+    pub(crate) fn lose(&self) {
+        *self.state() = State { since: Some((Instant::now(), SystemTime::now())), stalled: false, lost: true };
     }
 
     /// The teacher has ended its batch. Returns how long that took, if it had stalled.
     pub(crate) fn end(&self) -> Option<Duration> {
-        let State { since, stalled } = std::mem::take(&mut *self.state());
+        let State { since, stalled, .. } = std::mem::take(&mut *self.state());
         since.filter(|_| stalled).map(|(since, _)| since.elapsed())
     }
 
     /// Looks at the clock. Returns whether the teacher has stalled since it was looked at last.
     pub(crate) fn look(&self) -> bool {
         let mut state = self.state();
-        let is_late = state.since.is_some_and(|(since, _)| since.elapsed() >= self.options().after);
+        let after = self.options().after;
+        let is_late = state.lost || state.since.is_some_and(|(since, _)| since.elapsed() >= after);
         is_late && !std::mem::replace(&mut state.stalled, is_late)
     }
 

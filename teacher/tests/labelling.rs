@@ -8,6 +8,7 @@ use model::random::Philox;
 use prometheus::Registry;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use store::stage::StageControl;
 use store::{BatchPlan, Entry, Group, MaskedCopy, Payload, Record, SequenceNumber, SourceCursor, Span};
 use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions, TailOptions, TeacherError, TeacherWatch};
@@ -25,7 +26,7 @@ fn load(index: usize, top_k: usize) -> Result<Runner, TeacherError> {
 fn load_with(index: usize, top_k: usize, tail: Option<TailOptions>) -> Result<Runner, TeacherError> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemon/demo/teachers").join(TEACHERS[index]);
     let tokenizer = Tokenizer::load(&path).unwrap();
-    let options = RunnerOptions { name: TEACHERS[index].to_owned(), index: index as u16, top_k, tail };
+    let options = RunnerOptions { name: TEACHERS[index].to_owned(), index: index as u16, top_k, tail, on: None };
     Runner::load(&path, &tokenizer, options)
 }
 
@@ -78,7 +79,12 @@ fn group(number: u64) -> Group {
 fn groups_come_out_complete_and_in_order() {
     let (groups_in, groups) = bounded(1);
     let (complete_in, complete) = bounded(1);
-    let options = LabellingOptions { depth: 3, control: StageControl::default(), pool: pool() };
+    let options = LabellingOptions {
+        depth: 3,
+        control: StageControl::default(),
+        recovery_interval: Duration::ZERO,
+        pool: pool(),
+    };
     let registry = Registry::new();
     let labelling = Labelling::start(watched(), &options, groups, complete_in, &registry).unwrap();
     let feeder = std::thread::spawn(move || (0..9).for_each(|number| groups_in.send(group(number)).unwrap()));
@@ -150,7 +156,12 @@ fn the_stage_ends_when_nobody_takes_its_groups() {
     let (groups_in, groups) = unbounded();
     let (complete_in, complete) = bounded(1);
     drop(complete);
-    let options = LabellingOptions { depth: 2, control: StageControl::default(), pool: pool() };
+    let options = LabellingOptions {
+        depth: 2,
+        control: StageControl::default(),
+        recovery_interval: Duration::ZERO,
+        pool: pool(),
+    };
     let labelling = Labelling::start(watched(), &options, groups, complete_in, &Registry::new()).unwrap();
     for number in 0..5 {
         let _ = groups_in.send(group(number)); // The stage may have ended already.
@@ -164,7 +175,8 @@ fn a_stop_leaves_no_group_incomplete() {
     let (groups_in, groups) = bounded(1);
     let (complete_in, complete) = bounded(1);
     let control = StageControl::default();
-    let options = LabellingOptions { depth: 2, control: control.clone(), pool: pool() };
+    let options =
+        LabellingOptions { depth: 2, control: control.clone(), recovery_interval: Duration::ZERO, pool: pool() };
     let labelling = Labelling::start(watched(), &options, groups, complete_in, &Registry::new()).unwrap();
     // Goes on sending for as long as anybody receives: the stop alone has to end the stage.
     let feeder = std::thread::spawn(move || (0..).map(group).all(|group| groups_in.send(group).is_ok()));

@@ -107,7 +107,8 @@ impl Stage {
         let (registry, control) = (Registry::new(), StageControl::default());
         // The slow one blocks a thread of the pool for as long as it likes.
         let pool = model::RolePool::alone("label", threads).unwrap();
-        let options = LabellingOptions { depth: DEPTH, control: control.clone(), pool };
+        let options =
+            LabellingOptions { depth: DEPTH, control: control.clone(), recovery_interval: Duration::ZERO, pool };
         let runners = vec![
             (Gated { index: 0, gate: None }, quick.clone()),
             (Gated { index: 1, gate: Some(gated) }, watch.clone()),

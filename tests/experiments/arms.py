@@ -57,6 +57,8 @@ ARMS = {
     "kd-gold-residual": Arm("similar", {"train.kd_target": "gold-residual"}),
     "kd-sampled": Arm("similar-sampled"),
     "kd-later-ghost": Arm("similar", {"train.kd_target_later": "ghost", "train.kd_target_later_from_step": 0.5}),
+    # Whoever is ahead early first, and whoever is ahead later from three tenths on.
+    "kd-ghost-first": Arm("similar", {"train.kd_target": "ghost", "train.kd_target_later": "renormalised", "train.kd_target_later_from_step": 0.3}),
     "kd-warm": Arm("similar", {"train.kd_temperature": 2.0}),
     "kd-cosine": Arm("similar", {"train.lambda_schedule": "cosine"}),
     "kd-step": Arm("similar", {"train.lambda_schedule": "step"}),
@@ -95,7 +97,7 @@ CLAIMS = {
     "vocabulary": ["sm1", "sm2", "sm3", "sm2-short", "sm3-short"],
     "two-teachers": ["sm3", "weak-teacher", "both-all", "both-best", "both-random"],
     "targets": ["kd", "gold", "kd-k128", "kd-k512", "kd-ghost", "kd-gold-residual", "kd-sampled", "half", "half-k512", "half-ghost", "half-gold-residual", "half-sampled"],
-    "schedules": ["kd", "kd-later-ghost", "kd-warm", "kd-cosine", "kd-step", "kd-init", "gold-init"],
+    "schedules": ["kd", "kd-ghost-first", "kd-later-ghost", "kd-warm", "kd-cosine", "kd-step", "kd-init", "gold-init"],
     "shares": ["kd", "kd-language", "kd-alpha-0.3", "kd-alpha-1.0"],
     # English in Student_similar (with German, Italian, Spanish) and in Student_dissimilar (with Finnish and Turkish).
     "relatives": ["kd", "sm3"],

@@ -130,9 +130,8 @@ pub(crate) fn entries() -> &'static [Entry] {
 
 fn label(entries: &mut [Entry], index: u16, folder: &Path) {
     let tokenizer = Tokenizer::load(folder).unwrap();
-    let runner =
-        Runner::load(folder, &tokenizer, RunnerOptions { name: "test".to_owned(), index, top_k: TOP_K, tail: None })
-            .unwrap();
+    let options = RunnerOptions { name: "test".to_owned(), index, top_k: TOP_K, tail: None, on: None };
+    let runner = Runner::load(folder, &tokenizer, options).unwrap();
     let mut copies: Vec<&mut MaskedCopy> =
         entries.iter_mut().flat_map(copies_of).filter(|copy| copy.teacher == index).collect();
     let labels = runner.label(&copies.iter().map(|copy| &**copy).collect::<Vec<_>>()).unwrap();

@@ -106,6 +106,28 @@ impl MicroBatch {
         }
     }
 
+    /// Its first copies and its last ones; see [`PackedBatch::halves`].
+    pub(crate) fn halves(&self) -> (Self, Self) {
+        let (low, high) = self.packed.halves();
+        let rows = low.masked_rows.len();
+        let part = |packed: PackedBatch, from: usize, to: usize| {
+            let (first, end) = (from * self.top_k, to * self.top_k);
+            let masses = |masses: &[f32]| masses.get(from..to).unwrap_or_default().to_vec();
+            Self {
+                packed,
+                gold_ids: self.gold_ids[from..to].to_vec(),
+                top_k: self.top_k,
+                top_ids: self.top_ids[first..end].to_vec(),
+                probabilities: self.probabilities[first..end].to_vec(),
+                tail_masses: masses(&self.tail_masses),
+                gold_masses: masses(&self.gold_masses),
+                weights: self.weights[from..to].to_vec(),
+                has_teacher: self.has_teacher[from..to].to_vec(),
+            }
+        };
+        (part(low, 0, rows), part(high, rows, self.gold_ids.len()))
+    }
+
     /// Packs copies with the weight of each one's positions.
     pub(crate) fn new(members: &[(&TrainingCopy, f32)], target: Target) -> Self {
         let labels = members.iter().filter_map(|(copy, _)| copy.copy.label.as_ref());

@@ -14,9 +14,9 @@ mod by_document;
 pub use by_document::DocumentEvaluation;
 
 use crate::TrainerError;
+use crate::loss::Score;
 use crate::options::TrainerOptions;
 use crate::records::{EVALUATION_PREFIX, Records};
-use crate::student::Student;
 use crate::tally::{Sums, Tally};
 use crate::vocabulary::VocabularyMap;
 use model::PackedBatch;
@@ -197,10 +197,19 @@ fn unseen_sources<'a>(cursors: &'a BTreeMap<Arc<str>, SourceCursor>, language: &
     cursors.values().filter(is_unseen).collect()
 }
 
+/// A student that predicts.
+pub trait Predictor {
+    /// How it predicts `gold_ids` `[masked]` at the batch's masked rows, without dropout.
+    ///
+    /// # Errors
+    /// When the batch does not fit the student or the gold ids.
+    fn score(&mut self, batch: &PackedBatch, gold_ids: &[u32]) -> Result<Vec<Score>, TrainerError>;
+}
+
 /// What is evaluated with what.
 pub struct Evaluator<'a> {
     /// The student. Nothing that training reads changes.
-    pub student: &'a mut Student,
+    pub student: &'a mut (dyn Predictor + Send),
     /// Maps into the student's vocabulary, by index into the log's teacher table.
     pub maps: &'a [VocabularyMap],
     /// How many tokens a forward pass has, and whose threads compute each batch.

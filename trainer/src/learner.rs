@@ -2,21 +2,26 @@
 
 use crate::TrainerError;
 use crate::batch::{Batch, MicroBatch};
-use crate::loss::LossSums;
+use crate::device_student::DeviceStudent;
+use crate::evaluate::Predictor;
+use crate::loss::{LossSums, Score};
 use crate::optimiser::{self, AdamW, Update};
 use crate::options::TrainOptions;
 use crate::schedule::{self, Rates};
 use crate::student::Student;
-use model::Dropout;
+use model::device::OnDevice;
 use model::random::Philox;
+use model::{Dropout, PackedBatch};
 
 /// Micro-batches of a step have numbers below this, so that each has dropout masks of its own.
 const MICRO_BATCHES_MAX: u64 = 1 << 20;
 
 /// What learns: the student and the optimiser's state.
 pub struct Learner {
+    /// While it learns on an accelerator, what it was when it was copied back ([`Learner::settle`]); the same holds for the optimiser's means.
     pub(crate) student: Student,
     pub(crate) optimiser: AdamW,
+    device: Option<DeviceStudent>,
     dropout: Option<Philox>,
 }
 
@@ -41,7 +46,77 @@ impl Learner {
     pub fn new(student: Student, optimiser: AdamW, seed: u64) -> Self {
         let configuration = student.configuration();
         let drops = configuration.hidden_dropout > 0.0 || configuration.attention_dropout > 0.0;
-        Self { student, optimiser, dropout: drops.then(|| Philox::new(seed, "dropout", &[])) }
+        Self { student, optimiser, device: None, dropout: drops.then(|| Philox::new(seed, "dropout", &[])) }
+    }
+
+    /// Goes on on an accelerator.
+    ///
+    /// # Errors
+    /// When there is no room, or the accelerator cannot train this shape.
+    pub fn place(&mut self, on: &OnDevice) -> Result<(), TrainerError> {
+        self.settle()?;
+        self.device = None; // First its room.
+        self.device = Some(DeviceStudent::new(on, &self.student, &self.optimiser)?);
+        Ok(())
+    }
+
+    /// The accelerator; `None`: it learns on the processor.
+    pub(crate) fn on(&self) -> Option<OnDevice> {
+        self.device.as_ref().map(|device| device.on().clone())
+    }
+
+    /// The student as it is now.
+    ///
+    /// # Errors
+    /// When an accelerator fails.
+    pub fn student(&mut self) -> Result<&Student, TrainerError> {
+        self.settle()?;
+        Ok(&self.student)
+    }
+
+    /// Brings student and optimiser up to date with the accelerator.
+    ///
+    /// # Errors
+    /// When the accelerator fails.
+    pub(crate) fn settle(&mut self) -> Result<(), TrainerError> {
+        match &mut self.device {
+            Some(device) => device.fetch(&mut self.student, &mut self.optimiser),
+            None => Ok(()),
+        }
+    }
+
+    /// Becomes another student, on the processor.
+    pub(crate) fn replace(&mut self, (student, optimiser): (Student, AdamW)) {
+        (self.student, self.optimiser, self.device) = (student, optimiser, None);
+    }
+
+    /// Times that a micro-batch was cut in two because an accelerator had no room for it, since this was asked last.
+    pub(crate) fn take_halvings(&mut self) -> u64 {
+        self.device.as_mut().map_or(0, |device| std::mem::take(&mut device.halvings))
+    }
+
+    pub(crate) fn gradient_norm(&mut self) -> Result<f64, TrainerError> {
+        self.device.as_mut().map_or_else(|| Ok(self.student.gradient_norm()), DeviceStudent::gradient_norm)
+    }
+
+    pub(crate) fn clear_gradients(&mut self) -> Result<(), TrainerError> {
+        match &mut self.device {
+            Some(device) => device.clear_gradients(),
+            None => {
+                self.student.clear_gradients();
+                Ok(())
+            }
+        }
+    }
+
+    fn update(&mut self, update: &Update) -> Result<(), TrainerError> {
+        match &mut self.device {
+            Some(device) => device.update(&mut self.optimiser, update),
+            None => {
+                self.student.update(&mut self.optimiser, update);
+                Ok(())
+            }
+        }
     }
 
     /// Trains on `batch` as step `step`, counted from 0. A step whose loss or gradient is not finite changes nothing.
@@ -51,14 +126,14 @@ impl Learner {
     pub fn step(&mut self, step: u64, batch: &Batch, options: &TrainOptions) -> Result<Learned, TrainerError> {
         let Rates { learning_rate, lambda } = schedule::rates(step, options);
         let sums = self.accumulate(step, batch, lambda)?;
-        let gradient_norm = self.student.gradient_norm();
+        let gradient_norm = self.gradient_norm()?;
         let skipped = why_skipped(&sums, gradient_norm);
         if skipped.is_none() {
             let gradient_scale = optimiser::clip(gradient_norm, options.clip_norm);
             let update = Update { learning_rate, weight_decay: options.weight_decay, gradient_scale };
-            self.student.update(&mut self.optimiser, &update);
+            self.update(&update)?;
         } else {
-            self.student.clear_gradients();
+            self.clear_gradients()?;
         }
         Ok(Learned { sums, learning_rate, lambda, gradient_norm, skipped })
     }
@@ -73,7 +148,7 @@ impl Learner {
             match self.accumulate_part(step, (number, 0), part, lambda) {
                 Ok(part) => sums.add(&part),
                 Err(error) => {
-                    self.student.clear_gradients();
+                    self.clear_gradients()?;
                     return Err(error);
                 }
             }
@@ -91,9 +166,21 @@ impl Learner {
     ) -> Result<LossSums, TrainerError> {
         let step = step * MICRO_BATCHES_MAX + number;
         let dropout = self.dropout.map(|stream| Dropout { stream, step, first_row });
-        let sums = self.student.accumulate(&part.packed, &part.targets(), lambda, dropout);
+        let sums = match &mut self.device {
+            Some(device) => device.accumulate(part, lambda, dropout),
+            None => self.student.accumulate(&part.packed, &part.targets(), lambda, dropout),
+        };
         store::pulse::beat();
         sums
+    }
+}
+
+impl Predictor for Learner {
+    fn score(&mut self, batch: &PackedBatch, gold_ids: &[u32]) -> Result<Vec<Score>, TrainerError> {
+        match &mut self.device {
+            Some(device) => device.score(batch, gold_ids),
+            None => self.student.score(batch, gold_ids),
+        }
     }
 }
 

@@ -45,6 +45,7 @@ pub mod vocabulary;
 
 mod branch;
 mod calibration;
+mod device_student;
 mod durable;
 mod error;
 mod event;

@@ -20,6 +20,7 @@ pub(crate) struct Metrics {
     pub(crate) step: IntGauge,
     pub(crate) skipped_steps: IntCounter,
     steps: IntCounter,
+    pub(crate) halved_batches: IntCounter,
     loss: Gauge,
     tokens: IntCounter,
     masked_positions: IntCounter,
@@ -50,6 +51,10 @@ impl Metrics {
                 "Steps skipped because loss or gradient was not finite.",
             )?,
             steps: IntCounter::new("mergedistill_train_steps_total", "Steps computed by this process.")?,
+            halved_batches: IntCounter::new(
+                "mergedistill_train_halved_batches_total",
+                "Times that a micro-batch was computed in two halves, because a GPU had no room for all of it.",
+            )?,
             loss: Gauge::new("mergedistill_train_loss", "Loss of the last step, in nats.")?,
             tokens: IntCounter::new("mergedistill_train_tokens_total", "Tokens trained on by this process.")?,
             masked_positions: IntCounter::new(
@@ -104,6 +109,7 @@ impl Metrics {
         registry.register(Box::new(self.step.clone()))?;
         registry.register(Box::new(self.skipped_steps.clone()))?;
         registry.register(Box::new(self.steps.clone()))?;
+        registry.register(Box::new(self.halved_batches.clone()))?;
         registry.register(Box::new(self.loss.clone()))?;
         registry.register(Box::new(self.tokens.clone()))?;
         registry.register(Box::new(self.masked_positions.clone()))?;

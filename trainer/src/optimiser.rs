@@ -4,11 +4,14 @@
 //! Work is cut into pieces of a fixed size, so that nothing depends on the number of threads.
 
 use model::Slot;
+use model::device::AdamwFactors;
 use model::simd::vectorised;
 use rayon::prelude::*;
 
 const BETAS: (f64, f64) = (0.9, 0.999);
 const EPSILON: f64 = 1e-8;
+const FIRST: f32 = (1.0 - BETAS.0) as f32;
+const SECOND: f32 = (1.0 - BETAS.1) as f32;
 /// Numbers per unit of parallel work.
 const PIECE: usize = 1 << 14;
 /// Lanes of a sum.
@@ -83,6 +86,25 @@ impl AdamW {
     #[must_use]
     pub fn new(length: usize) -> Self {
         Self { updates: 0, first: vec![0.0; length], second: vec![0.0; length] }
+    }
+
+    /// The constants of the update that was counted last, for vectors and for what decays.
+    #[must_use]
+    pub(crate) fn factors(&self, update: &Update) -> [AdamwFactors; 2] {
+        let count = i32::try_from(self.updates).unwrap_or(i32::MAX);
+        [false, true].map(|decays| {
+            let Factors { gradient_scale, keep, step_size, second_correction } = Factors::new(update, count, decays);
+            AdamwFactors {
+                gradient_scale,
+                keep,
+                step_size,
+                second_correction,
+                first: FIRST,
+                keep_second: BETAS.1 as f32,
+                second: SECOND,
+                epsilon: EPSILON as f32,
+            }
+        })
     }
 
     /// Moves `parameters` along their `gradients`, which are 0 afterwards. Both are arenas in which `slots` lie in this order.
@@ -166,8 +188,6 @@ impl Factors {
     }
 
     fn apply(&self, part: Arenas<'_>) {
-        const FIRST: f32 = (1.0 - BETAS.0) as f32;
-        const SECOND: f32 = (1.0 - BETAS.1) as f32;
         vectorised(
             #[inline(always)]
             || {

@@ -203,8 +203,11 @@ pub(crate) fn grow(
     state: &mut TrainerState,
 ) -> Result<(), TrainerError> {
     let configuration = configuration(options, size)?;
+    let on = learner.on();
+    learner.settle()?;
     let grown = growth::grow(&learner.student, &learner.optimiser, vocabulary, &configuration)?;
-    (learner.student, learner.optimiser) = grown;
+    learner.replace(grown);
+    on.iter().try_for_each(|on| learner.place(on))?;
     state.vocabulary_size = size;
     state.vocabulary_fingerprint = fingerprint(vocabulary, size);
     Ok(())

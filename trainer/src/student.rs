@@ -1,6 +1,7 @@
 //! The student: parameters and gradients in arenas, and one micro-batch forward and backward.
 
 use crate::TrainerError;
+use crate::evaluate::Predictor;
 use crate::loss::{self, Decoder, DecoderGradients, LossSums, PositionLoss, Score, Targets};
 use crate::optimiser::{self, AdamW, Update};
 use model::{Bert, Configuration, Dropout, Layout, PackedBatch, Parameters, Training};
@@ -63,6 +64,12 @@ impl Student {
     #[must_use]
     pub fn arena(&self) -> &[f32] {
         &self.parameters
+    }
+
+    /// Overwrites the parameters; gradients stay.
+    pub(crate) fn rewrite<E>(&mut self, write: impl FnOnce(&mut [f32]) -> Result<(), E>) -> Result<(), E> {
+        self.changed = true;
+        write(&mut self.parameters)
     }
 
     /// The model as it is now; its numbers are copied.
@@ -159,6 +166,12 @@ impl Student {
             self.network.pack(&self.parameters);
             self.changed = false;
         }
+    }
+}
+
+impl Predictor for Student {
+    fn score(&mut self, batch: &PackedBatch, gold_ids: &[u32]) -> Result<Vec<Score>, TrainerError> {
+        self.score(batch, gold_ids)
     }
 }
 

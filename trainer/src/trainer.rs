@@ -125,8 +125,9 @@ impl Trainer {
         let mut journal = Journal::open(&journal_path(&options.state_dir))?;
         let checkpoints = Checkpoints::open(&checkpoints_path(&options.state_dir))?;
         initial::prepare(&options, &vocabulary, reader.identity(), &journal, &checkpoints)?;
-        let Resumed { learner, state, from_checkpoint } =
+        let Resumed { mut learner, state, from_checkpoint } =
             resume::resume(&options, &vocabulary, &checkpoints, &journal, |_| true)?;
+        options.on.iter().try_for_each(|on| learner.place(on))?;
         growth::note(&mut journal, &state, &vocabulary)?;
         journal.check_reaches(state.stream.windows_used(), reader.durable())?;
         changing::begin(&mut journal, state.step, &mut options)?;
@@ -247,6 +248,7 @@ impl Trainer {
         self.metrics.stage.in_flight.set(i64::try_from(batch.copies).unwrap_or(i64::MAX));
         let learned = self.options.compute(|| learner.step(step, batch, options))?;
         self.metrics.stage.in_flight.set(0);
+        self.metrics.halved_batches.inc_by(self.learner.take_halvings());
         let student = self.learner.student.configuration();
         let cost = Cost::of(batch, student, &self.options.teachers, &mut self.state.totals);
         let report = StepReport::new(step + 1, batch, &learned, cost, started.elapsed());
@@ -352,7 +354,7 @@ impl Trainer {
         self.needs.let_go();
         self.work();
         let mut evaluator = Evaluator {
-            student: &mut self.learner.student,
+            student: &mut self.learner,
             maps: self.vocabulary.maps(),
             options: &self.options,
             tail_samples: self.reader.identity().tail_samples(),
@@ -386,6 +388,7 @@ impl Trainer {
         let (step, started) = (self.state.step, Instant::now());
         tracing::debug!(step, "checkpoint begins");
         self.run_log.sync()?;
+        self.learner.settle()?;
         let path = self.checkpoints.write(&self.learner.student, &self.learner.optimiser, &self.state)?;
         self.metrics.has_checkpoint(&path, started);
         // Those that training would go back to are kept, however many were asked for since.
@@ -430,7 +433,7 @@ impl Trainer {
             Request::Checkpoint { reply } => drop(send(&reply, self.checkpoint(desk))),
             Request::Export { out, languages, reply } => {
                 let tokenizers = tokenizers_path(&self.options.state_dir);
-                let bert = self.learner.student.to_bert();
+                let bert = self.learner.settle().and_then(|()| self.learner.student.to_bert());
                 let step = self.state.step;
                 let exported = bert.and_then(|bert| export::export(&out, &bert, &tokenizers, step, &languages));
                 drop(send(&reply, exported.map(|exported| exported.path)));

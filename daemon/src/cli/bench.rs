@@ -1,5 +1,6 @@
 //! The command line of `bench`.
 
+use super::place::PlaceArgs;
 use super::{seconds, size};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -106,6 +107,9 @@ pub struct BenchLabelArgs {
     /// Write the masked copies with their labels, one JSON document a line.
     #[arg(long, value_name = "FILE")]
     pub dump: Option<PathBuf>,
+    /// Where it computes.
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// What every bench takes.
     #[command(flatten)]
     pub common: BenchCommonArgs,
@@ -123,6 +127,9 @@ pub struct BenchTrainArgs {
     /// Steps whose median is reported; two more go before them.
     #[arg(long, value_name = "N", default_value_t = 12, value_parser = size(1..=1_000_000))]
     pub steps: usize,
+    /// Where it computes.
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// What every bench takes.
     #[command(flatten)]
     pub common: BenchCommonArgs,
@@ -149,6 +156,9 @@ pub struct BenchBothArgs {
     /// Rounds of the three measurements whose medians are reported; both run once before them.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = size(1..=1000))]
     pub rounds: usize,
+    /// Where it computes.
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// What every bench takes.
     #[command(flatten)]
     pub common: BenchCommonArgs,

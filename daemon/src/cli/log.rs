@@ -1,5 +1,6 @@
 //! The command line of `log`.
 
+use super::place::PlaceArgs;
 use super::size;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
@@ -154,6 +155,9 @@ pub struct LogAuditArgs {
     /// Seed of the draw.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Where the teacher runs.
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// Threads of the teacher.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = size(1..=1024))]
     pub threads: usize,
@@ -194,8 +198,8 @@ pub struct LogRelabelArgs {
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = size(1..=1_048_576))]
     pub batch_tokens: usize,
     /// Where the teacher runs.
-    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = ["cpu"])]
-    pub device: String,
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// A segment is sealed before it grows beyond this.
     #[arg(long, value_name = "N", default_value_t = 134_217_728, value_parser = RangedU64ValueParser::<u64>::new().range(65_536..))]
     pub segment_bytes: u64,

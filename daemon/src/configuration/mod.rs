@@ -6,6 +6,7 @@
 mod corpus_section;
 mod hub;
 mod ops_section;
+mod placement;
 mod sections;
 mod store_section;
 mod student_section;
@@ -14,6 +15,7 @@ mod threads;
 mod train_section;
 
 pub use corpus_section::{Corpus, CorpusOrigin};
+pub use placement::Placement;
 pub use sections::{Configuration, Teacher};
 pub use threads::Threads;
 

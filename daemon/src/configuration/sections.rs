@@ -3,6 +3,7 @@
 use super::corpus_section::{Corpus, FORMATS};
 use super::hub;
 use super::ops_section::Ops;
+use super::placement::Placement;
 use super::store_section::Store;
 use super::student_section::Student;
 use super::table::{Problem, Problems, Table};
@@ -107,7 +108,8 @@ pub struct Teacher {
     /// Languages it teaches.
     pub languages: Vec<String>,
     /// Where it runs.
-    pub device: String,
+    #[serde(flatten)]
+    pub place: Placement,
     /// `false`: it lends only its tokenizer (gold labels alone).
     pub labels: bool,
     /// It stalls when it is longer than this at work on one batch.
@@ -260,6 +262,11 @@ impl Configuration {
             let language = corpus.language.as_deref().unwrap_or_default();
             self.needs_teacher(&format!("corpus[{}].language", corpus.name), language, problems);
         }
+        let on_gpu = |teacher: &&Teacher| teacher.labels && !teacher.place.is_processor();
+        if let Some(teacher) = self.teacher.iter().find(on_gpu).filter(|_| self.store.tail_samples > 0) {
+            let message = "a GPU does not draw from the tail (store.tail_samples); use \"cpu\"".to_owned();
+            problems.add(format!("teacher[{}].device", teacher.name), message);
+        }
         for file in &self.evaluate.files {
             self.needs_teacher("evaluate.files", &file.language, problems);
         }
@@ -355,7 +362,7 @@ impl Teacher {
             name,
             path,
             languages,
-            device: device(&mut table),
+            place: Placement::read(&mut table),
             labels: table.boolean("labels", true),
             stall_seconds: table.number("stall_seconds", 600.0, 0.001..=1e7),
             on_stall: table.choice("on_stall", &[("wait", "wait"), ("drop-copy", "drop-copy")]),
@@ -371,15 +378,6 @@ impl Teacher {
         let on_stall = if self.on_stall == "drop-copy" { OnStall::DropCopy } else { OnStall::Wait };
         StallOptions { after: Duration::from_secs_f64(self.stall_seconds), on_stall }
     }
-}
-
-/// A device this build can use.
-pub(super) fn device(table: &mut Table) -> String {
-    let device = table.string("device", "cpu");
-    if device != "cpu" {
-        table.problem("device", format!("\"{device}\" is not available in this build; use \"cpu\""));
-    }
-    device
 }
 
 impl Masking {

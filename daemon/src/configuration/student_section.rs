@@ -1,6 +1,6 @@
 //! `[student]`
 
-use super::sections::device;
+use super::placement::Placement;
 use super::table::{Problems, Table};
 use serde::Serialize;
 
@@ -30,7 +30,8 @@ pub struct Student {
     /// What the word embeddings begin with: `random` numbers, or those of the `teachers`.
     pub init: &'static str,
     /// Where it is trained.
-    pub device: String,
+    #[serde(flatten)]
+    pub place: Placement,
 }
 
 impl Student {
@@ -46,7 +47,7 @@ impl Student {
             dropout: table.number("dropout", 0.1, 0.0..=0.9),
             initializer_range: table.number("initializer_range", initializer_range(hidden_size), 1e-6..=1.0),
             init: table.choice("init", &[("random", "random"), ("teachers", "teachers")]),
-            device: device(&mut table),
+            place: Placement::read(&mut table),
         };
         table.finish();
         student

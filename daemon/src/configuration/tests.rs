@@ -69,7 +69,7 @@ fn everything_wrong_is_reported_at_once() {
         name = "en"
         path = 3
         languages = ["en"]
-        device = "cuda:0"
+        device = "gpu"
         [train]
         steps = 0
         copies = "some"
@@ -83,7 +83,7 @@ fn everything_wrong_is_reported_at_once() {
         "threads.teachers: -1 is out of range",
         "corpus[fi].language: no teacher has language `fi`",
         "teacher[en].path: must be a string",
-        "teacher[en].device: \"cuda:0\" is not available",
+        "teacher[en].device: \"gpu\" is not a device; use \"cpu\", \"cuda:0\"",
         "train.steps: 0 is out of range",
         "train.copies: \"some\" is not known; use \"all\" or \"best\" or \"random\"",
         "masking.probability: 2 is out of range",
@@ -91,6 +91,29 @@ fn everything_wrong_is_reported_at_once() {
         assert!(found.iter().any(|line| line.starts_with(expected)), "{expected} not in {found:#?}");
     }
     assert_eq!(found.len(), 9, "{found:#?}");
+}
+
+#[test]
+fn a_gpu_multiplies_in_bfloat16_unless_it_is_told_not_to() {
+    let place = |text: &str| {
+        let text = format!("{MINIMAL}{text}");
+        let configuration = Configuration::parse(&text, Path::new("/etc"));
+        configuration.map(|configuration| serde_json::to_value(configuration.teacher[0].place).unwrap().to_string())
+    };
+    let shown = |device: &str, precision: &str| format!(r#"{{"device":"{device}","precision":"{precision}"}}"#);
+    for (text, expected) in [
+        ("", shown("cpu", "float32")),
+        ("device = \"cuda:1\"", shown("cuda:1", "bfloat16")),
+        ("device = \"cuda:1\"\nprecision = \"float32\"", shown("cuda:1", "float32")),
+    ] {
+        assert_eq!(place(text).unwrap(), expected, "{text}");
+    }
+    for (text, expected) in [
+        ("precision = \"bfloat16\"", "teacher[en].precision: the processor computes in float32"),
+        ("precision = \"half\"", "teacher[en].precision: \"half\" is not known; use \"float32\" or \"bfloat16\""),
+    ] {
+        assert!(place(text).unwrap_err()[0].to_string().contains(expected), "{text}");
+    }
 }
 
 #[test]
@@ -102,7 +125,7 @@ fn the_target_of_distillation_is_one_of_three() {
     for name in ["renormalised", "ghost", "gold-residual"] {
         assert_eq!(target(&format!("kd_target = \"{name}\"")).unwrap(), name);
     }
-    assert_eq!(target("").unwrap(), "ghost");
+    assert_eq!(target("").unwrap(), "renormalised");
     assert!(target("kd_target = \"gold\"").unwrap_err()[0].to_string().contains("\"gold-residual\""));
 }
 

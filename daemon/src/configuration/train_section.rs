@@ -16,7 +16,7 @@ const LAMBDA_STEP_AT: f64 = 0.5;
 const TEMPERATURES: RangeInclusive<f64> = 0.05..=100.0;
 /// The first is the default: tests/experiments/REPORT.md, section 5.
 const KD_TARGETS: &[(&str, &str)] =
-    &[("ghost", "ghost"), ("renormalised", "renormalised"), ("gold-residual", "gold-residual")];
+    &[("renormalised", "renormalised"), ("ghost", "ghost"), ("gold-residual", "gold-residual")];
 
 /// `[train]`
 #[derive(Clone, Debug, Serialize)]
@@ -61,8 +61,8 @@ pub struct Train {
     pub copy_weight: &'static str,
     /// The loss is a mean over the masked positions of the `batch`, or the paper's sum of per-language means (`language`).
     pub loss_norm: &'static str,
-    /// The teacher's distribution: its true probabilities of its top-k with the mass of all other tokens in one bucket
-    /// (`ghost`) or on the gold token (`gold-residual`), or its top-k `renormalised` (the paper's).
+    /// The teacher's distribution: its top-k `renormalised` (the paper's), or its true probabilities with the mass of all
+    /// other tokens in one bucket (`ghost`) or on the gold token (`gold-residual`).
     pub kd_target: &'static str,
     /// The teacher's temperature in it; the student's is 1.
     pub kd_temperature: f64,

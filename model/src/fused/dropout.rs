@@ -89,6 +89,14 @@ impl Mask {
         Some(Self { dropout, site: site.number(), threshold: threshold.min(65_535) })
     }
 
+    /// What another processor needs to make the same: both words of the key, the step's lower half, the counter's last word, the number of the first row, and the
+    /// threshold.
+    pub(crate) fn words(&self) -> [u32; 6] {
+        let Dropout { stream, step, first_row } = self.dropout;
+        let [first, second] = stream.key();
+        [first, second, step as u32, self.site << 16 | (step >> 32) as u32 & 0xffff, first_row, self.threshold]
+    }
+
     /// Multiplies one row by its mask: 0 where a value is dropped, and elsewhere what keeps the expectation.
     pub fn apply(&self, values: &mut [f32], row: u32, part: u32) {
         ARCH.dispatch(Apply { mask: self, values, row, part });

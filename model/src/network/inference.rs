@@ -7,7 +7,7 @@ use super::head::Transformed;
 use super::layer::{self, Activations, Part, Scratch, Setting};
 use super::shard::{self, Shard};
 use super::weights::{Dense, Matrices, Weights};
-use crate::random::Philox;
+use crate::trial::{self, Difference};
 use crate::{Bert, Configuration, Layout, ModelError, PackedBatch, Parameters};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -30,21 +30,6 @@ pub struct Inference {
 /// How far hidden states may be from those of the plain composition, relative to the largest: far above rounding in float32,
 /// far below any mistake.
 const TOLERANCE: f32 = 1e-3;
-
-/// A few sequences of odd lengths.
-fn trial(configuration: &Configuration) -> PackedBatch {
-    let stream = Philox::new(0, "trial", &[]);
-    let lengths: Vec<usize> =
-        [200, 21, 5, 1].into_iter().map(|length: usize| length.min(configuration.max_position_embeddings)).collect();
-    let tokens = lengths.iter().sum::<usize>() as u64;
-    let id = |token| stream.below(configuration.vocabulary_size as u64, token, 0) as u32;
-    PackedBatch {
-        token_ids: (0..tokens).map(id).collect(),
-        lengths,
-        masked_rows: (0..tokens as u32).filter(|row| row % 3 == 0).collect(),
-        ..PackedBatch::default()
-    }
-}
 
 /// Buffers for one shard at a time.
 #[derive(Debug, Default)]
@@ -87,17 +72,9 @@ impl Inference {
     /// [`ModelError::Instructions`] when they differ.
     pub fn checked(bert: &Bert) -> Result<Self, ModelError> {
         let network = Self::new(&bert.configuration, &bert.parameters)?;
-        let batch = trial(&bert.configuration);
-        let expected: Vec<f32> = bert.transform_masked(&batch, None)?.flatten_all()?.to_vec1()?;
-        let found = network.map_shards(&batch, |_, hidden| hidden.to_vec())?.concat();
-        let size = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-        let tolerance = TOLERANCE * size.max(1.0);
-        // Written so that a NaN of the network is found. One of the composition is the teacher's fault, and found when it labels.
-        let agrees = |(found, expected): (&f32, &f32)| (found - expected).abs() <= tolerance;
-        let sound = expected.iter().all(|value| value.is_finite());
-        if sound && !(found.len() == expected.len() && found.iter().zip(&expected).all(agrees)) {
-            let apart = found.iter().zip(&expected).map(|(found, expected)| (found - expected).abs());
-            return Err(ModelError::Instructions { apart: apart.fold(0.0, f32::max), size });
+        let hidden = |batch: &PackedBatch| Ok(network.map_shards(batch, |_, hidden| hidden.to_vec())?.concat());
+        if let Some(Difference { apart, size }) = trial::difference(bert, TOLERANCE, hidden)? {
+            return Err(ModelError::Instructions { apart, size });
         }
         Ok(network)
     }

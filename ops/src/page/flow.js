@@ -46,7 +46,7 @@ function nodes(status) {
   const trains = isObject(status.train), labels = Boolean(stages.ingest) && corpora.length > 0;
   const count = (items, test, one) => { const found = items.filter(test).length; return found ? found + " " + one : null; };
   const states = ["reading", "waiting", "paused", "ended"].map(name => count(corpora, corpus => corpus.state === name, name)).filter(Boolean);
-  const stalled = teachers.filter(teacher => teacher.state === "stalled").length;
+  const stalled = teachers.filter(teacher => teacher.state === "stalled" || teacher.state === "lost").length;
   const examples = rate(one => one.stages && one.stages.ingest && one.stages.ingest.items_out);
   const steps = rate(one => one.train && one.train.step);
   const documents = rate(one => listOfCorpora(one).reduce((sum, corpus) => sum + (corpus.documents || 0), 0));

@@ -35,6 +35,8 @@ function notices() {
     add("disk", "bad", "The disk is full", "Labelling stands still until there is room; nothing is lost.");
   }
   const stalled = teachers.filter(([, teacher]) => teacher.state === "stalled");
+  for (const [name, teacher] of teachers) if (teacher.state === "lost") add("lost-" + name, "bad", "The device of teacher " + name + " is lost",
+    "Since " + moment(teacher.since_unix_seconds) + "; its batches wait until it is there again.");
   if (stalled.length) {
     const since = Math.min(...stalled.map(([, teacher]) => teacher.since_unix_seconds).filter(isNumber));
     const names = stalled.map(([name]) => name).join(", ");

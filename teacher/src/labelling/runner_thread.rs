@@ -8,9 +8,12 @@ use prometheus::{Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCoun
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use store::stage::StageControl;
 use store::{Group, Label, MaskedCopy, Payload};
 
+/// Times that a lost accelerator is opened anew before the teacher is given up.
+const RECOVERIES: u32 = 10;
 /// Bounds of the histogram of retained masses.
 const RETAINED_MASSES: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
@@ -19,6 +22,7 @@ pub(super) struct RunnerThread<L> {
     pub(super) watch: TeacherWatch,
     pub(super) control: StageControl,
     pub(super) pool: Arc<RolePool>,
+    pub(super) recovery_interval: Duration,
     pub(super) results: Sender<Message>,
     pub(super) metrics: RunnerMetrics,
 }
@@ -41,14 +45,14 @@ impl<L: Labeller> RunnerThread<L> {
                 self.metrics.done_with(copies);
                 continue;
             };
-            working.get_or_insert_with(|| self.pool.work());
-            let message = match self.label_watched(&group, batch) {
-                Ok(labels) => Message::Labelled { number, batch, labels },
-                Err(error) => Message::Failed(error),
-            };
+            if self.runner.needs_pool() {
+                working.get_or_insert_with(|| self.pool.work());
+            }
+            let message = self.message(&group, batch, number);
+            let stopped = matches!(message, Message::Stopped);
             self.metrics.done_with(copies);
             drop(group); // before the message, so that the assembler is the group's only owner at its end
-            if self.results.send(message).is_err() {
+            if self.results.send(message).is_err() || stopped {
                 return;
             }
         }
@@ -60,6 +64,50 @@ impl<L: Labeller> RunnerThread<L> {
             *working = None;
             jobs.recv().ok()
         })
+    }
+
+    /// What came of a batch. Where the accelerator failed, it is opened anew and the batch tried again: what fails with the very same batch is no accident.
+    fn message(&self, group: &Group, batch: usize, number: u64) -> Message {
+        let mut recovered = false;
+        loop {
+            match self.label_watched(group, batch) {
+                Ok(labels) => return Message::Labelled { number, batch, labels },
+                Err(error) if error.is_lost_device() && !recovered => match self.recover(error) {
+                    Ok(true) => recovered = true,
+                    Ok(false) => return Message::Stopped,
+                    Err(error) => return Message::Failed(error),
+                },
+                Err(error) => return Message::Failed(error),
+            }
+        }
+    }
+
+    /// Waits until its accelerator is there again. Others go on meanwhile. Returns `false` if a stop comes before.
+    ///
+    /// # Errors
+    /// When it is still not there after [`RECOVERIES`] tries: another process may find it.
+    fn recover(&self, error: TeacherError) -> Result<bool, TeacherError> {
+        let teacher = self.runner.name();
+        tracing::error!(teacher, %error, "the teacher's device is lost; its batches wait until it is there again");
+        self.watch.lose();
+        let mut last = error;
+        for _ in 0..RECOVERIES {
+            let until = Instant::now() + self.recovery_interval;
+            while Instant::now() < until {
+                if !self.control.wait(until.saturating_duration_since(Instant::now())) {
+                    return Ok(false);
+                }
+            }
+            match self.runner.recover() {
+                Ok(()) => {
+                    tracing::info!(teacher, "the teacher's device is there again");
+                    return Ok(true);
+                }
+                Err(error) => last = error,
+            }
+            tracing::warn!(teacher, error = %last, "the teacher's device is still lost");
+        }
+        Err(last)
     }
 
     fn label_watched(&self, group: &Group, batch: usize) -> Result<Vec<Label>, TeacherError> {
@@ -81,11 +129,17 @@ impl<L: Labeller> RunnerThread<L> {
         let members = || plan.members.iter().map(|&(entry, copy)| copy_of(group, entry, copy));
         let copies: Vec<&MaskedCopy> = members().map(|(_, copy)| copy).collect();
         let timer = self.metrics.batch_seconds.start_timer();
-        let labels = self.pool.install(|| {
-            self.watch.begin(); // Only now: others may be at work on all threads, for as long as they like.
-            self.runner.label(&copies)
-        })?;
+        let labels = if self.runner.needs_pool() {
+            self.pool.install(|| {
+                self.watch.begin(); // Only now: others may be at work on all threads, for as long as they like.
+                self.runner.label(&copies)
+            })?
+        } else {
+            self.watch.begin();
+            self.runner.label(&copies)?
+        };
         timer.observe_duration();
+        self.metrics.halvings.inc_by(self.runner.take_halvings());
         self.metrics.copies.inc_by(copy_count(plan));
         self.metrics.last_progress.set(store::stage::unix_seconds());
         self.metrics.tokens.inc_by(copies.iter().map(|copy| copy.token_ids.len() as u64).sum());
@@ -116,6 +170,7 @@ pub(super) struct RunnerMetrics {
     masked_positions: IntCounter,
     flops: Counter,
     batch_seconds: Histogram,
+    halvings: IntCounter,
     /// By language.
     retained_mass: HistogramVec,
 }
@@ -150,6 +205,10 @@ impl RunnerMetrics {
                 "mergedistill_teacher_flops_total",
                 "Floating-point operations of labelling, by the teacher's shape.",
             ))?,
+            halvings: counter(
+                "mergedistill_teacher_halved_batches_total",
+                "Times that a batch was labelled in two halves, because a GPU had no room for all of it.",
+            )?,
             batch_seconds: Histogram::with_opts(seconds.const_label("teacher", teacher).buckets(buckets))?,
             retained_mass: HistogramVec::new(
                 retained_mass.const_label("teacher", teacher).buckets(RETAINED_MASSES.to_vec()),
@@ -164,6 +223,7 @@ impl RunnerMetrics {
         registry.register(Box::new(metrics.masked_positions.clone()))?;
         registry.register(Box::new(metrics.flops.clone()))?;
         registry.register(Box::new(metrics.batch_seconds.clone()))?;
+        registry.register(Box::new(metrics.halvings.clone()))?;
         registry.register(Box::new(metrics.retained_mass.clone()))?;
         Ok(metrics)
     }

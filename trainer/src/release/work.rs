@@ -8,6 +8,8 @@ use crate::options::{TrainOptions, TrainerOptions};
 use crate::schedule::{Rates, Schedule};
 use crate::trainer::Trainer;
 use crossbeam::channel::bounded;
+use model::ModelError;
+use model::device::DeviceError;
 use prometheus::Registry;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -54,6 +56,13 @@ pub(super) fn start(shared: &Arc<Shared>, folder: Folder, need: Need) -> Result<
         let worked = catch_unwind(AssertUnwindSafe(|| work(&shared, &folder, need.clone(), &own)));
         let ended = match worked {
             Ok(Ok(ended)) => ended,
+            // Nothing is wrong with the release: it goes on at the next start.
+            Ok(Err(TrainerError::Model(ModelError::Device(error))))
+                if !matches!(error, DeviceError::Unusable { .. }) =>
+            {
+                tracing::error!(%error, "the release stops; it goes on when the run is started anew");
+                Ended::Stopped
+            }
             Ok(Err(error)) => Ended::Failed(error.to_string()),
             Err(panic) => Ended::Failed(format!("it panicked, which is a bug: {}", message(panic.as_ref()))),
         };

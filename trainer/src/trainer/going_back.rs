@@ -87,6 +87,7 @@ impl Trainer {
     fn restart(&mut self, wanted: impl Fn(u64) -> bool) -> Result<(), TrainerError> {
         let resumed = resume::resume(&self.options, &self.vocabulary, &self.checkpoints, &self.journal, wanted)?;
         (self.learner, self.state) = (resumed.learner, resumed.state);
+        self.options.on.iter().try_for_each(|on| self.learner.place(on))?;
         self.needs.has_checkpoints(&self.checkpoints, &self.journal)?;
         self.stream = resume::stream(&self.options, &self.vocabulary, &self.state.stream);
         (self.drawn, self.progress_window) = (None, None);

@@ -154,6 +154,7 @@ impl Scene {
             alpha: 0.7,
             teachers: self.teachers.clone(),
             inputs: Inputs::default(),
+            on: None,
             pool: None,
             turns: Turns::default(),
             trunk: None,

@@ -73,7 +73,7 @@ pub(super) fn label(args: &BenchLabelArgs) -> Result<(), Failure> {
 }
 
 fn measure(args: &BenchLabelArgs) -> Result<LabelFigures, Failure> {
-    let examples = Examples::read(&args.work, &args.common)?;
+    let examples = Examples::read(&args.work, &args.common, &args.place)?;
     // Before the work, so that a path that cannot be written costs no time.
     let dump = args.dump.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
     let labelling = examples.load_teacher()?;

@@ -1,7 +1,8 @@
 //! Labelling as the stage of a run does it: a teacher's runner, and batches of masked copies.
 
 use super::examples;
-use crate::cli::{BenchCommonArgs, LabelWorkArgs};
+use crate::cli::{BenchCommonArgs, LabelWorkArgs, PlaceArgs};
+use crate::configuration::Placement;
 use crate::failure::{ExitCode, Failure};
 use model::{Configuration, Tokenizer};
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ pub(super) struct Examples {
     top_k: usize,
     tail: Option<TailOptions>,
     batches: Vec<Vec<MaskedCopy>>,
+    place: Placement,
 }
 
 /// A teacher with what it labels.
@@ -28,7 +30,7 @@ impl Examples {
     ///
     /// # Errors
     /// When the teacher or the text cannot be read, or the teacher is too small for the options.
-    pub(super) fn read(args: &LabelWorkArgs, common: &BenchCommonArgs) -> Result<Self, Failure> {
+    pub(super) fn read(args: &LabelWorkArgs, common: &BenchCommonArgs, place: &PlaceArgs) -> Result<Self, Failure> {
         let tokenizer = open_teacher(args, common.top_k)?;
         let sequences = examples::read(&args.text, &tokenizer, args.max_length, args.limit_tokens)?;
         let copies = examples::mask(sequences, &tokenizer, common.seed);
@@ -39,7 +41,7 @@ impl Examples {
             return Err(Failure::new(ExitCode::Usage, message));
         }
         let tail = TailOptions::of(samples, common.seed);
-        Ok(Self { teacher: args.teacher.clone(), tokenizer, top_k, tail, batches })
+        Ok(Self { teacher: args.teacher.clone(), tokenizer, top_k, tail, batches, place: place.placement()? })
     }
 
     /// Loads the teacher's weights.
@@ -47,7 +49,8 @@ impl Examples {
     /// # Errors
     /// When they cannot be read.
     pub(super) fn load_teacher(self) -> Result<Labelling, Failure> {
-        let options = RunnerOptions { name: "bench".to_owned(), index: 0, top_k: self.top_k, tail: self.tail };
+        let on = self.place.on_device();
+        let options = RunnerOptions { name: "bench".to_owned(), index: 0, top_k: self.top_k, tail: self.tail, on };
         let runner = Runner::load(&self.teacher, &self.tokenizer, options)?;
         Ok(Labelling { runner, batches: self.batches })
     }

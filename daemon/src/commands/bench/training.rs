@@ -1,10 +1,10 @@
 //! Training as the stage of a run does it, on a student of a given shape: steps on random batches.
 
-use crate::cli::{BenchCommonArgs, TrainWorkArgs};
+use crate::cli::{BenchCommonArgs, PlaceArgs, TrainWorkArgs};
 use crate::failure::{ExitCode, Failure};
 use candle_core::Device;
 use model::random::Philox;
-use model::{Configuration, Parameters};
+use model::{Configuration, ModelError, Parameters};
 use std::sync::Arc;
 use store::{Label, MaskedCopy, SequenceNumber};
 use trainer::batch::Batch;
@@ -12,7 +12,7 @@ use trainer::learner::{Learned, Learner};
 use trainer::optimiser::AdamW;
 use trainer::student::Student;
 use trainer::training_copy::TrainingCopy;
-use trainer::{LossNorm, Schedule, StudentOptions, TrainOptions};
+use trainer::{LossNorm, Schedule, StudentOptions, TrainOptions, TrainerError};
 
 const MASKING_PROBABILITY: f64 = 0.15;
 /// Ids below it are not drawn: a vocabulary's special tokens.
@@ -38,9 +38,12 @@ impl<'a> Training<'a> {
     ///
     /// # Errors
     /// When there can be no student of this shape.
-    pub(super) fn new(args: &'a TrainWorkArgs, common: &BenchCommonArgs) -> Result<Self, Failure> {
+    pub(super) fn new(args: &'a TrainWorkArgs, common: &BenchCommonArgs, place: &PlaceArgs) -> Result<Self, Failure> {
         let configuration = configuration(args)?;
-        let (learner, parameters) = learner(&configuration, common.seed)?;
+        let (mut learner, parameters) = learner(&configuration, common.seed)?;
+        let on = place.placement()?.on_device().map(|place| place.open()).transpose();
+        let on = on.map_err(|error| TrainerError::from(ModelError::from(error)))?;
+        on.iter().try_for_each(|on| learner.place(on))?;
         Ok(Self {
             args,
             top_k: common.top_k,

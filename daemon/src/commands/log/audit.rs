@@ -10,12 +10,13 @@ mod draw;
 use super::super::{print_json, print_line};
 use super::{model_failure, open_tokenizer};
 use crate::cli::LogAuditArgs;
+use crate::configuration::Placement;
 use crate::failure::{ExitCode, Failure};
 use comparison::{Recomputed, Tally};
 use draw::{Drawn, draw};
+use model::device::Precision as Numbers;
 use model::{RolePool, Tokenizer};
 use serde::Serialize;
-use std::path::Path;
 use store::{Identity, Label, LogReader, MaskedCopy, Precision, TeacherEntry};
 use teacher::{Runner, RunnerOptions};
 
@@ -24,6 +25,10 @@ const FLOAT_TOLERANCE: f64 = 1e-3;
 
 /// What float32 rounding may add to the mean KL divergence, in nats per position.
 const FLOAT_DIVERGENCE: f64 = 1e-5;
+
+/// The same where the labels are made again in bfloat16: it has eight bits of a number, and logits are sums of some hundreds.
+const BF16_TOLERANCE: f64 = 0.1;
+const BF16_DIVERGENCE: f64 = 1e-3;
 
 /// What `precision = "compact"` guarantees: of every log-probability and log-sum-exp, and of the mean KL divergence.
 const COMPACT_TOLERANCE: f64 = 1.0 / 32.0;
@@ -95,8 +100,11 @@ pub(super) fn audit(args: &LogAuditArgs) -> Result<(), Failure> {
         drawn.label = drawn.label.head(drawn.label.top_k.saturating_sub(samples));
     }
     let pool = RolePool::alone("audit", args.threads).map_err(model_failure)?;
-    let tally = pool.install(|| compare(&args.teacher, &tokenizer, &entry.name, index, drawn))?;
-    let report = Report::new(entry, log.precision(), records, tally);
+    let top_k = drawn.iter().map(|drawn| drawn.label.top_k).max().unwrap_or(0).clamp(1, tokenizer.len().max(1));
+    let place = args.place.placement()?;
+    let options = RunnerOptions { name: entry.name.clone(), index, top_k, tail: None, on: place.on_device() };
+    let tally = pool.install(|| compare(Runner::load(&args.teacher, &tokenizer, options)?, drawn))?;
+    let report = Report::new(entry, log.precision(), place, records, tally);
     report.print(args.log.json)?;
     if report.within_bounds {
         return Ok(());
@@ -169,17 +177,7 @@ fn show_fingerprints(weights: &str, tokenizer: &str) -> String {
 }
 
 /// Labels the drawn copies again, and counts the differences.
-fn compare(
-    folder: &Path,
-    tokenizer: &Tokenizer,
-    name: &str,
-    index: u16,
-    mut drawn: Vec<Drawn>,
-) -> Result<Tally, Failure> {
-    let top_k = drawn.iter().map(|drawn| drawn.label.top_k).max().unwrap_or(0);
-    let options =
-        RunnerOptions { name: name.to_owned(), index, top_k: top_k.clamp(1, tokenizer.len().max(1)), tail: None };
-    let runner = Runner::load(folder, tokenizer, options)?;
+fn compare(runner: Runner, mut drawn: Vec<Drawn>) -> Result<Tally, Failure> {
     let rows = runner.configuration().vocabulary_size;
     drawn.sort_by_key(|drawn| drawn.copy.token_ids.len());
     let mut tally = Tally::default();
@@ -233,14 +231,18 @@ fn recompute(runner: &Runner, batch: &[Drawn], rows: usize) -> Result<Vec<Recomp
 }
 
 impl Report {
-    fn new(entry: &TeacherEntry, precision: Precision, records: usize, tally: Tally) -> Self {
-        let exact = precision == Precision::Exact;
-        let (bound, kl_bound) = match exact {
-            true => (FLOAT_TOLERANCE, FLOAT_DIVERGENCE),
-            false => (COMPACT_TOLERANCE + FLOAT_TOLERANCE, COMPACT_DIVERGENCE),
+    /// `place`: where the labels were made again.
+    fn new(entry: &TeacherEntry, precision: Precision, place: Placement, records: usize, tally: Tally) -> Self {
+        let (tolerance, divergence) = match place.precision {
+            Numbers::F32 => (FLOAT_TOLERANCE, FLOAT_DIVERGENCE),
+            Numbers::Bf16 => (BF16_TOLERANCE, BF16_DIVERGENCE),
+        };
+        let (bound, kl_bound) = match precision == Precision::Exact {
+            true => (tolerance, divergence),
+            false => (COMPACT_TOLERANCE + tolerance, COMPACT_DIVERGENCE.max(divergence)),
         };
         // Ids are stored as they are, whatever the precision.
-        let shortfall = Spread::of(tally.shortfall, 2.0 * FLOAT_TOLERANCE);
+        let shortfall = Spread::of(tally.shortfall, 2.0 * tolerance);
         let [log_p, gold_log_p, log_sum_exp] =
             [tally.log_p, tally.gold_log_p, tally.log_sum_exp].map(|values| Spread::of(values, bound));
         let kl_standard_error = standard_error(&tally.kl);

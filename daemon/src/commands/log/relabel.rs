@@ -71,7 +71,8 @@ pub(super) fn relabel(args: &LogRelabelArgs) -> Result<(), Failure> {
     check_texts(args, &log, &labelled)?;
     let pool = RolePool::alone("relabel", args.threads.unwrap_or_else(crate::threads::cores)).map_err(model_failure)?;
     let tail = TailOptions::of(reader.identity().tail_samples(), settings.masking.seed);
-    let options = RunnerOptions { name: name.clone(), index: log.teacher(), top_k: log.top_k(), tail };
+    let on = args.place.placement()?.on_device();
+    let options = RunnerOptions { name: name.clone(), index: log.teacher(), top_k: log.top_k(), tail, on };
     let runner = pool.install(|| Runner::load(&args.teacher, &tokenizer, options))?;
     let positions = runner.configuration().max_position_embeddings;
     let limit = settings.limit(&name, positions);
@@ -90,7 +91,7 @@ pub(super) fn relabel(args: &LogRelabelArgs) -> Result<(), Failure> {
     drop(watch);
     let (tally, seconds) = (relabeller.tally, start.elapsed().as_secs_f64());
     let tokens_per_second = tally.tokens as f64 / seconds.max(f64::EPSILON);
-    let device = args.device.clone();
+    let device = args.place.device.to_string();
     let report =
         Report { teacher: name, languages, device, from, to, tally, seconds, tokens_per_second, segments, bytes };
     report.print(args)?;

@@ -43,12 +43,11 @@ impl Sizes {
             let flops = passes * shape.flops(std::iter::once((length, masked))) as f64;
             ((budget / flops) as usize).max(1)
         };
-        let on_processor = |device: &str| device == "cpu";
         let labelling = inputs.teachers.iter().filter(|teacher| teacher.section.labels);
-        let shapes = labelling.filter(|teacher| on_processor(&teacher.section.device));
+        let shapes = labelling.filter(|teacher| teacher.section.place.is_processor());
         let fewest = shapes.filter_map(|teacher| Some(sequences(teacher.shape.as_deref()?, 1.0))).min();
         let of_step = student
-            .filter(|_| section.is_some_and(|section| on_processor(&section.device)))
+            .filter(|_| section.is_some_and(|section| section.place.is_processor()))
             .map(|shape| sequences(shape, TRAINING_PASSES));
         let (queue, train) = (&configuration.queue, &configuration.train);
         // What is only trained on has no teacher's batch, and a step that fits needs no smaller parts.

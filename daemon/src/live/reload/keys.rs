@@ -51,6 +51,7 @@ pub const KEYS: &[(&str, Class)] = &[
     ("teacher[].path", Restart(TEACHER)),
     ("teacher[].languages", Restart(TEACHER)),
     ("teacher[].device", Restart(TEACHER)),
+    ("teacher[].precision", Restart(TEACHER)),
     ("teacher[].labels", Restart(TEACHER)),
     ("teacher[].stall_seconds", Live(Part::Stages)),
     ("teacher[].on_stall", Live(Part::Stages)),
@@ -84,6 +85,7 @@ pub const KEYS: &[(&str, Class)] = &[
     ("student.initializer_range", Restart(KEPT)),
     ("student.init", Restart(KEPT)),
     ("student.device", Restart(SHAPE)),
+    ("student.precision", Restart(SHAPE)),
     ("train.steps", Restart(TRAINER)),
     ("train.schedule", Restart(TRAINER)),
     ("train.batch_examples", Restart(TRAINER)),
@@ -196,6 +198,7 @@ mod tests {
     fn other(value: &Value) -> Value {
         let words = [("all", "best"), ("position", "character"), ("equal", "shared"), ("batch", "language")];
         let mut words = words.into_iter().chain([
+            ("renormalised", "ghost"),
             ("wait", "replay"),
             ("trunk", "linear"),
             ("step", "cosine"),

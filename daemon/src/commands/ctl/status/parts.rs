@@ -126,7 +126,7 @@ fn teacher_state(teacher: &Value) -> (&str, Style) {
         (true, _) => ("paused", notable()),
         (false, true) => ("tokenizer", faint()),
         (false, false) => match teacher["state"].as_str().unwrap_or("?") {
-            "stalled" => ("stalled", bad()),
+            state @ ("stalled" | "lost") => (state, bad()),
             state => (state, Style::new()),
         },
     }

@@ -47,7 +47,7 @@ impl Palette {
     fn of_state(&self, state: &str) -> Style {
         match state {
             "running" => self.good,
-            "stopping" | "stalled" => self.bad,
+            "stopping" | "stalled" | "lost" => self.bad,
             "paused" | "renewing" | "draining" => self.notable,
             "ended" => self.faint,
             _ => Style::new(),

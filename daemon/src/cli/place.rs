@@ -1,0 +1,34 @@
+//! On which device a command computes.
+
+use crate::configuration::Placement;
+use crate::failure::{ExitCode, Failure};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use model::device::{DeviceChoice, Precision};
+
+/// Where a model runs.
+#[derive(Clone, Debug, Args)]
+pub struct PlaceArgs {
+    /// Where the model runs: `cpu`, or a GPU, `cuda:0`.
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub device: DeviceChoice,
+    /// What is multiplied there [default: float32 on the processor, bfloat16 on a GPU].
+    #[arg(long, value_name = "NUMBERS", value_parser = precision())]
+    pub precision: Option<Precision>,
+}
+
+impl PlaceArgs {
+    /// The place.
+    ///
+    /// # Errors
+    /// When the device cannot multiply such numbers.
+    pub fn placement(&self) -> Result<Placement, Failure> {
+        Placement::new(self.device, self.precision).map_err(|message| Failure::new(ExitCode::Usage, message))
+    }
+}
+
+fn precision() -> impl TypedValueParser<Value = Precision> {
+    let all = [Precision::F32, Precision::Bf16];
+    PossibleValuesParser::new(all.map(Precision::name))
+        .map(move |name| all.into_iter().find(|precision| precision.name() == name).unwrap_or(Precision::F32))
+}

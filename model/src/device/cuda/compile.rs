@@ -1,0 +1,64 @@
+//! From the kernels' source to machine code, by NVRTC. Needs no GPU.
+
+use super::super::{KERNELS, Precision};
+use super::lock;
+use cudarc::nvrtc::result as nvrtc;
+use cudarc::nvrtc::sys;
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// Architectures that the kernels are compiled for: Ampere, Ada, Hopper, Blackwell.
+pub const ARCHITECTURES: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
+
+type Compiled = HashMap<(&'static str, &'static str), Arc<Vec<u8>>>;
+
+/// The kernels for `precision`, as machine code of `architecture`. All that open a GPU of one kind share it.
+///
+/// # Errors
+/// That NVRTC is not there, or what it says.
+pub fn compile(precision: Precision, architecture: &'static str) -> Result<Arc<Vec<u8>>, String> {
+    static COMPILED: OnceLock<Mutex<Compiled>> = OnceLock::new();
+    let mut compiled = lock(COMPILED.get_or_init(Mutex::default));
+    if let Some(code) = compiled.get(&(precision.name(), architecture)) {
+        return Ok(Arc::clone(code));
+    }
+    // SAFETY: it only looks for a library.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(format!("libnvrtc.so is not found; {}", super::ADVICE));
+    }
+    let code = Arc::new(compile_source(precision, architecture)?);
+    compiled.insert((precision.name(), architecture), Arc::clone(&code));
+    Ok(code)
+}
+
+fn compile_source(precision: Precision, architecture: &str) -> Result<Vec<u8>, String> {
+    let source = KERNELS.map(|(_, text)| text).join("\n");
+    let source = CString::new(source).map_err(|error| error.to_string())?;
+    let failed = |error: nvrtc::NvrtcError| format!("kernels cannot be compiled for {architecture}: {error}");
+    let options = [
+        format!("--gpu-architecture={architecture}"),
+        format!("-DREAL_IS_BF16={}", u32::from(precision == Precision::Bf16)),
+        "-std=c++17".to_owned(),
+        "-default-device".to_owned(),
+    ];
+    let program = nvrtc::create_program(&source, Some(c"kernels.cu")).map_err(failed)?;
+    // SAFETY: the program was just created, and `source` is there until it is destroyed.
+    unsafe {
+        let code = nvrtc::compile_program(program, &options)
+            .map_err(|error| {
+                let log = nvrtc::get_program_log(program).unwrap_or_default();
+                let log: Vec<u8> = log.into_iter().map(|byte| byte as u8).filter(|byte| *byte != 0).collect();
+                format!("{}\n{}", failed(error), String::from_utf8_lossy(&log))
+            })
+            .and_then(|()| {
+                let mut size = 0;
+                sys::nvrtcGetCUBINSize(program, &raw mut size).result().map_err(failed)?;
+                let mut code = vec![0_u8; size];
+                sys::nvrtcGetCUBIN(program, code.as_mut_ptr().cast()).result().map_err(failed)?;
+                Ok(code)
+            });
+        nvrtc::destroy_program(program).map_err(failed)?;
+        code
+    }
+}

@@ -1,0 +1,91 @@
+// What all kernels use. Compiled twice: REAL_IS_BF16 = 0 (float32) and 1 (bfloat16, with sums in float32). Nothing is included on a device, so that the
+// run-time compiler needs no headers; EMULATED is the processor (tests/gpu/emulator).
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef unsigned char u8;
+
+#define WARP 32
+#define WHOLE_WARP 0xffffffffu
+
+#ifndef EMULATED
+// THREADS is the size of its blocks.
+#define KERNEL(NAME, THREADS, ...) extern "C" __global__ void __launch_bounds__(THREADS) NAME(__VA_ARGS__)
+extern __shared__ __align__(16) u8 dynamic_shared[];
+#define DYNAMIC_SHARED(NAME) u8* NAME = dynamic_shared
+#define INFINITE __int_as_float(0x7f800000)
+#endif
+
+#if REAL_IS_BF16
+struct real { unsigned short bits; };
+
+__device__ __forceinline__ float to_float(real x) { return __uint_as_float((u32)x.bits << 16); }
+
+// To the nearest, ties to even.
+__device__ __forceinline__ real to_real(float x) {
+    real rounded;
+#ifdef EMULATED
+    u32 bits = __float_as_uint(x);
+    bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    rounded.bits = is_nan ? 0x7fff : (unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+#else
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(x));
+#endif
+    return rounded;
+}
+#else
+typedef float real;
+
+__device__ __forceinline__ float to_float(real x) { return x; }
+__device__ __forceinline__ real to_real(float x) { return x; }
+#endif
+
+// Eight numbers in a row: what a thread reads or writes at a time. Their place is a multiple of eight.
+struct Eight { float at[8]; };
+#define EACH_OF_EIGHT(I) _Pragma("unroll") for (int I = 0; I < 8; I++)
+
+__device__ __forceinline__ Eight load_floats(const float* from) {
+    Eight out;
+    const float4 low = ((const float4*)from)[0], high = ((const float4*)from)[1];
+    out.at[0] = low.x; out.at[1] = low.y; out.at[2] = low.z; out.at[3] = low.w;
+    out.at[4] = high.x; out.at[5] = high.y; out.at[6] = high.z; out.at[7] = high.w;
+    return out;
+}
+
+__device__ __forceinline__ void store_floats(float* to, const Eight& x) {
+    ((float4*)to)[0] = make_float4(x.at[0], x.at[1], x.at[2], x.at[3]);
+    ((float4*)to)[1] = make_float4(x.at[4], x.at[5], x.at[6], x.at[7]);
+}
+
+#if REAL_IS_BF16
+__device__ __forceinline__ u32 pack(float low, float high) { return (u32)to_real(low).bits | (u32)to_real(high).bits << 16; }
+
+__device__ __forceinline__ Eight load_eight(const real* from) {
+    const uint4 bits = *(const uint4*)from;
+    const u32 pairs[4] = {bits.x, bits.y, bits.z, bits.w};
+    Eight out;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        out.at[2 * i] = __uint_as_float(pairs[i] << 16);
+        out.at[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+    }
+    return out;
+}
+
+__device__ __forceinline__ void store_eight(real* to, const Eight& x) {
+    *(uint4*)to = make_uint4(pack(x.at[0], x.at[1]), pack(x.at[2], x.at[3]), pack(x.at[4], x.at[5]), pack(x.at[6], x.at[7]));
+}
+#else
+__device__ __forceinline__ Eight load_eight(const real* from) { return load_floats(from); }
+__device__ __forceinline__ void store_eight(real* to, const Eight& x) { store_floats(to, x); }
+#endif
+
+__device__ __forceinline__ float warp_sum(float x) {
+    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(WHOLE_WARP, x, step);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+    for (int step = WARP / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(WHOLE_WARP, x, step));
+    return x;
+}

@@ -1,0 +1,204 @@
+//! The network and the labelling head on an accelerator, held against those of the processor.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use candle_core::Device;
+use kernel_emulator::Emulated;
+use model::device::{Accelerator, Best, Buffer, Network, Precision, TopK, test_device};
+use model::random::Philox;
+use model::{Activation, Architecture, Configuration, Inference, Layout, PackedBatch, Parameters};
+use std::sync::Arc;
+
+/// The emulator, or the GPU that the environment names.
+fn device() -> Arc<dyn Accelerator> {
+    test_device().unwrap_or_else(|| Arc::new(Emulated::default()))
+}
+
+fn shape(architecture: Architecture, embedding_size: usize, hidden_size: usize, heads: usize) -> Configuration {
+    Configuration {
+        architecture,
+        vocabulary_size: 67,
+        embedding_size,
+        hidden_size,
+        layers: 2,
+        heads,
+        intermediate_size: 72,
+        max_position_embeddings: 150,
+        type_vocabulary_size: 2,
+        activation: Activation::Gelu,
+        layer_norm_eps: 1e-12,
+        hidden_dropout: 0.1,
+        attention_dropout: 0.1,
+        classifier_dropout: None,
+        initializer_range: 0.2,
+        tie_word_embeddings: true,
+        pad_token_id: 0,
+    }
+}
+
+/// Sequences shorter than a tile, of several tiles, of one token; one of them without masked rows.
+fn batch(configuration: &Configuration, typed: bool) -> PackedBatch {
+    let stream = Philox::new(5, "device test", &[]);
+    let lengths = vec![3, 70, 1, 133];
+    let tokens: usize = lengths.iter().sum();
+    PackedBatch {
+        token_ids: (0..tokens as u64)
+            .map(|at| stream.below(configuration.vocabulary_size as u64, at, 0) as u32)
+            .collect(),
+        lengths,
+        masked_rows: (0..tokens as u32)
+            .filter(|row| row % 5 == 1 && !(74..207).contains(row) || row % 40 == 30)
+            .collect(),
+        token_types: if typed { (0..tokens).map(|at| u8::from(at % 3 == 0)).collect() } else { Vec::new() },
+    }
+}
+
+/// The largest difference, relative to the largest value.
+fn apart(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    found.iter().zip(expected).fold(0.0_f32, |apart, (found, expected)| apart.max((found - expected).abs())) / largest
+}
+
+#[test]
+fn hidden_states_are_those_of_the_processor() {
+    let device = device();
+    for (architecture, embedding, hidden, heads, activation) in [
+        (Architecture::Bert, 64, 64, 2, Activation::Gelu),
+        (Architecture::Bert, 64, 64, 1, Activation::Relu),
+        (Architecture::Bert, 48, 48, 2, Activation::GeluTanh),
+        (Architecture::ElectraGenerator, 24, 128, 1, Activation::Silu),
+    ] {
+        // With larger weights the softmax over 128 columns is all but a choice, and what bfloat16 rounds off decides it.
+        let initializer_range = if hidden == 128 { 0.1 } else { 0.2 };
+        let shape = shape(architecture, embedding, hidden, heads);
+        let configuration = Configuration { activation, initializer_range, ..shape };
+        let parameters = Parameters::initialise(&configuration, 3, &Device::Cpu).unwrap();
+        let reference = Inference::new(&configuration, &parameters).unwrap();
+        for typed in [false, true] {
+            let batch = batch(&configuration, typed);
+            let expected = reference.map_shards(&batch, |_, hidden| hidden.to_vec()).unwrap().concat();
+            for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 3e-2)] {
+                let mut network = Network::new(&device, precision, &configuration, &parameters).unwrap();
+                // A smaller batch first: buffers grow, and what is in them does not matter.
+                let first = PackedBatch {
+                    token_ids: vec![1, 2],
+                    lengths: vec![2],
+                    masked_rows: vec![1],
+                    ..PackedBatch::default()
+                };
+                network.hidden(&first).unwrap();
+                let found = network.hidden_values(&batch).unwrap();
+                let apart = apart(&found, &expected);
+                assert!(apart < tolerance, "{architecture:?} {hidden} {heads} {activation:?} {precision:?}: {apart}");
+            }
+        }
+    }
+}
+
+/// Labels of rows of logits, which become hidden states of a decoder that is the identity.
+fn labelled(rows: &[Vec<f32>], bias: &[f32], words: usize, golds: &[u32], top_k: usize) -> Best {
+    let device = device();
+    let vocabulary = bias.len();
+    let identity: Vec<f32> =
+        (0..vocabulary * vocabulary).map(|at| f32::from(u8::from(at / vocabulary == at % vocabulary))).collect();
+    let (weight, bias) = (Buffer::of(&device, &identity).unwrap(), Buffer::of(&device, bias).unwrap());
+    let hidden = Buffer::of(&device, &rows.concat()).unwrap();
+    let sizes = (vocabulary, words, vocabulary);
+    let mut head = TopK::new(&device, Precision::F32, (weight.at(), bias.at()), sizes).unwrap();
+    // SAFETY: the buffers are alive, and hold what is asked for.
+    #[allow(unsafe_code)]
+    unsafe {
+        head.labels(hidden.at(), golds, top_k).unwrap()
+    }
+}
+
+/// What the labels have to be, the slow way.
+fn expected(rows: &[Vec<f32>], bias: &[f32], words: usize, golds: &[u32], top_k: usize) -> Best {
+    let mut best = Best::default();
+    for (row, gold) in rows.iter().zip(golds) {
+        let logits: Vec<f32> = row.iter().zip(bias).map(|(logit, bias)| logit + bias).collect();
+        let mut order: Vec<usize> = (0..words).collect();
+        order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+        best.top_ids.extend(order[..top_k].iter().map(|word| *word as u32));
+        best.top_logits.extend(order[..top_k].iter().map(|word| logits[*word]));
+        best.log_sum_exp.push(logits.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln() as f32);
+        best.gold_logits.push(logits[*gold as usize]);
+    }
+    best
+}
+
+fn check(rows: &[Vec<f32>], words: usize, top_k: usize) {
+    let vocabulary = rows[0].len();
+    let bias: Vec<f32> = (0..vocabulary).map(|word| (word % 3) as f32 * 0.25).collect();
+    let golds: Vec<u32> = (0..rows.len()).map(|row| ((row * 71 + 5) % vocabulary) as u32).collect();
+    let found = labelled(rows, &bias, words, &golds, top_k);
+    let expected = expected(rows, &bias, words, &golds, top_k);
+    assert_eq!((&found.top_ids, &found.top_logits), (&expected.top_ids, &expected.top_logits), "k = {top_k}");
+    assert_eq!((&found.gold_logits, found.not_finite), (&expected.gold_logits, None));
+    for (found, expected) in found.log_sum_exp.iter().zip(&expected.log_sum_exp) {
+        assert!((found - expected).abs() < 1e-5 * expected.abs().max(1.0), "{found} for {expected}");
+    }
+}
+
+/// Numbers out of `levels` different ones within −4..4; few levels: many ties.
+fn rows(count: usize, vocabulary: usize, levels: u64) -> Vec<Vec<f32>> {
+    let stream = Philox::new(9, "device test", &[]);
+    let value =
+        |row: usize, word: usize| (stream.below(levels, row as u64, word as u64) as f32 / levels as f32 - 0.5) * 8.0;
+    (0..count).map(|row| (0..vocabulary).map(|word| value(row, word)).collect()).collect()
+}
+
+#[test]
+fn labels_are_the_best_words() {
+    for (vocabulary, words, levels, top_k) in
+        [(40, 40, 1 << 20, 8), (700, 650, 1 << 20, 8), (700, 700, 16, 128), (1100, 1100, 1 << 20, 512), (9, 8, 2, 8)]
+    {
+        check(&rows(3, vocabulary, levels), words, top_k);
+    }
+}
+
+/// More words are as good as the best than a block has room for: the lowest are taken.
+#[test]
+fn many_equal_logits_are_settled_by_their_ids() {
+    let device = device();
+    let (vocabulary, top_k) = (6000_usize, 9);
+    let weight = Buffer::of(&device, &vec![0.0_f32; vocabulary * 8]).unwrap();
+    let mut bias = vec![1.0_f32; vocabulary];
+    bias[5000] = 2.0;
+    bias[17] = -1.0;
+    let bias = Buffer::of(&device, &bias).unwrap();
+    let hidden = Buffer::of(&device, &[1.0_f32; 8]).unwrap();
+    let mut head = TopK::new(&device, Precision::F32, (weight.at(), bias.at()), (vocabulary, vocabulary, 8)).unwrap();
+    // SAFETY: the buffers are alive, and hold what is asked for.
+    #[allow(unsafe_code)]
+    let found = unsafe { head.labels(hidden.at(), &[17], top_k).unwrap() };
+    assert_eq!(found.top_ids, [5000, 0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!((found.gold_logits, found.top_logits[0], found.top_logits[8]), (vec![-1.0], 2.0, 1.0));
+}
+
+#[test]
+fn a_logit_that_is_not_finite_is_named() {
+    let mut rows = rows(2, 300, 1 << 20);
+    let bias = vec![0.0; 300];
+    assert_eq!(labelled(&rows, &bias, 300, &[0, 0], 8).not_finite, None);
+    rows[1][250] = f32::NAN;
+    rows[1][41] = f32::INFINITY;
+    rows[0][99] = f32::NEG_INFINITY;
+    // Zero times what is not finite is not finite either: a product spoils all of its row.
+    assert!(labelled(&rows, &bias, 300, &[0, 0], 8).not_finite.is_some());
+}
+
+#[test]
+fn shapes_that_kernels_cannot_do_are_refused() {
+    let device = device();
+    for (configuration, expected) in [
+        (shape(Architecture::Bert, 60, 60, 2), "hidden_size is 60; kernels need a multiple of 8"),
+        (shape(Architecture::Bert, 8192, 8192, 64), "a row needs 131072 bytes"),
+    ] {
+        let layout = Layout::of(&configuration);
+        let parameters = layout.scatter(&vec![0.0; layout.length()], &configuration).unwrap();
+        let error = Network::new(&device, Precision::F32, &configuration, &parameters).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("device = \"cpu\""), "{error}");
+    }
+}

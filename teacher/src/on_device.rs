@@ -1,0 +1,84 @@
+//! A teacher on an accelerator.
+
+use model::device::{Best, DeviceError, Network, OnDevice, TopK};
+use model::{Bert, ModelError, PackedBatch};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Network and head of a teacher, of which one batch at a time is labelled.
+#[derive(Debug)]
+pub(crate) struct DeviceTeacher {
+    work: Mutex<Work>,
+    top_k: usize,
+    halvings: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Work {
+    network: Network,
+    head: TopK,
+}
+
+impl DeviceTeacher {
+    /// Takes the weights over, and holds the network against the plain composition.
+    ///
+    /// # Errors
+    /// When the accelerator has no room for them, or cannot compute this model.
+    pub(crate) fn new(on: &OnDevice, bert: &Bert, words: usize, top_k: usize) -> Result<Self, ModelError> {
+        let OnDevice { device, precision } = on;
+        if top_k > TopK::MOST {
+            let reason = format!("store.top_k = {top_k}; a GPU labels at most {}: use device = \"cpu\"", TopK::MOST);
+            return Err(DeviceError::Unusable { device: device.name().to_owned(), reason }.into());
+        }
+        let c = &bert.configuration;
+        let network = Network::checked(on, bert)?;
+        let sizes = (c.vocabulary_size, words, c.embedding_size);
+        let head = TopK::new(device, *precision, network.decoder(), sizes)?;
+        Ok(Self { work: Mutex::new(Work { network, head }), top_k, halvings: AtomicU64::new(0) })
+    }
+
+    /// How often a batch had to be cut in two because the accelerator had no room for it, since this was asked last.
+    pub(crate) fn take_halvings(&self) -> u64 {
+        self.halvings.swap(0, Ordering::Relaxed)
+    }
+
+    /// Labels a batch. Where the accelerator has no room for all of it, the sequences go in two halves, and those in halves again.
+    ///
+    /// # Errors
+    /// When the batch does not fit the model, the accelerator has no room for one sequence, or fails.
+    pub(crate) fn label(&self, batch: &PackedBatch, golds: &[u32]) -> Result<Best, ModelError> {
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        self.label_in_parts(&mut work, batch, golds)
+    }
+
+    fn label_in_parts(&self, work: &mut Work, batch: &PackedBatch, golds: &[u32]) -> Result<Best, ModelError> {
+        match work.label(batch, golds, self.top_k) {
+            Err(ModelError::Device(error @ DeviceError::OutOfMemory { .. })) if batch.lengths.len() > 1 => {
+                tracing::warn!(
+                    sequences = batch.lengths.len(),
+                    tokens = batch.tokens(),
+                    "{error}; the batch goes in two halves"
+                );
+                self.halvings.fetch_add(1, Ordering::Relaxed);
+                work.network.release()?;
+                work.head.release()?;
+                let (low, high) = batch.halves();
+                let (of_low, of_high) = golds.split_at(low.masked_rows.len());
+                let mut best = self.label_in_parts(work, &low, of_low)?;
+                best.append(self.label_in_parts(work, &high, of_high)?);
+                Ok(best)
+            }
+            other => other,
+        }
+    }
+}
+
+impl Work {
+    fn label(&mut self, batch: &PackedBatch, golds: &[u32], top_k: usize) -> Result<Best, ModelError> {
+        let hidden = self.network.hidden(batch)?;
+        // SAFETY: the network holds the hidden states of this batch until its next one, and its decoder for as long as it lives.
+        #[allow(unsafe_code, reason = "places in an accelerator's memory are numbers")]
+        let best = unsafe { self.head.labels(hidden, golds, top_k) };
+        Ok(best?)
+    }
+}

@@ -1,0 +1,134 @@
+//! Teachers on the emulated accelerator: the processor's labels, want of room, and an accelerator that fails and comes back.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use crossbeam::channel::{bounded, unbounded};
+use kernel_emulator::Emulated;
+use model::Tokenizer;
+use model::device::{Accelerator, DeviceError, DevicePlace, Opener, Precision};
+use prometheus::Registry;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use store::stage::StageControl;
+use store::{BatchPlan, Entry, Group, Label, MaskedCopy, Payload, Record, SequenceNumber, SourceCursor, Span};
+use teacher::{
+    Activity, Labeller, Labelling, LabellingOptions, Runner, RunnerOptions, TailOptions, TeacherError, TeacherWatch,
+};
+
+const TOP_K: usize = 8;
+
+fn load(on: Option<DevicePlace>, tail: Option<TailOptions>) -> Result<Runner, TeacherError> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../daemon/demo/teachers/demo-en");
+    let tokenizer = Tokenizer::load(&path).unwrap();
+    Runner::load(&path, &tokenizer, RunnerOptions { name: "en".to_owned(), index: 0, top_k: TOP_K, tail, on })
+}
+
+fn place(open: impl Fn() -> Result<Arc<dyn Accelerator>, DeviceError> + Send + Sync + 'static) -> Option<DevicePlace> {
+    Some(DevicePlace { opener: Opener::new(open), precision: Precision::F32 })
+}
+
+fn copies() -> Vec<MaskedCopy> {
+    let copy = |number: u32, length: u32| MaskedCopy {
+        teacher: 0,
+        token_ids: (0..length).map(|at| 10 + (number * 97 + at * 31) % 900).collect(),
+        masked_positions: vec![1, 3, length - 2],
+        gold_ids: vec![11, 12, 13 + number],
+        label: None,
+    };
+    vec![copy(0, 9), copy(1, 6), copy(2, 17)]
+}
+
+fn assert_same(found: &[Label], expected: &[Label]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert_eq!(found.top_ids, expected.top_ids);
+        let values = |label: &Label| [&label.top_logits[..], &label.log_sum_exp, &label.gold_logits].concat();
+        let pairs = values(found).into_iter().zip(values(expected));
+        pairs.for_each(|(found, expected)| assert!((found - expected).abs() < 1e-4, "{found} for {expected}"));
+    }
+}
+
+#[test]
+fn labels_are_those_of_the_processor_also_in_parts() {
+    let copies = copies();
+    let all: Vec<&MaskedCopy> = copies.iter().collect();
+    let expected = load(None, None).unwrap().label(&all).unwrap();
+    let opened = Arc::new(Mutex::new(None));
+    let kept = Arc::clone(&opened);
+    let whole =
+        load(place(move || Ok(kept.lock().unwrap().insert(Arc::new(Emulated::default())).clone())), None).unwrap();
+    assert_same(&whole.label(&all).unwrap(), &expected);
+    assert_eq!(whole.take_halvings(), 0);
+
+    // As much as weights and trial take is there; a batch of many sequences needs more.
+    let room = opened.lock().unwrap().as_ref().unwrap().peak();
+    let small = load(place(move || Ok(Arc::new(Emulated::with_capacity(room)))), None).unwrap();
+    let many: Vec<&MaskedCopy> = std::iter::repeat_n(&all, 12).flatten().copied().collect();
+    let expected: Vec<Label> = std::iter::repeat_n(&expected, 12).flatten().cloned().collect();
+    assert_same(&small.label(&many).unwrap(), &expected);
+    assert!(small.take_halvings() > 0);
+}
+
+#[test]
+fn a_sampled_tail_is_refused() {
+    let error = load(place(|| Ok(Arc::new(Emulated::default()))), TailOptions::of(2, 1)).unwrap_err().to_string();
+    assert!(error.contains("tail_samples") && error.contains("device = \"cpu\""), "{error}");
+}
+
+fn group(number: u64) -> Group {
+    let cursor = SourceCursor::start(Arc::from("en"), Arc::from("en"), 1);
+    let record = Record {
+        source: Arc::from("en"),
+        document: Arc::from("en.txt@0"),
+        span: Span { first: number, end: number + 1 },
+        language: Arc::from("en"),
+        round: 0,
+        held_out: false,
+        copies: vec![copies()[number as usize % 3].clone()],
+        text: None,
+    };
+    let entry = Entry { sequence: SequenceNumber(number), cursor, payload: Payload::Record(record) };
+    Group { entries: vec![entry], batches: vec![BatchPlan { teacher: 0, members: vec![(0, 0)] }] }
+}
+
+/// The first accelerator fails at its second batch, cannot be opened twice, and is there again.
+#[test]
+fn a_lost_device_is_waited_for() {
+    let tries = Arc::new(AtomicUsize::new(0));
+    let (watch, seen) = (TeacherWatch::default(), Arc::new(Mutex::new(Vec::new())));
+    let (counted, looked, noted) = (Arc::clone(&tries), watch.clone(), Arc::clone(&seen));
+    let open = move || -> Result<Arc<dyn Accelerator>, DeviceError> {
+        match counted.fetch_add(1, Ordering::Relaxed) {
+            0 => Ok(Arc::new(Emulated::failing_after(30))),
+            1 | 2 => {
+                noted.lock().unwrap().push(looked.activity());
+                Err(DeviceError::Failed { device: "gpu".to_owned(), reason: "it is gone".to_owned() })
+            }
+            _ => Ok(Arc::new(Emulated::default())),
+        }
+    };
+    let runner = load(place(open), None).unwrap();
+    let (groups_in, groups) = unbounded();
+    let (complete_in, complete) = bounded(1);
+    let options = LabellingOptions {
+        depth: 2,
+        control: StageControl::default(),
+        recovery_interval: Duration::ZERO,
+        pool: model::RolePool::alone("label", 1).unwrap(),
+    };
+    let labelling = Labelling::start(vec![(runner, watch)], &options, groups, complete_in, &Registry::new()).unwrap();
+    (0..4).for_each(|number| groups_in.send(group(number)).unwrap());
+    drop(groups_in);
+    let found: Vec<Vec<Entry>> = complete.iter().collect();
+    labelling.join().unwrap();
+    assert_eq!((found.len(), tries.load(Ordering::Relaxed)), (4, 4));
+    assert!(seen.lock().unwrap().iter().all(|activity| matches!(activity, Activity::Lost(_))), "{seen:?}");
+    let processor = load(None, None).unwrap();
+    for entry in found.iter().flatten() {
+        let Payload::Record(record) = &entry.payload else { panic!("a record") };
+        let label = record.copies[0].label.clone().unwrap();
+        assert_same(&[label], &processor.label(&[&record.copies[0]]).unwrap());
+    }
+}
