@@ -436,7 +436,7 @@ fn what_cannot_be_added_is_refused_with_the_reason() {
     add("demo-en", &en, languages, "a teacher `demo-en` is there already; names must differ (teacher_exists)");
     add("gone", "nowhere", languages, "there is no folder");
     add("none", &en, "", "teacher[none].languages: missing");
-    add("gpu", &en, "languages = [\"en\"]\ndevice = \"cuda\"", "is not available in this build");
+    add("gpu", &en, "languages = [\"en\"]\ndevice = \"cuda\"", "is not a device; use");
     add("odd", &en, "languages = [\"en\"]\nlabel = false", "did you mean `labels`?");
     // Weights that are not whole are found out before anything stops.
     let broken = scene.path("broken");
