@@ -14,7 +14,6 @@ use crate::threads::Pools;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use ingest::quarantine::{Quarantine, retry_corpus};
 use ingest::{Changes, Ingest, IngestOptions, IngestStatus, IngestTeacher, Overrides};
-use model::ModelError;
 use prometheus::Registry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -323,8 +322,7 @@ fn open_trainer(
     let (Some(mut options), Some(section)) = (options, &configuration.student) else {
         return Err(Failure::new(ExitCode::Configuration, "there is no [student]"));
     };
-    let on = section.place.on_device().map(|place| place.open()).transpose();
-    options.on = on.map_err(|error| TrainerError::from(ModelError::from(error)))?;
+    options.on = section.place.open().map_err(TrainerError::from)?;
     let inputs = options.inputs.clone();
     let mut trainer = Trainer::open(options.clone(), log.clone(), Arc::clone(&progress), registry)?;
     let (requests_in, requests) = bounded(16);

@@ -63,13 +63,13 @@ impl PackedBatch {
         Ok(())
     }
 
-    /// Its first sequences and its last ones, about as many tokens in each. A batch of one sequence leaves the second empty.
+    /// Its first sequences, with about one in `parts` (at least 2) of the tokens, and the others. A batch of one sequence leaves the second empty.
     #[must_use]
-    pub fn halves(&self) -> (Self, Self) {
-        let half = self.tokens().div_ceil(2);
+    pub fn cut(&self, parts: usize) -> (Self, Self) {
+        let part = self.tokens().div_ceil(parts);
         let (mut sequences, mut tokens) = (0, 0);
         for length in &self.lengths {
-            if sequences > 0 && (tokens + length > half || sequences + 1 == self.lengths.len()) {
+            if sequences > 0 && (tokens + length > part || sequences + 1 == self.lengths.len()) {
                 break;
             }
             (sequences, tokens) = (sequences + 1, tokens + length);
@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(batch.positions(), [0, 1, 0, 1, 2, 0]);
     }
     #[test]
-    fn halves_are_whole_sequences() {
+    fn parts_are_whole_sequences() {
         let batch = |lengths: &[usize], masked_rows: &[u32]| {
             let tokens = lengths.iter().sum::<usize>() as u32;
             let (token_ids, lengths, masked_rows) = ((0..tokens).collect(), lengths.to_vec(), masked_rows.to_vec());
@@ -129,7 +129,7 @@ mod tests {
             (&[3, 3, 100], &[5], 2, &[]),
         ] {
             let whole = batch(lengths, masked);
-            let (first, second) = whole.halves();
+            let (first, second) = whole.cut(2);
             assert_eq!((&first.lengths[..], &second.lengths[..]), lengths.split_at(low));
             assert_eq!([first.token_ids, second.token_ids].concat(), whole.token_ids);
             assert_eq!(
@@ -139,6 +139,7 @@ mod tests {
             assert_eq!(first.token_types.len() + second.token_types.len(), whole.tokens());
         }
         let alone = batch(&[5], &[2]);
-        assert_eq!(alone.halves(), (alone.clone(), PackedBatch::default()));
+        assert_eq!(alone.cut(2), (alone.clone(), PackedBatch::default()));
+        assert_eq!(batch(&[2, 2, 3, 3], &[]).cut(3).0.lengths, [2, 2]);
     }
 }

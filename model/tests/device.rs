@@ -3,16 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use candle_core::Device;
-use kernel_emulator::Emulated;
-use model::device::{Accelerator, Best, Buffer, Network, Precision, TopK, test_device};
+use kernel_emulator::accelerator;
+use model::device::{Best, Buffer, Network, Precision, TopK};
 use model::random::Philox;
 use model::{Activation, Architecture, Configuration, Inference, Layout, PackedBatch, Parameters};
-use std::sync::Arc;
-
-/// The emulator, or the GPU that the environment names.
-fn device() -> Arc<dyn Accelerator> {
-    test_device().unwrap_or_else(|| Arc::new(Emulated::default()))
-}
 
 fn shape(architecture: Architecture, embedding_size: usize, hidden_size: usize, heads: usize) -> Configuration {
     Configuration {
@@ -62,7 +56,7 @@ fn apart(found: &[f32], expected: &[f32]) -> f32 {
 
 #[test]
 fn hidden_states_are_those_of_the_processor() {
-    let device = device();
+    let device = accelerator();
     for (architecture, embedding, hidden, heads, activation) in [
         (Architecture::Bert, 64, 64, 2, Activation::Gelu),
         (Architecture::Bert, 64, 64, 1, Activation::Relu),
@@ -98,7 +92,7 @@ fn hidden_states_are_those_of_the_processor() {
 
 /// Labels of rows of logits, which become hidden states of a decoder that is the identity.
 fn labelled(rows: &[Vec<f32>], bias: &[f32], words: usize, golds: &[u32], top_k: usize) -> Best {
-    let device = device();
+    let device = accelerator();
     let vocabulary = bias.len();
     let identity: Vec<f32> =
         (0..vocabulary * vocabulary).map(|at| f32::from(u8::from(at / vocabulary == at % vocabulary))).collect();
@@ -161,7 +155,7 @@ fn labels_are_the_best_words() {
 /// More words are as good as the best than a block has room for: the lowest are taken.
 #[test]
 fn many_equal_logits_are_settled_by_their_ids() {
-    let device = device();
+    let device = accelerator();
     let (vocabulary, top_k) = (6000_usize, 9);
     let weight = Buffer::of(&device, &vec![0.0_f32; vocabulary * 8]).unwrap();
     let mut bias = vec![1.0_f32; vocabulary];
@@ -191,7 +185,7 @@ fn a_logit_that_is_not_finite_is_named() {
 
 #[test]
 fn shapes_that_kernels_cannot_do_are_refused() {
-    let device = device();
+    let device = accelerator();
     for (configuration, expected) in [
         (shape(Architecture::Bert, 60, 60, 2), "hidden_size is 60; kernels need a multiple of 8"),
         (shape(Architecture::Bert, 8192, 8192, 64), "a row needs 131072 bytes"),

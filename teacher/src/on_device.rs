@@ -62,7 +62,7 @@ impl DeviceTeacher {
                 self.halvings.fetch_add(1, Ordering::Relaxed);
                 work.network.release()?;
                 work.head.release()?;
-                let (low, high) = batch.halves();
+                let (low, high) = batch.cut(2);
                 let (of_low, of_high) = golds.split_at(low.masked_rows.len());
                 let mut best = self.label_in_parts(work, &low, of_low)?;
                 best.append(self.label_in_parts(work, &high, of_high)?);

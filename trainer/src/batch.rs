@@ -106,9 +106,9 @@ impl MicroBatch {
         }
     }
 
-    /// Its first copies and its last ones; see [`PackedBatch::halves`].
-    pub(crate) fn halves(&self) -> (Self, Self) {
-        let (low, high) = self.packed.halves();
+    /// Its first copies and the others; see [`PackedBatch::cut`].
+    pub(crate) fn cut(&self, parts: usize) -> (Self, Self) {
+        let (low, high) = self.packed.cut(parts);
         let rows = low.masked_rows.len();
         let part = |packed: PackedBatch, from: usize, to: usize| {
             let (first, end) = (from * self.top_k, to * self.top_k);
@@ -126,6 +126,18 @@ impl MicroBatch {
             }
         };
         (part(low, 0, rows), part(high, rows, self.gold_ids.len()))
+    }
+
+    /// So many parts, one after another, with about as many tokens in each; the last ones may be empty.
+    pub(crate) fn pieces(&self, count: usize) -> Vec<Self> {
+        let (mut pieces, mut rest) = (Vec::new(), self.clone());
+        for parts in (2..=count).rev() {
+            let (low, high) = rest.cut(parts);
+            pieces.push(low);
+            rest = high;
+        }
+        pieces.push(rest);
+        pieces
     }
 
     /// Packs copies with the weight of each one's positions.

@@ -97,6 +97,12 @@ pub enum TrainerError {
     Metrics(#[from] prometheus::Error),
 }
 
+impl From<model::device::DeviceError> for TrainerError {
+    fn from(error: model::device::DeviceError) -> Self {
+        Self::Model(error.into())
+    }
+}
+
 impl TrainerError {
     /// For `map_err` after a system call on `path`; `doing` is a verb.
     pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {

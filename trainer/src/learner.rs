@@ -9,7 +9,7 @@ use crate::optimiser::{self, AdamW, Update};
 use crate::options::TrainOptions;
 use crate::schedule::{self, Rates};
 use crate::student::Student;
-use model::device::OnDevice;
+use model::device::Ranks;
 use model::random::Philox;
 use model::{Dropout, PackedBatch};
 
@@ -49,19 +49,19 @@ impl Learner {
         Self { student, optimiser, device: None, dropout: drops.then(|| Philox::new(seed, "dropout", &[])) }
     }
 
-    /// Goes on on an accelerator.
+    /// Goes on on accelerators.
     ///
     /// # Errors
-    /// When there is no room, or the accelerator cannot train this shape.
-    pub fn place(&mut self, on: &OnDevice) -> Result<(), TrainerError> {
+    /// When there is no room, or one cannot train this shape.
+    pub fn place(&mut self, on: &Ranks) -> Result<(), TrainerError> {
         self.settle()?;
         self.device = None; // First its room.
         self.device = Some(DeviceStudent::new(on, &self.student, &self.optimiser)?);
         Ok(())
     }
 
-    /// The accelerator; `None`: it learns on the processor.
-    pub(crate) fn on(&self) -> Option<OnDevice> {
+    /// The accelerators; `None`: it learns on the processor.
+    pub(crate) fn on(&self) -> Option<Ranks> {
         self.device.as_ref().map(|device| device.on().clone())
     }
 
@@ -92,7 +92,7 @@ impl Learner {
 
     /// Times that a micro-batch was cut in two because an accelerator had no room for it, since this was asked last.
     pub(crate) fn take_halvings(&mut self) -> u64 {
-        self.device.as_mut().map_or(0, |device| std::mem::take(&mut device.halvings))
+        self.device.as_mut().map_or(0, DeviceStudent::take_halvings)
     }
 
     pub(crate) fn gradient_norm(&mut self) -> Result<f64, TrainerError> {
@@ -143,35 +143,36 @@ impl Learner {
     /// # Errors
     /// When the batch does not fit the student; there are no gradients then.
     pub(crate) fn accumulate(&mut self, step: u64, batch: &Batch, lambda: f64) -> Result<LossSums, TrainerError> {
-        let mut sums = LossSums::default();
-        for (part, number) in batch.micro_batches.iter().zip(0..) {
-            match self.accumulate_part(step, (number, 0), part, lambda) {
-                Ok(part) => sums.add(&part),
-                Err(error) => {
-                    self.clear_gradients()?;
-                    return Err(error);
-                }
-            }
+        let parts: Vec<_> = batch.micro_batches.iter().zip(0..).map(|(part, number)| (part, number, 0)).collect();
+        let sums = self.accumulate_parts(step, &parts, lambda);
+        if sums.is_err() {
+            self.clear_gradients()?;
         }
-        Ok(sums)
+        sums
     }
 
-    /// Adds the gradients of `part`: micro-batch `number` of step `step`, or what lies in it from row `first_row` on.
-    pub(crate) fn accumulate_part(
+    /// Adds the gradients of parts: (part, its micro-batch's number in step `step`, its first row there).
+    pub(crate) fn accumulate_parts(
         &mut self,
         step: u64,
-        (number, first_row): (u64, u32),
-        part: &MicroBatch,
+        parts: &[(&MicroBatch, u64, u32)],
         lambda: f64,
     ) -> Result<LossSums, TrainerError> {
-        let step = step * MICRO_BATCHES_MAX + number;
-        let dropout = self.dropout.map(|stream| Dropout { stream, step, first_row });
-        let sums = match &mut self.device {
-            Some(device) => device.accumulate(part, lambda, dropout),
-            None => self.student.accumulate(&part.packed, &part.targets(), lambda, dropout),
+        let stream = self.dropout;
+        let dropout = |number, first_row| {
+            stream.map(|stream| Dropout { stream, step: step * MICRO_BATCHES_MAX + number, first_row })
         };
-        store::pulse::beat();
-        sums
+        if let Some(device) = &mut self.device {
+            let parts = parts.iter().map(|(part, number, first_row)| (*part, dropout(*number, *first_row)));
+            return device.accumulate(parts.collect(), lambda);
+        }
+        let mut sums = LossSums::default();
+        for (part, number, first_row) in parts {
+            let dropout = dropout(*number, *first_row);
+            sums.add(&self.student.accumulate(&part.packed, &part.targets(), lambda, dropout)?);
+            store::pulse::beat();
+        }
+        Ok(sums)
     }
 }
 

@@ -6,7 +6,7 @@ use crate::schedule::{LambdaSchedule, Schedule};
 use crate::state_folder::held_out_path;
 use crate::target::LaterTarget;
 use crate::turns::Turns;
-use model::device::OnDevice;
+use model::device::Ranks;
 use model::{Architecture, Configuration, RolePool, Tokenizer};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -34,8 +34,8 @@ pub struct TrainerOptions {
     pub teachers: Vec<TrainerTeacher>,
     /// What ingestion reads for training while this trainer runs; empty: train from the log as it is.
     pub inputs: Inputs,
-    /// The accelerator that the student is trained on; `None`: this processor.
-    pub on: Option<OnDevice>,
+    /// The accelerators that the student is trained on; `None`: this processor.
+    pub on: Option<Ranks>,
     /// The threads of training; `None`: those of the pool it is called in.
     pub pool: Option<Arc<RolePool>>,
     /// Who computes next on these threads: trainers with clones of it take turns.

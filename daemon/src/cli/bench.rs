@@ -1,6 +1,6 @@
 //! The command line of `bench`.
 
-use super::place::PlaceArgs;
+use super::place::{PlaceArgs, StudentPlaceArgs};
 use super::{seconds, size};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -129,7 +129,7 @@ pub struct BenchTrainArgs {
     pub steps: usize,
     /// Where it computes.
     #[command(flatten)]
-    pub place: PlaceArgs,
+    pub place: StudentPlaceArgs,
     /// What every bench takes.
     #[command(flatten)]
     pub common: BenchCommonArgs,

@@ -1,6 +1,6 @@
 //! On which device a command computes.
 
-use crate::configuration::Placement;
+use crate::configuration::{Placement, StudentPlacement};
 use crate::failure::{ExitCode, Failure};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -24,6 +24,28 @@ impl PlaceArgs {
     /// When the device cannot multiply such numbers.
     pub fn placement(&self) -> Result<Placement, Failure> {
         Placement::new(self.device, self.precision).map_err(|message| Failure::new(ExitCode::Usage, message))
+    }
+}
+
+/// Where a student is trained.
+#[derive(Clone, Debug, Args)]
+pub struct StudentPlaceArgs {
+    /// Where the student is trained: `cpu`, or GPUs, `cuda:0` or `cuda:0,cuda:1`.
+    #[arg(long, value_name = "DEVICES", value_delimiter = ',', default_values_t = [DeviceChoice::Cpu])]
+    pub device: Vec<DeviceChoice>,
+    /// What is multiplied there [default: float32 on the processor, bfloat16 on GPUs].
+    #[arg(long, value_name = "NUMBERS", value_parser = precision())]
+    pub precision: Option<Precision>,
+}
+
+impl StudentPlaceArgs {
+    /// The place.
+    ///
+    /// # Errors
+    /// When the devices cannot train together, or multiply such numbers.
+    pub fn placement(&self) -> Result<StudentPlacement, Failure> {
+        StudentPlacement::new(self.device.clone(), self.precision)
+            .map_err(|message| Failure::new(ExitCode::Usage, message))
     }
 }
 

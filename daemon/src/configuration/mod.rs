@@ -15,7 +15,7 @@ mod threads;
 mod train_section;
 
 pub use corpus_section::{Corpus, CorpusOrigin};
-pub use placement::Placement;
+pub use placement::{Placement, StudentPlacement};
 pub use sections::{Configuration, Teacher};
 pub use threads::Threads;
 

@@ -1,12 +1,12 @@
 //! On which device a teacher or the student runs, and with which numbers: `device` and `precision`.
 
 use super::table::Table;
-use model::device::{DeviceChoice, DevicePlace, Precision};
+use model::device::{DeviceChoice, DeviceError, DevicePlace, Precision, Ranks};
 use serde::{Serialize, Serializer};
 
 const NARROW_ON_PROCESSOR: &str = "the processor computes in float32; bfloat16 needs a GPU (device = \"cuda:0\")";
 
-/// `device` and `precision` of a section.
+/// `device` and `precision` of a teacher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Placement {
     /// `cpu` or `cuda:N`.
@@ -27,15 +27,7 @@ impl Placement {
             table.problem("device", message);
             DeviceChoice::Cpu
         });
-        let all = [Precision::F32, Precision::Bf16];
-        let precision = table.optional_string("precision").and_then(|name| {
-            let precision = all.into_iter().find(|precision| precision.name() == name);
-            if precision.is_none() {
-                table.problem("precision", format!("\"{name}\" is not known; use \"float32\" or \"bfloat16\""));
-            }
-            precision
-        });
-        Self::new(device, precision).unwrap_or_else(|message| {
+        Self::new(device, read_precision(table)).unwrap_or_else(|message| {
             table.problem("precision", message);
             Self::PROCESSOR
         })
@@ -46,15 +38,7 @@ impl Placement {
     /// # Errors
     /// When the device cannot multiply such numbers.
     pub fn new(device: DeviceChoice, precision: Option<Precision>) -> Result<Self, String> {
-        let usual = match device {
-            DeviceChoice::Cpu => Precision::F32,
-            DeviceChoice::Cuda(_) => Precision::Bf16,
-        };
-        let precision = precision.unwrap_or(usual);
-        match device == DeviceChoice::Cpu && precision == Precision::Bf16 {
-            true => Err(NARROW_ON_PROCESSOR.to_owned()),
-            false => Ok(Self { device, precision }),
-        }
+        Ok(Self { device, precision: precision_on(device, precision)? })
     }
 
     /// What opens the accelerator; `None`: this processor.
@@ -67,6 +51,105 @@ impl Placement {
     #[must_use]
     pub fn is_processor(self) -> bool {
         self.device == DeviceChoice::Cpu
+    }
+}
+
+/// `device` and `precision` of the student, which several GPUs can train together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StudentPlacement {
+    /// `cpu`, or one or several of `cuda:N`.
+    #[serde(serialize_with = "device_names")]
+    pub device: Vec<DeviceChoice>,
+    /// What is multiplied.
+    #[serde(serialize_with = "precision_name")]
+    pub precision: Precision,
+}
+
+impl StudentPlacement {
+    /// Reads both keys.
+    pub(super) fn read(table: &mut Table) -> Self {
+        let names = table.strings_or("device", &["cpu"]);
+        let devices: Result<Vec<DeviceChoice>, String> = names.iter().map(|name| name.parse()).collect();
+        let (precision, processor) = (read_precision(table), vec![DeviceChoice::Cpu]);
+        let devices = devices.and_then(|devices| check_together(&devices).map(|()| devices)).unwrap_or_else(|message| {
+            table.problem("device", message);
+            processor.clone()
+        });
+        Self::new(devices, precision).unwrap_or_else(|message| {
+            table.problem("precision", message);
+            Self { device: processor, precision: Precision::F32 }
+        })
+    }
+
+    /// What a command line asks for; without a precision it is the devices' usual one.
+    ///
+    /// # Errors
+    /// When devices do not train together, or cannot multiply such numbers.
+    pub fn new(device: Vec<DeviceChoice>, precision: Option<Precision>) -> Result<Self, String> {
+        check_together(&device)?;
+        Ok(Self { precision: precision_on(device[0], precision)?, device })
+    }
+
+    /// Opens the accelerators; `None`: this processor.
+    ///
+    /// # Errors
+    /// When one is not there, or does not answer.
+    pub fn open(&self) -> Result<Option<Ranks>, DeviceError> {
+        Ranks::open(&self.device, self.precision)
+    }
+
+    /// Whether it is this processor.
+    #[must_use]
+    pub fn is_processor(&self) -> bool {
+        self.device == [DeviceChoice::Cpu]
+    }
+}
+
+impl From<Placement> for StudentPlacement {
+    fn from(Placement { device, precision }: Placement) -> Self {
+        Self { device: vec![device], precision }
+    }
+}
+
+/// Whether devices can train one student: the processor alone, or GPUs, each once.
+fn check_together(devices: &[DeviceChoice]) -> Result<(), String> {
+    match devices {
+        [] => Err("empty; give \"cpu\", or one or several GPUs".to_owned()),
+        [_] => Ok(()),
+        _ if devices.contains(&DeviceChoice::Cpu) => {
+            Err("a student is trained on the processor or on GPUs, not on both".to_owned())
+        }
+        _ => match devices.iter().enumerate().find(|(at, device)| devices[..*at].contains(device)) {
+            Some((_, twice)) => Err(format!("\"{twice}\" is there twice")),
+            None => Ok(()),
+        },
+    }
+}
+
+fn read_precision(table: &mut Table) -> Option<Precision> {
+    let all = [Precision::F32, Precision::Bf16];
+    let name = table.optional_string("precision")?;
+    let precision = all.into_iter().find(|precision| precision.name() == name);
+    if precision.is_none() {
+        table.problem("precision", format!("\"{name}\" is not known; use \"float32\" or \"bfloat16\""));
+    }
+    precision
+}
+
+/// What is multiplied on a device: its usual numbers, unless others are asked for.
+fn precision_on(device: DeviceChoice, asked: Option<Precision>) -> Result<Precision, String> {
+    match (device, asked) {
+        (DeviceChoice::Cpu, Some(Precision::Bf16)) => Err(NARROW_ON_PROCESSOR.to_owned()),
+        (DeviceChoice::Cpu, _) => Ok(Precision::F32),
+        (DeviceChoice::Cuda(_), asked) => Ok(asked.unwrap_or(Precision::Bf16)),
+    }
+}
+
+/// One by its name, several as a list.
+fn device_names<S: Serializer>(devices: &[DeviceChoice], to: S) -> Result<S::Ok, S::Error> {
+    match devices {
+        [device] => device_name(device, to),
+        _ => to.collect_seq(devices.iter().map(DeviceChoice::to_string)),
     }
 }
 

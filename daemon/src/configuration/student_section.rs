@@ -1,6 +1,6 @@
 //! `[student]`
 
-use super::placement::Placement;
+use super::placement::StudentPlacement;
 use super::table::{Problems, Table};
 use serde::Serialize;
 
@@ -31,7 +31,7 @@ pub struct Student {
     pub init: &'static str,
     /// Where it is trained.
     #[serde(flatten)]
-    pub place: Placement,
+    pub place: StudentPlacement,
 }
 
 impl Student {
@@ -47,7 +47,7 @@ impl Student {
             dropout: table.number("dropout", 0.1, 0.0..=0.9),
             initializer_range: table.number("initializer_range", initializer_range(hidden_size), 1e-6..=1.0),
             init: table.choice("init", &[("random", "random"), ("teachers", "teachers")]),
-            place: Placement::read(&mut table),
+            place: StudentPlacement::read(&mut table),
         };
         table.finish();
         student

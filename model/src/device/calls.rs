@@ -116,10 +116,6 @@ pub(super) struct AttentionGradients {
 }
 
 impl Attention {
-    fn hidden(&self) -> usize {
-        self.heads * self.size
-    }
-
     fn arguments(&self, batch: &DeviceBatch, context: Address) -> Vec<Argument> {
         let rows = if self.masked { &batch.row_starts } else { &batch.starts };
         vec![
@@ -410,7 +406,6 @@ impl Calls {
             let blocks = [batch.sequences as u32, heads as u32, places.div_ceil(per_block) as u32];
             self.launch(kernel, blocks, ATTENTION_THREADS, shared, &arguments)?;
         }
-        debug_assert_eq!(attention.hidden(), heads * size);
         Ok(())
     }
 

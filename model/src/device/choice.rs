@@ -102,19 +102,6 @@ impl DeviceChoice {
     }
 }
 
-/// The accelerator that tests are to be run on, if the environment names one (`MERGEDISTILL_TEST_DEVICE=cuda:0`): see `tests/gpu/run`.
-///
-/// # Panics
-/// When it cannot be opened.
-#[must_use]
-pub fn test_device() -> Option<Arc<dyn Accelerator>> {
-    let name = std::env::var("MERGEDISTILL_TEST_DEVICE").ok()?;
-    let opener = name.parse().map(DeviceChoice::opener);
-    let opened =
-        opener.and_then(|opener| opener.map(|opener| opener.open()).transpose().map_err(|error| error.to_string()));
-    opened.unwrap_or_else(|message| panic!("MERGEDISTILL_TEST_DEVICE={name}: {message}"))
-}
-
 #[cfg(feature = "cuda")]
 fn open_cuda(number: usize) -> Result<Arc<dyn Accelerator>, DeviceError> {
     super::Cuda::open(number).map(|device| device as Arc<dyn Accelerator>)
@@ -122,8 +109,13 @@ fn open_cuda(number: usize) -> Result<Arc<dyn Accelerator>, DeviceError> {
 
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(number: usize) -> Result<Arc<dyn Accelerator>, DeviceError> {
+    Err(not_built(number))
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn not_built(number: usize) -> DeviceError {
     let reason = "this program was built without GPUs (--features cuda); use device = \"cpu\"".to_owned();
-    Err(DeviceError::Unusable { device: format!("cuda:{number}"), reason })
+    DeviceError::Unusable { device: DeviceChoice::Cuda(number).to_string(), reason }
 }
 
 #[cfg(test)]

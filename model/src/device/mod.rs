@@ -16,15 +16,19 @@ mod calls;
 mod choice;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod exchange;
 mod network;
+mod ranks;
 mod top_k;
 mod training;
 
 pub use buffer::Buffer;
-pub use choice::{DeviceChoice, DevicePlace, OnDevice, Opener, test_device};
+pub use choice::{DeviceChoice, DevicePlace, OnDevice, Opener};
 #[cfg(feature = "cuda")]
-pub use cuda::{ARCHITECTURES, Cuda, compile};
+pub use cuda::{ARCHITECTURES, Cuda, Nccl, compile};
+pub use exchange::{Exchange, ThroughHost};
 pub use network::Network;
+pub use ranks::{Rank, Ranks};
 pub use top_k::{Best, TopK};
 pub use training::{AdamwFactors, DeviceTraining, PositionOutcome, RowTargets};
 

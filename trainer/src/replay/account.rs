@@ -125,7 +125,7 @@ fn by_itself(
         let sums = LossSums::default();
         return Ok(Alone { sums, gradient_norm: 0.0, product: 0.0, positions: Vec::new() });
     }
-    let sums = learner.accumulate_part(step, (number, first_row), copy, lambda)?;
+    let sums = learner.accumulate_parts(step, &[(copy, number, first_row)], lambda)?;
     let positions = learner.student.explain(&copy.targets())?;
     let gradient_norm = learner.student.gradient_norm();
     let product = dot(whole, learner.student.gradients());

@@ -66,7 +66,8 @@ fn measure(args: &BenchBothArgs) -> Result<BothFigures, Failure> {
     let (label_pool, train_pool) = (pool(args.label_threads, "label")?, pool(args.train_threads, "train")?);
     let examples = Examples::read(&args.label, &args.common, &args.place)?;
     let labelling = label_pool.install(|| examples.load_teacher())?;
-    let training = train_pool.install(|| Training::new(&args.train, &args.common, &args.place))?;
+    let place = args.place.placement()?.into();
+    let training = train_pool.install(|| Training::new(&args.train, &args.common, &place))?;
     let mut sides = [labelling_side(&labelling, &label_pool), training_side(training, &train_pool)];
 
     let length = Duration::from_secs_f64(args.seconds);

@@ -55,7 +55,7 @@ pub(super) fn train(args: &BenchTrainArgs) -> Result<(), Failure> {
 }
 
 fn measure(args: &BenchTrainArgs) -> Result<TrainFigures, Failure> {
-    let mut training = Training::new(&args.work, &args.common, &args.place)?;
+    let mut training = Training::new(&args.work, &args.common, &args.place.placement()?)?;
     let (mut seconds, mut masked, mut loss) = (Vec::new(), 0, f64::NAN);
     for step in 0..WARM_UP_STEPS + args.steps {
         let (elapsed, (batch, learned)) = timed(|| {

@@ -1,10 +1,11 @@
 //! Training as the stage of a run does it, on a student of a given shape: steps on random batches.
 
-use crate::cli::{BenchCommonArgs, PlaceArgs, TrainWorkArgs};
+use crate::cli::{BenchCommonArgs, TrainWorkArgs};
+use crate::configuration::StudentPlacement;
 use crate::failure::{ExitCode, Failure};
 use candle_core::Device;
 use model::random::Philox;
-use model::{Configuration, ModelError, Parameters};
+use model::{Configuration, Parameters};
 use std::sync::Arc;
 use store::{Label, MaskedCopy, SequenceNumber};
 use trainer::batch::Batch;
@@ -38,11 +39,10 @@ impl<'a> Training<'a> {
     ///
     /// # Errors
     /// When there can be no student of this shape.
-    pub(super) fn new(args: &'a TrainWorkArgs, common: &BenchCommonArgs, place: &PlaceArgs) -> Result<Self, Failure> {
+    pub(super) fn new(args: &'a TrainWorkArgs, common: &BenchCommonArgs, place: &StudentPlacement) -> Result<Self, Failure> {
         let configuration = configuration(args)?;
         let (mut learner, parameters) = learner(&configuration, common.seed)?;
-        let on = place.placement()?.on_device().map(|place| place.open()).transpose();
-        let on = on.map_err(|error| TrainerError::from(ModelError::from(error)))?;
+        let on = place.open().map_err(TrainerError::from)?;
         on.iter().try_for_each(|on| learner.place(on))?;
         Ok(Self {
             args,

@@ -1,8 +1,10 @@
 //! An NVIDIA GPU. The CUDA libraries are looked for when one is opened, so the program starts without them.
 
 mod compile;
+mod nccl;
 
 pub use compile::{ARCHITECTURES, compile};
+pub use nccl::Nccl;
 
 use super::{Accelerator, Address, Argument, DeviceError, Launch, Precision, Product};
 use cudarc::cublaslt::{result as blas, sys as blas_sys};

@@ -3,6 +3,8 @@
 //! Parameters, gradients and AdamW's moments are arenas in float32, as on the processor; in bfloat16 a second arena has the parameters as they are multiplied. What the forward
 //! pass keeps, and gradients on their way, have the network's precision; sums over rows, LayerNorms, softmaxes, the loss and the gradients of parameters are float32 or
 //! better. Sums have a fixed order, so the same batch gives the same gradients. Dropout's masks are those of the processor, bit for bit.
+//!
+//! Where several accelerators train one student ([`Rank`]), each has all parameters and gradients, and the moments of its own part of the arenas.
 
 mod backward;
 mod forward;
@@ -15,12 +17,55 @@ pub use optimiser::AdamwFactors;
 
 use super::batch::DeviceBatch;
 use super::calls::{Calls, EIGHT, Norm, Places};
-use super::{Buffer, DeviceError, OnDevice, Precision};
+use super::{Address, Buffer, DeviceError, OnDevice, Precision, Rank, Ranks};
 use crate::fused::dropout::{Mask, Site};
 use crate::layout::NormVectors;
 use crate::{Configuration, Dropout, Layout, ModelError, PackedBatch};
 use room::Room;
 use std::ops::Range;
+
+impl Ranks {
+    /// Makes each student's own part of the gradients the sum over all of them.
+    ///
+    /// # Errors
+    /// When an accelerator fails.
+    ///
+    /// # Panics
+    /// When they are not students of one shape, by rank.
+    pub fn reduce_gradients(&self, students: &mut [&mut DeviceTraining]) -> Result<(), DeviceError> {
+        let (part, gradients) = self.arenas(students, |student| &student.gradients);
+        // SAFETY: each arena has room for a part of each rank.
+        unsafe { self.exchange().reduce_scatter(&gradients, part) }
+    }
+
+    /// Gives all students the parameters that each has in its own part.
+    ///
+    /// # Errors
+    /// When an accelerator fails.
+    ///
+    /// # Panics
+    /// As [`Ranks::reduce_gradients`].
+    pub fn share_parameters(&self, students: &mut [&mut DeviceTraining]) -> Result<(), DeviceError> {
+        let (part, parameters) = self.arenas(students, |student| &student.parameters);
+        // SAFETY: as above.
+        unsafe { self.exchange().all_gather(&parameters, part)? };
+        students.iter().try_for_each(|student| student.narrow_all())
+    }
+
+    /// Numbers of a part, and the places of the arenas.
+    fn arenas(
+        &self,
+        students: &[&mut DeviceTraining],
+        arena: impl Fn(&DeviceTraining) -> &Buffer<f32>,
+    ) -> (usize, Vec<Address>) {
+        let of = self.devices().len();
+        let lengths: Vec<usize> = students.iter().map(|student| student.layout.length()).collect();
+        let ranks = students.iter().enumerate().all(|(number, student)| student.rank == Rank { number, of });
+        assert!(ranks && lengths == vec![lengths[0]; of], "a student for each rank, of one shape");
+        let places = students.iter().map(|student| arena(student).at()).collect();
+        (students[0].rank.part(lengths[0], EIGHT), places)
+    }
+}
 
 /// A model's parameters with their gradients and moments on an accelerator, and the passes over them.
 #[derive(Debug)]
@@ -28,8 +73,11 @@ pub struct DeviceTraining {
     calls: Calls,
     configuration: Configuration,
     layout: Layout,
+    rank: Rank,
+    /// `[ranks · part]`, of which the layout has the first.
     parameters: Buffer<f32>,
     gradients: Buffer<f32>,
+    /// Of the own part.
     first: Buffer<f32>,
     second: Buffer<f32>,
     /// The parameters in bfloat16, unless they are multiplied as they are.
@@ -42,17 +90,18 @@ pub struct DeviceTraining {
 }
 
 impl DeviceTraining {
-    /// A model whose arenas are 0.
+    /// A model whose arenas are 0, on the accelerator of `rank`.
     ///
     /// # Errors
     /// When the accelerator has no room, or its kernels cannot do this shape.
-    pub fn new(on: &OnDevice, configuration: &Configuration) -> Result<Self, ModelError> {
+    pub fn new(on: &OnDevice, configuration: &Configuration, rank: Rank) -> Result<Self, ModelError> {
         let OnDevice { device, precision } = on;
         let calls = Calls { device: device.clone(), precision: *precision };
         calls.check(configuration, true)?;
         let layout = Layout::of(configuration);
-        let length = layout.length();
+        let length = rank.of * rank.part(layout.length(), EIGHT);
         let arena = || Buffer::new(device, length);
+        let moments = || Buffer::new(device, rank.own(layout.length(), EIGHT).len());
         let narrow = match precision {
             Precision::F32 => None,
             Precision::Bf16 => Some(Buffer::new(device, length * precision.bytes())?),
@@ -60,8 +109,9 @@ impl DeviceTraining {
         let training = Self {
             parameters: arena()?,
             gradients: arena()?,
-            first: arena()?,
-            second: arena()?,
+            first: moments()?,
+            second: moments()?,
+            rank,
             narrow,
             batch: DeviceBatch::new(device)?,
             dropout: None,
@@ -72,7 +122,7 @@ impl DeviceTraining {
             calls,
         };
         for arena in [&training.parameters, &training.gradients, &training.first, &training.second] {
-            training.calls.clear(arena.at(), 4 * length)?;
+            training.calls.clear(arena.at(), 4 * arena.len())?;
         }
         Ok(training)
     }
@@ -102,7 +152,7 @@ impl DeviceTraining {
         self.narrow_all()
     }
 
-    /// Takes AdamW's running means over.
+    /// Takes its part of AdamW's running means over.
     ///
     /// # Errors
     /// When the accelerator fails.
@@ -111,8 +161,9 @@ impl DeviceTraining {
     /// When they are not arenas of the layout.
     pub fn set_moments(&mut self, first: &[f32], second: &[f32]) -> Result<(), DeviceError> {
         assert_eq!([first.len(), second.len()], [self.layout.length(); 2], "arenas of the layout");
-        self.first.write(first)?;
-        self.second.write(second)
+        let own = self.own();
+        self.first.write(&first[own.clone()])?;
+        self.second.write(&second[own])
     }
 
     /// Copies the parameters into `arena`.
@@ -123,13 +174,14 @@ impl DeviceTraining {
         self.parameters.read(arena)
     }
 
-    /// Copies AdamW's running means into arenas.
+    /// Copies its part of AdamW's running means into arenas.
     ///
     /// # Errors
     /// When the accelerator fails.
     pub fn read_moments(&self, first: &mut [f32], second: &mut [f32]) -> Result<(), DeviceError> {
-        self.first.read(first)?;
-        self.second.read(second)
+        let own = self.own();
+        self.first.read(&mut first[own.clone()])?;
+        self.second.read(&mut second[own])
     }
 
     /// Copies the gradients that have added up so far into `arena`.
@@ -138,6 +190,11 @@ impl DeviceTraining {
     /// When the accelerator fails.
     pub fn read_gradients(&self, arena: &mut [f32]) -> Result<(), DeviceError> {
         self.gradients.read(arena)
+    }
+
+    /// The part of the arenas that it updates.
+    fn own(&self) -> Range<usize> {
+        self.rank.own(self.layout.length(), EIGHT)
     }
 
     /// Makes room for a batch with at most `entries` of the teacher's tokens in all, and copies it over. No other call asks for more, so that none fails half-way
@@ -191,8 +248,15 @@ impl DeviceTraining {
         self.calls.elements("narrow", length, &arguments)
     }
 
-    /// Parts of the arenas that decay, and those that do not, in order; each begins and ends at a multiple of eight.
+    /// Parts of the own part that decay, and those that do not, in order; each begins and ends at a multiple of eight.
     fn stretches(&self) -> Vec<(Range<usize>, bool)> {
+        let own = self.own();
+        let of_own = |range: Range<usize>| range.start.max(own.start)..range.end.min(own.end);
+        let all = self.all_stretches().into_iter().map(|(range, decays)| (of_own(range), decays));
+        all.filter(|(range, _)| !range.is_empty()).collect()
+    }
+
+    fn all_stretches(&self) -> Vec<(Range<usize>, bool)> {
         let mut stretches: Vec<(Range<usize>, bool)> = Vec::new();
         for slot in self.layout.slots() {
             match stretches.last_mut() {

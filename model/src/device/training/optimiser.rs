@@ -27,7 +27,7 @@ pub struct AdamwFactors {
 }
 
 impl DeviceTraining {
-    /// Moves the parameters along their gradients, which are 0 afterwards. `factors` are those of vectors, and of what decays.
+    /// Moves the own part's parameters along their gradients, which are 0 afterwards. `factors` are those of vectors, and of what decays.
     ///
     /// # Errors
     /// When the accelerator fails.
@@ -36,9 +36,9 @@ impl DeviceTraining {
             let by = factors[usize::from(decays)];
             let place = 4 * range.start as u64;
             let narrow = self.narrow.as_ref().map_or(0, |narrow| narrow.at() + 2 * range.start as u64);
-            let arenas =
-                [&self.parameters, &self.gradients, &self.first, &self.second].map(|arena| at(arena.at() + place));
-            let mut arguments = arenas.to_vec();
+            let in_own = 4 * (range.start - self.own().start) as u64;
+            let mut arguments = [&self.parameters, &self.gradients].map(|arena| at(arena.at() + place)).to_vec();
+            arguments.extend([&self.first, &self.second].map(|moments| at(moments.at() + in_own)));
             arguments.extend([at(narrow), Argument::U64(range.len() as u64)]);
             let AdamwFactors {
                 gradient_scale,
@@ -58,12 +58,13 @@ impl DeviceTraining {
         Ok(())
     }
 
-    /// The square of the Euclidean norm of all gradients together.
+    /// The square of the Euclidean norm of the own part's gradients.
     ///
     /// # Errors
     /// When the accelerator fails.
     pub fn sum_of_squares(&mut self) -> Result<f64, DeviceError> {
-        self.calls.sum_of_squares(self.gradients.at(), self.layout.length(), &mut self.room.squares)
+        let own = self.own();
+        self.calls.sum_of_squares(self.gradient(own.start), own.len(), &mut self.room.squares)
     }
 
     /// Forgets all gradients.

@@ -6,12 +6,12 @@
 #![allow(unsafe_code, reason = "places in memory are numbers here")]
 
 use half::bf16;
-use model::device::{Accelerator, Address, Argument, DeviceError, Factor, Launch, Precision, Product};
+use model::device::{Accelerator, Address, Argument, DeviceChoice, DeviceError, Factor, Launch, Precision, Product};
 use std::alloc::Layout;
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 unsafe extern "C" {
     fn emulator_launch(
@@ -22,6 +22,18 @@ unsafe extern "C" {
         shared_bytes: c_uint,
         arguments: *mut *mut c_void,
     ) -> c_int;
+}
+
+/// What tests compute on: the GPU that `MERGEDISTILL_TEST_DEVICE` names (`cuda:0`; see `tests/gpu/run`), otherwise the emulator.
+///
+/// # Panics
+/// When that GPU cannot be opened.
+#[must_use]
+pub fn accelerator() -> Arc<dyn Accelerator> {
+    let Ok(name) = std::env::var("MERGEDISTILL_TEST_DEVICE") else { return Arc::new(Emulated::default()) };
+    let choice: DeviceChoice = name.parse().unwrap_or_else(|message| panic!("MERGEDISTILL_TEST_DEVICE: {message}"));
+    let opener = choice.opener().unwrap_or_else(|| panic!("MERGEDISTILL_TEST_DEVICE={name} is no GPU"));
+    opener.open().unwrap_or_else(|error| panic!("MERGEDISTILL_TEST_DEVICE={name}: {error}"))
 }
 
 /// Memory of this process, and kernels that run thread after thread: slow, and the same result every time.

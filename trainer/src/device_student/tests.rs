@@ -8,8 +8,8 @@ use crate::learner::Learner;
 use crate::options::{LossNorm, TrainOptions};
 use crate::target::Target;
 use crate::training_copy::TrainingCopy;
-use kernel_emulator::Emulated;
-use model::device::{Precision, test_device};
+use kernel_emulator::{Emulated, accelerator};
+use model::device::{Accelerator, OnDevice, Precision};
 use model::random::Philox;
 use model::{Activation, Architecture, Configuration, Layout, Parameters};
 use std::sync::Arc;
@@ -67,8 +67,12 @@ fn copy(number: usize, length: usize, vocabulary: usize) -> TrainingCopy {
 
 /// Sequences of these lengths.
 fn batch(lengths: &[usize], vocabulary: usize, target: Target) -> Batch {
+    batch_in_parts(lengths, vocabulary, target, 1 << 20)
+}
+
+fn batch_in_parts(lengths: &[usize], vocabulary: usize, target: Target, micro_batch_tokens: usize) -> Batch {
     let copies = lengths.iter().copied().enumerate().map(|(number, length)| copy(number, length, vocabulary)).collect();
-    Batch::new(copies, target, LossNorm::Batch, 1 << 20)
+    Batch::new(copies, target, LossNorm::Batch, micro_batch_tokens)
 }
 
 fn targets() -> [Target; 3] {
@@ -85,9 +89,13 @@ fn student(configuration: &Configuration) -> (Student, AdamW) {
     (student, AdamW::new(length))
 }
 
-fn on(precision: Precision) -> OnDevice {
-    let device = test_device().unwrap_or_else(|| Arc::new(Emulated::default()));
-    OnDevice { device, precision }
+fn on(precision: Precision) -> Ranks {
+    OnDevice { device: accelerator(), precision }.into()
+}
+
+/// So many, each with its own part of the optimiser's state.
+fn ranks(count: usize, precision: Precision) -> Ranks {
+    Ranks::through_host((0..count).map(|_| accelerator()).collect(), precision)
 }
 
 fn shapes() -> [Configuration; 4] {
@@ -135,7 +143,7 @@ fn gradients_are_those_of_the_processor() {
             // Gradients add up.
             for dropout in [Some(dropout), None].into_iter().take(if number == 0 { 2 } else { 1 }) {
                 let expected = reference.accumulate(&part.packed, &part.targets(), 0.6, dropout).unwrap();
-                let found = device.accumulate(part, 0.6, dropout).unwrap();
+                let found = device.accumulate(vec![(part, dropout)], 0.6).unwrap();
                 assert_eq!((found.positions, found.labelled), (expected.positions, expected.labelled));
                 for (found, expected) in
                     [(found.loss, expected.loss), (found.kd, expected.kd), (found.mlm, expected.mlm)]
@@ -146,7 +154,7 @@ fn gradients_are_those_of_the_processor() {
                     );
                 }
                 let mut gradients = vec![0.0; reference.layout().length()];
-                device.training.read_gradients(&mut gradients).unwrap();
+                device.replicas[0].training.read_gradients(&mut gradients).unwrap();
                 let (apart, name) = furthest(reference.layout(), &gradients, reference.gradients());
                 assert!(apart < tolerance, "{number} {precision:?} {dropout:?}: {name} is {apart} apart");
             }
@@ -215,13 +223,13 @@ fn without_room_for_a_batch_it_goes_in_parts() {
     let part = &batch.micro_batches[0];
     let dropout = Some(Dropout { stream: Philox::new(4, "dropout", &[]), step: 5, first_row: 0 });
     let gradients = |device: Arc<Emulated>| {
-        let on = OnDevice { device: device.clone(), precision: Precision::F32 };
+        let on = OnDevice { device: device.clone(), precision: Precision::F32 }.into();
         let mut device = DeviceStudent::new(&on, &reference, &optimiser).unwrap();
-        let sums = device.accumulate(part, 0.6, dropout).unwrap();
+        let sums = device.accumulate(vec![(part, dropout)], 0.6).unwrap();
         let scores = device.score(&part.packed, &part.gold_ids).unwrap();
         let mut gradients = vec![0.0; reference.layout().length()];
-        device.training.read_gradients(&mut gradients).unwrap();
-        (sums, scores, gradients, device.halvings)
+        device.replicas[0].training.read_gradients(&mut gradients).unwrap();
+        (sums, scores, gradients, device.take_halvings())
     };
     let large = Arc::new(Emulated::default());
     let whole = gradients(Arc::clone(&large));
@@ -233,4 +241,97 @@ fn without_room_for_a_batch_it_goes_in_parts() {
     assert_eq!(whole.1.len(), small.1.len());
     let (apart, name) = furthest(reference.layout(), &small.2, &whole.2);
     assert!(apart < 1e-5, "{name} is {apart} apart");
+}
+
+/// The last parameters and the optimiser's means of a training on these accelerators; after step 2 it goes on on `then`.
+fn trained(on: Option<&Ranks>, then: Option<&Ranks>) -> (Vec<f32>, [Vec<f32>; 2]) {
+    let configuration = shape(Architecture::Bert, 32, 32, 1);
+    let options = TrainOptions { steps: Some(4), warmup_steps: 1, learning_rate: 1e-3, ..TrainOptions::default() };
+    // Four micro-batches: one for each of three, and one that is shared out.
+    let batch = batch_in_parts(&[4, 5, 6, 7, 8, 9, 11], configuration.vocabulary_size, targets()[0], 16);
+    assert_eq!(batch.micro_batches.len(), 4);
+    let (student, optimiser) = student(&configuration);
+    let mut learner = Learner::new(student, optimiser, 1);
+    on.iter().try_for_each(|on| learner.place(on)).unwrap();
+    for step in 0..4 {
+        if step == 2 {
+            then.iter().try_for_each(|then| learner.place(then)).unwrap();
+        }
+        let learned = learner.step(step, &batch, &options).unwrap();
+        assert_eq!(learned.skipped, None);
+        let norm = learner.gradient_norm().unwrap();
+        assert!(norm == 0.0, "what was used up is gone: {norm}");
+        learner.clear_gradients().unwrap();
+    }
+    let arena = learner.student().unwrap().arena().to_vec();
+    (arena, [learner.optimiser.first, learner.optimiser.second])
+}
+
+/// How far apart two arenas are, relative to the first.
+fn apart(expected: &[f32], found: &[f32]) -> f64 {
+    let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
+    let difference = square(&mut expected.iter().zip(found).map(|(a, b)| a - b));
+    (difference / square(&mut expected.iter().copied())).sqrt()
+}
+
+#[test]
+fn several_end_where_one_ends() {
+    let (alone, moments) = trained(Some(&on(Precision::F32)), None);
+    let three = ranks(3, Precision::F32);
+    let of_three = trained(Some(&three), None);
+    let of_two_then_three = trained(Some(&ranks(2, Precision::F32)), Some(&three));
+    for (found, found_moments) in [&of_three, &of_two_then_three] {
+        // A parameter without a gradient but rounding goes its own way: at most by the learning rate in each step.
+        assert!(apart(&alone, found) < 1e-3, "{}", apart(&alone, found));
+        for (expected, found) in moments.iter().zip(found_moments) {
+            assert!(apart(expected, found) < 1e-4, "{}", apart(expected, found));
+        }
+    }
+    // The same every time.
+    assert_eq!(of_three, trained(Some(&three), None));
+}
+
+#[test]
+fn each_of_several_keeps_its_part_of_the_optimiser_s_state() {
+    let configuration = shape(Architecture::Bert, 64, 64, 2);
+    let (reference, optimiser) = student(&configuration);
+    let arena = 4 * reference.layout().length();
+    let peak = |count: usize| {
+        let devices: Vec<Arc<Emulated>> = (0..count).map(|_| Arc::new(Emulated::default())).collect();
+        let accelerators = devices.iter().map(|device| Arc::clone(device) as Arc<dyn Accelerator>).collect();
+        DeviceStudent::new(&Ranks::through_host(accelerators, Precision::F32), &reference, &optimiser).unwrap();
+        devices.iter().map(|device| device.peak()).max().unwrap()
+    };
+    let (alone, of_four) = (peak(1), peak(4));
+    assert!(alone - of_four >= arena * 3 / 2 - 1000, "{alone} and {of_four}, an arena is {arena}");
+}
+
+#[test]
+fn scores_of_several_are_those_of_one() {
+    let configuration = shape(Architecture::Bert, 32, 32, 1);
+    let (reference, optimiser) = student(&configuration);
+    for lengths in [&[12, 17, 5, 9][..], &[7]] {
+        let batch = batch(lengths, configuration.vocabulary_size, targets()[0]);
+        let part = &batch.micro_batches[0];
+        let scores = |on: &Ranks| {
+            DeviceStudent::new(on, &reference, &optimiser).unwrap().score(&part.packed, &part.gold_ids).unwrap()
+        };
+        let (alone, of_three) = (scores(&on(Precision::F32)), scores(&ranks(3, Precision::F32)));
+        assert_eq!([alone.len(), of_three.len()], [part.gold_ids.len(); 2]);
+        for (expected, found) in alone.iter().zip(&of_three) {
+            assert!((expected.loss - found.loss).abs() < 1e-4 && expected.best_id == found.best_id, "{found:?} for {expected:?}");
+        }
+    }
+}
+
+#[test]
+fn without_one_of_several_there_is_no_step() {
+    let configuration = shape(Architecture::Bert, 32, 32, 1);
+    let (reference, optimiser) = student(&configuration);
+    let devices: Vec<Arc<dyn Accelerator>> = vec![accelerator(), Arc::new(Emulated::failing_after(30))];
+    let mut device =
+        DeviceStudent::new(&Ranks::through_host(devices, Precision::F32), &reference, &optimiser).unwrap();
+    let batch = batch(&[12, 17], configuration.vocabulary_size, targets()[0]);
+    let error = device.accumulate(vec![(&batch.micro_batches[0], None)], 0.6).unwrap_err();
+    assert!(error.to_string().contains("fallen off the bus"), "{error}");
 }
