@@ -103,7 +103,7 @@ fn labelled(rows: &[Vec<f32>], bias: &[f32], words: usize, golds: &[u32], top_k:
     // SAFETY: the buffers are alive, and hold what is asked for.
     #[allow(unsafe_code)]
     unsafe {
-        head.labels(hidden.at(), golds, top_k).unwrap()
+        head.begin(hidden.at(), golds, top_k).unwrap().wait().unwrap()
     }
 }
 
@@ -166,7 +166,7 @@ fn many_equal_logits_are_settled_by_their_ids() {
     let mut head = TopK::new(&device, Precision::F32, (weight.at(), bias.at()), (vocabulary, vocabulary, 8)).unwrap();
     // SAFETY: the buffers are alive, and hold what is asked for.
     #[allow(unsafe_code)]
-    let found = unsafe { head.labels(hidden.at(), &[17], top_k).unwrap() };
+    let found = unsafe { head.begin(hidden.at(), &[17], top_k).unwrap().wait().unwrap() };
     assert_eq!(found.top_ids, [5000, 0, 1, 2, 3, 4, 5, 6, 7]);
     assert_eq!((found.gold_logits, found.top_logits[0], found.top_logits[8]), (vec![-1.0], 2.0, 1.0));
 }

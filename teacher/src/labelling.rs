@@ -15,15 +15,22 @@
 mod assembler;
 mod dispatcher;
 mod giving_up;
+mod hold_up;
+mod pending;
+mod runner_metrics;
 mod runner_thread;
+
+pub use pending::PendingLabels;
 
 use crate::{Activity, TeacherError, TeacherWatch};
 use assembler::{Assembler, WatchedRunner};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use dispatcher::{Dispatcher, RunnerQueue};
+use hold_up::HoldUp;
 use model::RolePool;
 use prometheus::Registry;
-use runner_thread::{RunnerMetrics, RunnerThread};
+use runner_metrics::RunnerMetrics;
+use runner_thread::RunnerThread;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
@@ -43,11 +50,11 @@ pub trait Labeller: Send + Sync + 'static {
     /// Index in the teacher table.
     fn index(&self) -> u16;
 
-    /// Labels `copies` (this teacher's own); one label per copy, in order. Called in the pool of labelling, if it needs that.
+    /// Begins to label `copies` (this teacher's own). Called in the pool of labelling, if it needs that, and then done at once.
     ///
     /// # Errors
     /// When the teacher fails; labelling then stops.
-    fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError>;
+    fn begin(&self, copies: &[&MaskedCopy]) -> Result<PendingLabels, TeacherError>;
 
     /// Floating-point operations that a teacher of this shape takes to label `copies`.
     fn flops(&self, copies: &[&MaskedCopy]) -> u64;
@@ -57,9 +64,14 @@ pub trait Labeller: Send + Sync + 'static {
         0
     }
 
-    /// Whether it computes on threads of the pool. One that does not leaves them to the others.
+    /// Whether it computes on threads of the pool. One that does not leaves them to the others, and has its next batch begun before it is done with one.
     fn needs_pool(&self) -> bool {
         true
+    }
+
+    /// Bytes that it has on an accelerator.
+    fn device_bytes(&self) -> usize {
+        0
     }
 
     /// How often a batch was cut in two because an accelerator had no room for it, since this was asked last.
@@ -85,8 +97,8 @@ impl<L: Labeller> Labeller for Arc<L> {
         L::index(self)
     }
 
-    fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError> {
-        L::label(self, copies)
+    fn begin(&self, copies: &[&MaskedCopy]) -> Result<PendingLabels, TeacherError> {
+        L::begin(self, copies)
     }
 
     fn flops(&self, copies: &[&MaskedCopy]) -> u64 {
@@ -99,6 +111,10 @@ impl<L: Labeller> Labeller for Arc<L> {
 
     fn needs_pool(&self) -> bool {
         L::needs_pool(self)
+    }
+
+    fn device_bytes(&self) -> usize {
+        L::device_bytes(self)
     }
 
     fn take_halvings(&self) -> u64 {
@@ -163,6 +179,7 @@ impl Labelling {
         let (to_assembler, messages) = unbounded(); // bounded by the permits
         let mut labelling = Self { threads: Vec::new(), runners: Vec::new() };
         let (mut queues, mut watched) = (HashMap::new(), Vec::new());
+        let hold_up = Arc::new(HoldUp::default());
         for (runner, watch) in runners {
             let (queue, jobs) = unbounded(); // bounded by the permits too: see the dispatcher
             let metrics = RunnerMetrics::register(registry, runner.name())?;
@@ -170,6 +187,7 @@ impl Labelling {
             watched.push(WatchedRunner::register(registry, runner.name(), runner.index(), watch.clone())?);
             let thread = RunnerThread {
                 metrics,
+                hold_up: Arc::clone(&hold_up),
                 runner,
                 watch,
                 control: options.control.clone(),
@@ -179,7 +197,8 @@ impl Labelling {
             };
             labelling.spawn_runner(thread, jobs)?;
         }
-        let dispatcher = Dispatcher { permits, queues, to_assembler, metrics: metrics.clone() };
+        let dispatcher =
+            Dispatcher { permits, queues, to_assembler, metrics: metrics.clone(), hold_up: Arc::clone(&hold_up) };
         let dispatch = move || {
             dispatcher.run(&groups);
             Ok(())
@@ -187,7 +206,8 @@ impl Labelling {
         labelling.threads.push(("dispatcher".to_owned(), spawn("dispatcher", dispatch)?));
         let (pending, next, ended) = (BTreeMap::new(), 0, false);
         let control = options.control.clone();
-        let assembler = Assembler { permit_return, complete, metrics, control, runners: watched, pending, next, ended };
+        let assembler =
+            Assembler { permit_return, complete, metrics, control, hold_up, runners: watched, pending, next, ended };
         let pulse = store::pulse::current();
         let assemble = move || {
             let _entered = pulse.map(store::pulse::Pulse::enter);

@@ -1,13 +1,14 @@
 //! A teacher on an accelerator.
 
-use model::device::{Best, DeviceError, Network, OnDevice, TopK};
+use model::device::{Accelerator, Best, DeviceError, Network, OnDevice, PendingBest, TopK};
 use model::{Bert, ModelError, PackedBatch};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Network and head of a teacher, of which one batch at a time is labelled.
+/// Network and head of a teacher, which label batch after batch.
 #[derive(Debug)]
 pub(crate) struct DeviceTeacher {
+    device: Arc<dyn Accelerator>,
     work: Mutex<Work>,
     top_k: usize,
     halvings: AtomicU64,
@@ -17,6 +18,22 @@ pub(crate) struct DeviceTeacher {
 struct Work {
     network: Network,
     head: TopK,
+}
+
+/// The labels of a batch's parts, on their way from the accelerator.
+#[derive(Debug)]
+pub(crate) struct PendingParts(Vec<PendingBest>);
+
+impl PendingParts {
+    /// Waits for all of them.
+    ///
+    /// # Errors
+    /// When the accelerator failed.
+    pub(crate) fn wait(self) -> Result<Best, ModelError> {
+        let mut best = Best::default();
+        self.0.into_iter().try_for_each(|part| part.wait().map(|part| best.append(part)))?;
+        Ok(best)
+    }
 }
 
 impl DeviceTeacher {
@@ -34,7 +51,8 @@ impl DeviceTeacher {
         let network = Network::checked(on, bert)?;
         let sizes = (c.vocabulary_size, words, c.embedding_size);
         let head = TopK::new(device, *precision, network.decoder(), sizes)?;
-        Ok(Self { work: Mutex::new(Work { network, head }), top_k, halvings: AtomicU64::new(0) })
+        let work = Mutex::new(Work { network, head });
+        Ok(Self { device: Arc::clone(device), work, top_k, halvings: AtomicU64::new(0) })
     }
 
     /// How often a batch had to be cut in two because the accelerator had no room for it, since this was asked last.
@@ -42,17 +60,30 @@ impl DeviceTeacher {
         self.halvings.swap(0, Ordering::Relaxed)
     }
 
-    /// Labels a batch. Where the accelerator has no room for all of it, the sequences go in two halves, and those in halves again.
+    /// Bytes that it has on its accelerator.
+    pub(crate) fn device_bytes(&self) -> usize {
+        self.device.reserved()
+    }
+
+    /// Begins to label a batch. Where the accelerator has no room for all of it, the sequences go in two halves, and those in halves again.
     ///
     /// # Errors
     /// When the batch does not fit the model, the accelerator has no room for one sequence, or fails.
-    pub(crate) fn label(&self, batch: &PackedBatch, golds: &[u32]) -> Result<Best, ModelError> {
+    pub(crate) fn begin(&self, batch: &PackedBatch, golds: &[u32]) -> Result<PendingParts, ModelError> {
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        self.label_in_parts(&mut work, batch, golds)
+        let mut parts = Vec::new();
+        self.begin_in_parts(&mut work, batch, golds, &mut parts)?;
+        Ok(PendingParts(parts))
     }
 
-    fn label_in_parts(&self, work: &mut Work, batch: &PackedBatch, golds: &[u32]) -> Result<Best, ModelError> {
-        match work.label(batch, golds, self.top_k) {
+    fn begin_in_parts(
+        &self,
+        work: &mut Work,
+        batch: &PackedBatch,
+        golds: &[u32],
+        parts: &mut Vec<PendingBest>,
+    ) -> Result<(), ModelError> {
+        match work.begin(batch, golds, self.top_k) {
             Err(ModelError::Device(error @ DeviceError::OutOfMemory { .. })) if batch.lengths.len() > 1 => {
                 tracing::warn!(
                     sequences = batch.lengths.len(),
@@ -64,21 +95,20 @@ impl DeviceTeacher {
                 work.head.release()?;
                 let (low, high) = batch.cut(2);
                 let (of_low, of_high) = golds.split_at(low.masked_rows.len());
-                let mut best = self.label_in_parts(work, &low, of_low)?;
-                best.append(self.label_in_parts(work, &high, of_high)?);
-                Ok(best)
+                self.begin_in_parts(work, &low, of_low, parts)?;
+                self.begin_in_parts(work, &high, of_high, parts)
             }
-            other => other,
+            begun => begun.map(|part| parts.push(part)),
         }
     }
 }
 
 impl Work {
-    fn label(&mut self, batch: &PackedBatch, golds: &[u32], top_k: usize) -> Result<Best, ModelError> {
+    fn begin(&mut self, batch: &PackedBatch, golds: &[u32], top_k: usize) -> Result<PendingBest, ModelError> {
         let hidden = self.network.hidden(batch)?;
         // SAFETY: the network holds the hidden states of this batch until its next one, and its decoder for as long as it lives.
         #[allow(unsafe_code, reason = "places in an accelerator's memory are numbers")]
-        let best = unsafe { self.head.labels(hidden, golds, top_k) };
-        Ok(best?)
+        let begun = unsafe { self.head.begin(hidden, golds, top_k) };
+        Ok(begun?)
     }
 }

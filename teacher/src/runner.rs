@@ -1,7 +1,7 @@
 //! One teacher.
 
 use crate::on_device::DeviceTeacher;
-use crate::{Decoder, HeadScratch, Labeller, NonFinite, Tail, TeacherError, label_rows};
+use crate::{Decoder, HeadScratch, Labeller, NonFinite, PendingLabels, Tail, TeacherError, label_rows};
 use candle_core::{Device, Tensor};
 use model::device::{Best, DeviceError, DevicePlace};
 use model::random::Philox;
@@ -42,7 +42,7 @@ impl TailOptions {
     }
 }
 
-/// A loaded teacher. Labels one batch at a time: on an accelerator, or in the rayon pool that it is called in.
+/// A loaded teacher. Labels batch after batch: on an accelerator, or in the rayon pool that it is called in.
 #[derive(Debug)]
 pub struct Runner {
     options: RunnerOptions,
@@ -140,21 +140,32 @@ impl Runner {
 
     /// Labels `copies` (this teacher's own) in one forward pass; one label per copy, in order.
     pub fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError> {
+        self.begin(copies)?.wait()
+    }
+
+    /// Begins to label `copies`: on an accelerator what is begun next waits there for it, on the processor it is done when this returns.
+    pub fn begin(&self, copies: &[&MaskedCopy]) -> Result<PendingLabels, TeacherError> {
         let (batch, gold_ids) = pack(copies);
+        let positions: Vec<usize> = copies.iter().map(|copy| copy.masked_positions.len()).collect();
+        let (name, top_k) = (self.options.name.clone(), self.options.top_k);
         let failed = |source| TeacherError::Model { teacher: self.options.name.clone(), source: Box::new(source) };
-        let labelled = match &*self.place() {
+        match &*self.place() {
             Place::Processor(teacher) => {
                 let uniforms = self.options.tail.map(|tail| self.uniforms(tail.seed, copies));
                 let tail = uniforms.as_deref().map(|uniforms| Tail { samples: self.tail_samples(), uniforms });
-                teacher.label(&batch, &gold_ids, self.options.top_k, tail)
+                let label = teacher.label(&batch, &gold_ids, top_k, tail).map_err(failed)?;
+                finite(label, name).map(|label| PendingLabels::ready(split(&label, &positions)))
             }
-            Place::Device(teacher) => teacher.label(&batch, &gold_ids).map(|best| label_of(best, self.options.top_k)),
-            Place::Lost => Err(lost(&self.options.name)),
-        };
-        let label = labelled.map_err(failed)?;
-        let label =
-            label.map_err(|NonFinite(token)| TeacherError::NonFinite { teacher: self.options.name.clone(), token })?;
-        Ok(split(&label, copies))
+            Place::Device(teacher) => {
+                let parts = teacher.begin(&batch, &gold_ids).map_err(failed)?;
+                Ok(PendingLabels::later(move || {
+                    let failed = |source| TeacherError::Model { teacher: name.clone(), source: Box::new(source) };
+                    let label = label_of(parts.wait().map_err(failed)?, top_k);
+                    finite(label, name).map(|label| split(&label, &positions))
+                }))
+            }
+            Place::Lost => Err(failed(lost(&name))),
+        }
     }
 
     fn place(&self) -> RwLockReadGuard<'_, Place> {
@@ -218,6 +229,10 @@ fn on_device(on: &DevicePlace, bert: &Bert, words: usize, top_k: usize) -> Resul
     Ok(Box::new(DeviceTeacher::new(&on.open()?, bert, words, top_k)?))
 }
 
+fn finite(label: Result<Label, NonFinite>, teacher: String) -> Result<Label, TeacherError> {
+    label.map_err(|NonFinite(token)| TeacherError::NonFinite { teacher, token })
+}
+
 fn lost(teacher: &str) -> ModelError {
     DeviceError::Failed { device: format!("the device of teacher `{teacher}`"), reason: "it was lost".to_owned() }
         .into()
@@ -241,8 +256,8 @@ impl Labeller for Runner {
         self.index()
     }
 
-    fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError> {
-        self.label(copies)
+    fn begin(&self, copies: &[&MaskedCopy]) -> Result<PendingLabels, TeacherError> {
+        self.begin(copies)
     }
 
     fn flops(&self, copies: &[&MaskedCopy]) -> u64 {
@@ -256,6 +271,13 @@ impl Labeller for Runner {
 
     fn needs_pool(&self) -> bool {
         self.options.on.is_none()
+    }
+
+    fn device_bytes(&self) -> usize {
+        match &*self.place() {
+            Place::Processor(_) | Place::Lost => 0,
+            Place::Device(teacher) => teacher.device_bytes(),
+        }
     }
 
     fn take_halvings(&self) -> u64 {
@@ -296,14 +318,14 @@ fn pack(copies: &[&MaskedCopy]) -> (PackedBatch, Vec<u32>) {
     (batch, gold_ids)
 }
 
-/// Gives each copy its part of the batch's labels.
-fn split(all: &Label, copies: &[&MaskedCopy]) -> Vec<Label> {
+/// Gives each copy its part of the batch's labels: `positions` of it.
+fn split(all: &Label, positions: &[usize]) -> Vec<Label> {
     let k = all.top_k;
     let mut first = 0;
-    copies
+    positions
         .iter()
-        .map(|copy| {
-            let end = first + copy.masked_positions.len();
+        .map(|positions| {
+            let end = first + positions;
             let label = Label {
                 top_k: k,
                 top_ids: all.top_ids[first * k..end * k].to_vec(),

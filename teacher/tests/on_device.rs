@@ -9,7 +9,7 @@ use model::device::{Accelerator, DeviceError, DevicePlace, Opener, Precision};
 use prometheus::Registry;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use store::stage::StageControl;
 use store::{BatchPlan, Entry, Group, Label, MaskedCopy, Payload, Record, SequenceNumber, SourceCursor, Span};
@@ -71,6 +71,21 @@ fn labels_are_those_of_the_processor_also_in_parts() {
     assert!(small.take_halvings() > 0);
 }
 
+/// Batches that are begun while others are at work: later ones, also larger ones, do not touch what is still to be fetched.
+#[test]
+fn batches_are_begun_ahead() {
+    let copies = copies();
+    let all: Vec<&MaskedCopy> = copies.iter().collect();
+    let batches = [&all[1..2], &all[..], &all[2..], &all[..1]];
+    let processor = load(None, None).unwrap();
+    let runner = load(place(|| Ok(Arc::new(Emulated::late()))), None).unwrap();
+    assert!(runner.device_bytes() > 0 && processor.device_bytes() == 0);
+    let pending: Vec<_> = batches.iter().map(|batch| runner.begin(batch).unwrap()).collect();
+    for (batch, pending) in batches.iter().zip(pending) {
+        assert_same(&pending.wait().unwrap(), &processor.label(batch).unwrap());
+    }
+}
+
 #[test]
 fn a_sampled_tail_is_refused() {
     let error = load(place(|| Ok(Arc::new(Emulated::default()))), TailOptions::of(2, 1)).unwrap_err().to_string();
@@ -96,14 +111,27 @@ fn group(number: u64) -> Group {
 /// The first accelerator fails at its second batch, cannot be opened twice, and is there again.
 #[test]
 fn a_lost_device_is_waited_for() {
-    let tries = Arc::new(AtomicUsize::new(0));
+    for first in [Emulated::failing_after(30), Emulated::late_failing_after(30)] {
+        waits_for_a_lost_device(first);
+    }
+}
+
+fn waits_for_a_lost_device(first: Emulated) {
+    let (tries, first) = (Arc::new(AtomicUsize::new(0)), Mutex::new(Some(first)));
     let (watch, seen) = (TeacherWatch::default(), Arc::new(Mutex::new(Vec::new())));
     let (counted, looked, noted) = (Arc::clone(&tries), watch.clone(), Arc::clone(&seen));
+    let held = Arc::new(Mutex::new(Weak::<Emulated>::new()));
+    let holds = Arc::clone(&held);
     let open = move || -> Result<Arc<dyn Accelerator>, DeviceError> {
         match counted.fetch_add(1, Ordering::Relaxed) {
-            0 => Ok(Arc::new(Emulated::failing_after(30))),
+            0 => {
+                let first = Arc::new(first.lock().unwrap().take().unwrap());
+                *holds.lock().unwrap() = Arc::downgrade(&first);
+                Ok(first)
+            }
             1 | 2 => {
                 noted.lock().unwrap().push(looked.activity());
+                assert_eq!(holds.lock().unwrap().strong_count(), 0, "what failed is let go before it is opened anew");
                 Err(DeviceError::Failed { device: "gpu".to_owned(), reason: "it is gone".to_owned() })
             }
             _ => Ok(Arc::new(Emulated::default())),
@@ -118,7 +146,8 @@ fn a_lost_device_is_waited_for() {
         recovery_interval: Duration::ZERO,
         pool: model::RolePool::alone("label", 1).unwrap(),
     };
-    let labelling = Labelling::start(vec![(runner, watch)], &options, groups, complete_in, &Registry::new()).unwrap();
+    let registry = Registry::new();
+    let labelling = Labelling::start(vec![(runner, watch)], &options, groups, complete_in, &registry).unwrap();
     (0..4).for_each(|number| groups_in.send(group(number)).unwrap());
     drop(groups_in);
     let found: Vec<Vec<Entry>> = complete.iter().collect();
@@ -131,4 +160,12 @@ fn a_lost_device_is_waited_for() {
         let label = record.copies[0].label.clone().unwrap();
         assert_same(&[label], &processor.label(&[&record.copies[0]]).unwrap());
     }
+    let metric = |name: &str| {
+        let family = registry.gather().into_iter().find(|family| family.name() == name).unwrap();
+        family.get_metric().to_vec()
+    };
+    let labelled = metric("mergedistill_teacher_seconds_total");
+    let labelled = labelled.iter().find(|metric| metric.get_label().iter().any(|label| label.value() == "labelling"));
+    assert!(labelled.unwrap().get_counter().get_value() > 0.0);
+    assert!(metric("mergedistill_teacher_device_bytes")[0].get_gauge().get_value() > 0.0);
 }

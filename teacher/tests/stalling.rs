@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::stage::StageControl;
 use store::{BatchPlan, Entry, Group, Label, MaskedCopy, Payload, Record, SequenceNumber, SourceCursor, Span};
-use teacher::{Activity, Labeller, Labelling, LabellingOptions, OnStall, StallOptions, TeacherError, TeacherWatch};
+use teacher::{
+    Activity, Labeller, Labelling, LabellingOptions, OnStall, PendingLabels, StallOptions, TeacherError, TeacherWatch,
+};
 
 /// More than any test needs.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -31,11 +33,11 @@ impl Labeller for Gated {
         self.index
     }
 
-    fn label(&self, copies: &[&MaskedCopy]) -> Result<Vec<Label>, TeacherError> {
+    fn begin(&self, copies: &[&MaskedCopy]) -> Result<PendingLabels, TeacherError> {
         if let Some(gate) = &self.gate {
             let _ = gate.recv(); // Disconnected: the gate is open for good.
         }
-        Ok(copies.iter().map(|copy| label_of(copy)).collect())
+        Ok(PendingLabels::ready(copies.iter().map(|copy| label_of(copy)).collect()))
     }
 
     fn flops(&self, copies: &[&MaskedCopy]) -> u64 {

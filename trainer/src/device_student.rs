@@ -61,6 +61,11 @@ impl DeviceStudent {
         self.replicas.iter_mut().map(|replica| std::mem::take(&mut replica.halvings)).sum()
     }
 
+    /// Bytes that it has on all accelerators together.
+    pub(crate) fn device_bytes(&self) -> usize {
+        self.on.devices().map(|on| on.device.reserved()).sum()
+    }
+
     /// Copies weights and the optimiser's state back, if they are others.
     ///
     /// # Errors

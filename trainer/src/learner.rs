@@ -95,6 +95,12 @@ impl Learner {
         self.device.as_mut().map_or(0, DeviceStudent::take_halvings)
     }
 
+    /// Bytes that it has on accelerators.
+    #[must_use]
+    pub fn device_bytes(&self) -> usize {
+        self.device.as_ref().map_or(0, DeviceStudent::device_bytes)
+    }
+
     pub(crate) fn gradient_norm(&mut self) -> Result<f64, TrainerError> {
         self.device.as_mut().map_or_else(|| Ok(self.student.gradient_norm()), DeviceStudent::gradient_norm)
     }

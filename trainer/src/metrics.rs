@@ -21,6 +21,7 @@ pub(crate) struct Metrics {
     pub(crate) skipped_steps: IntCounter,
     steps: IntCounter,
     pub(crate) halved_batches: IntCounter,
+    pub(crate) device_bytes: IntGauge,
     loss: Gauge,
     tokens: IntCounter,
     masked_positions: IntCounter,
@@ -54,6 +55,10 @@ impl Metrics {
             halved_batches: IntCounter::new(
                 "mergedistill_train_halved_batches_total",
                 "Times that a micro-batch was computed in two halves, because a GPU had no room for all of it.",
+            )?,
+            device_bytes: IntGauge::new(
+                "mergedistill_train_device_bytes",
+                "Memory that the student has on its GPUs; 0: it is trained on the processor.",
             )?,
             loss: Gauge::new("mergedistill_train_loss", "Loss of the last step, in nats.")?,
             tokens: IntCounter::new("mergedistill_train_tokens_total", "Tokens trained on by this process.")?,
@@ -110,6 +115,7 @@ impl Metrics {
         registry.register(Box::new(self.skipped_steps.clone()))?;
         registry.register(Box::new(self.steps.clone()))?;
         registry.register(Box::new(self.halved_batches.clone()))?;
+        registry.register(Box::new(self.device_bytes.clone()))?;
         registry.register(Box::new(self.loss.clone()))?;
         registry.register(Box::new(self.tokens.clone()))?;
         registry.register(Box::new(self.masked_positions.clone()))?;

@@ -249,6 +249,7 @@ impl Trainer {
         let learned = self.options.compute(|| learner.step(step, batch, options))?;
         self.metrics.stage.in_flight.set(0);
         self.metrics.halved_batches.inc_by(self.learner.take_halvings());
+        self.metrics.device_bytes.set(i64::try_from(self.learner.device_bytes()).unwrap_or(i64::MAX));
         let student = self.learner.student.configuration();
         let cost = Cost::of(batch, student, &self.options.teachers, &mut self.state.totals);
         let report = StepReport::new(step + 1, batch, &learned, cost, started.elapsed());

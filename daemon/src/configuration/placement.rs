@@ -71,10 +71,11 @@ impl StudentPlacement {
         let names = table.strings_or("device", &["cpu"]);
         let devices: Result<Vec<DeviceChoice>, String> = names.iter().map(|name| name.parse()).collect();
         let (precision, processor) = (read_precision(table), vec![DeviceChoice::Cpu]);
-        let devices = devices.and_then(|devices| check_together(&devices).map(|()| devices)).unwrap_or_else(|message| {
-            table.problem("device", message);
-            processor.clone()
-        });
+        let devices =
+            devices.and_then(|devices| check_together(&devices).map(|()| devices)).unwrap_or_else(|message| {
+                table.problem("device", message);
+                processor.clone()
+            });
         Self::new(devices, precision).unwrap_or_else(|message| {
             table.problem("precision", message);
             Self { device: processor, precision: Precision::F32 }

@@ -58,9 +58,9 @@ impl ThroughHost {
         std::thread::scope(|scope| {
             let of_rank = &of_rank;
             let threads: Vec<_> = (0..self.devices.len()).map(|rank| scope.spawn(move || of_rank(rank))).collect();
-            threads.into_iter().try_for_each(|thread| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })
     }
 

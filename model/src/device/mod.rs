@@ -29,7 +29,7 @@ pub use cuda::{ARCHITECTURES, Cuda, Nccl, compile};
 pub use exchange::{Exchange, ThroughHost};
 pub use network::Network;
 pub use ranks::{Rank, Ranks};
-pub use top_k::{Best, TopK};
+pub use top_k::{Best, PendingBest, TopK};
 pub use training::{AdamwFactors, DeviceTraining, PositionOutcome, RowTargets};
 
 /// The kernels' source, in the order in which it is compiled.
@@ -182,7 +182,19 @@ pub struct Product {
     pub accumulate: bool,
 }
 
-/// A processor with memory of its own. Copies, kernels and products happen in the order of the calls; only what reads back waits for them.
+/// Bytes that are on their way from an accelerator.
+pub trait Arrival: Debug + Send {
+    /// Waits for them, and copies the first of them.
+    ///
+    /// # Errors
+    /// When the accelerator failed, also in what was asked for before them.
+    fn wait(self: Box<Self>, to: &mut [u8]) -> Result<(), DeviceError>;
+}
+
+/// Bytes that are fetched at a time when many are read back.
+const FETCH_BYTES: usize = 16 << 20;
+
+/// A processor with memory of its own. Copies, kernels and products happen in the order of the calls; only who waits for what was fetched waits for them.
 pub trait Accelerator: Debug + Send + Sync {
     /// What messages call it.
     fn name(&self) -> &str;
@@ -208,6 +220,15 @@ pub trait Accelerator: Debug + Send + Sync {
     /// As many bytes at `to` are reserved.
     unsafe fn upload(&self, from: &[u8], to: Address) -> Result<(), DeviceError>;
 
+    /// Begins to copy back what is there after all that was asked for before. What is asked for afterwards may overwrite it.
+    ///
+    /// # Errors
+    /// When the accelerator fails.
+    ///
+    /// # Safety
+    /// As many bytes at `from` are reserved.
+    unsafe fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Arrival>, DeviceError>;
+
     /// Copies back, after all that was asked for before.
     ///
     /// # Errors
@@ -215,7 +236,16 @@ pub trait Accelerator: Debug + Send + Sync {
     ///
     /// # Safety
     /// As many bytes at `from` are reserved.
-    unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), DeviceError>;
+    unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), DeviceError> {
+        let places = (from..).step_by(FETCH_BYTES);
+        to.chunks_mut(FETCH_BYTES).zip(places).try_for_each(|(to, from)| {
+            // SAFETY: the caller's.
+            unsafe { self.fetch(from, to.len())? }.wait(to)
+        })
+    }
+
+    /// Bytes that are reserved through it, its own included.
+    fn reserved(&self) -> usize;
 
     /// Runs a kernel.
     ///

@@ -1,6 +1,6 @@
 //! The labelling head on an accelerator: hidden states at masked positions → top-k logits, log-sum-exp and gold logit.
 
-use super::{Accelerator, Address, Argument, Buffer, DeviceError, Factor, Launch, Precision, Product};
+use super::{Accelerator, Address, Argument, Arrival, Buffer, DeviceError, Factor, Launch, Precision, Product};
 use std::sync::Arc;
 
 const THREADS: u32 = 256;
@@ -39,6 +39,35 @@ pub struct Best {
     pub gold_logits: Vec<f32>,
     /// The lowest token that has a logit which is not finite.
     pub not_finite: Option<u32>,
+}
+
+/// What is kept of some rows' logits, on its way from the accelerator.
+#[derive(Debug)]
+pub struct PendingBest {
+    arrival: Box<dyn Arrival>,
+    rows: usize,
+    top_k: usize,
+}
+
+impl PendingBest {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// When the accelerator failed.
+    pub fn wait(self) -> Result<Best, DeviceError> {
+        let Self { arrival, rows, top_k } = self;
+        let mut labels = vec![NONE; 2 * rows * (top_k + 1) + 1];
+        arrival.wait(bytemuck::cast_slice_mut(&mut labels))?;
+        let (tops, scalars) = labels.split_at(2 * rows * top_k);
+        let floats = |bits: &[u32]| bits.iter().map(|bits| f32::from_bits(*bits)).collect::<Vec<_>>();
+        Ok(Best {
+            top_ids: tops[..rows * top_k].to_vec(),
+            top_logits: floats(&tops[rows * top_k..]),
+            log_sum_exp: floats(&scalars[..rows]),
+            gold_logits: floats(&scalars[rows..2 * rows]),
+            not_finite: Some(scalars[2 * rows]).filter(|token| *token != NONE),
+        })
+    }
 }
 
 impl Best {
@@ -91,7 +120,7 @@ impl TopK {
     /// The most labels a position can have.
     pub const MOST: usize = 1024;
 
-    /// Labels `hidden` `[golds, embedding]`, in the head's precision.
+    /// Begins to label `hidden` `[golds, embedding]`, in the head's precision.
     ///
     /// # Errors
     /// When the accelerator fails or has no room.
@@ -101,7 +130,7 @@ impl TopK {
     ///
     /// # Safety
     /// `hidden` holds as many rows, and the decoder that the head was made with is still there.
-    pub unsafe fn labels(&mut self, hidden: Address, golds: &[u32], top_k: usize) -> Result<Best, DeviceError> {
+    pub unsafe fn begin(&mut self, hidden: Address, golds: &[u32], top_k: usize) -> Result<PendingBest, DeviceError> {
         assert!((1..=self.words.min(Self::MOST)).contains(&top_k), "the top {top_k} of {} words", self.words);
         assert!(golds.iter().all(|gold| (*gold as usize) < self.vocabulary), "gold ids beyond {}", self.vocabulary);
         let rows = golds.len();
@@ -112,7 +141,6 @@ impl TopK {
         self.golds.write(golds)?;
         let count = 2 * rows * (top_k + 1) + 1;
         self.labels.grow(count)?;
-        let mut labels = vec![NONE; count];
         // The kernel only lowers it.
         let not_finite = self.labels.at() + 4 * (count - 1) as u64;
         // SAFETY: the buffer has `count` numbers.
@@ -165,15 +193,8 @@ impl TopK {
                 self.device.launch(&launch)?;
             }
         }
-        self.labels.read(&mut labels)?;
-        let (tops, scalars) = labels.split_at(2 * rows * top_k);
-        let floats = |bits: &[u32]| bits.iter().map(|bits| f32::from_bits(*bits)).collect::<Vec<_>>();
-        Ok(Best {
-            top_ids: tops[..rows * top_k].to_vec(),
-            top_logits: floats(&tops[rows * top_k..]),
-            log_sum_exp: floats(&scalars[..rows]),
-            gold_logits: floats(&scalars[rows..2 * rows]),
-            not_finite: Some(scalars[2 * rows]).filter(|token| *token != NONE),
-        })
+        // SAFETY: the buffer has `count` numbers.
+        let arrival = unsafe { self.device.fetch(self.labels.at(), 4 * count)? };
+        Ok(PendingBest { arrival, rows, top_k })
     }
 }

@@ -1,6 +1,7 @@
 //! Puts groups together again, in the order in which they came, and gives up on runners that nobody is to wait for.
 
 use super::giving_up::can_go_without;
+use super::hold_up::HoldUp;
 use super::{Message, copy_count};
 use crate::watch::OnStall;
 use crate::{TeacherError, TeacherWatch};
@@ -19,6 +20,7 @@ pub(super) struct Assembler {
     pub(super) complete: Sender<Vec<Entry>>,
     pub(super) metrics: StageMetrics,
     pub(super) control: StageControl,
+    pub(super) hold_up: Arc<HoldUp>,
     pub(super) runners: Vec<WatchedRunner>,
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) next: u64,
@@ -127,7 +129,10 @@ impl Assembler {
             let entries = self.pending.remove(&self.next)?.into_entries();
             let count = entries.len();
             self.next += 1;
-            send(&self.complete, entries)?;
+            self.hold_up.waits_for_log.store(self.complete.is_full(), Ordering::Relaxed);
+            let sent = send(&self.complete, entries);
+            self.hold_up.waits_for_log.store(false, Ordering::Relaxed);
+            sent?;
             self.metrics.items_out.inc_by(count as u64);
             self.metrics.in_flight.sub(count as i64);
             self.metrics.progressed();

@@ -1,7 +1,8 @@
 //! Takes groups in and hands their batches out to the runners.
 
 use super::giving_up::can_go_without;
-use super::runner_thread::RunnerMetrics;
+use super::hold_up::HoldUp;
+use super::runner_metrics::RunnerMetrics;
 use super::{Job, Message, copy_count};
 use crate::TeacherWatch;
 use crossbeam::channel::{Receiver, Sender};
@@ -18,6 +19,7 @@ pub(super) struct Dispatcher {
     pub(super) queues: HashMap<u16, RunnerQueue>,
     pub(super) to_assembler: Sender<Message>,
     pub(super) metrics: StageMetrics,
+    pub(super) hold_up: Arc<HoldUp>,
 }
 
 /// The way to one runner.
@@ -30,7 +32,10 @@ pub(super) struct RunnerQueue {
 impl Dispatcher {
     pub(super) fn run(self, groups: &Receiver<Group>) {
         for (number, group) in (0..).zip(groups) {
-            if self.permits.recv().is_err() || self.dispatch(number, Arc::new(group)).is_none() {
+            self.hold_up.is_full.store(self.permits.is_empty(), Ordering::Relaxed);
+            let permitted = self.permits.recv().is_ok();
+            self.hold_up.is_full.store(false, Ordering::Relaxed);
+            if !permitted || self.dispatch(number, Arc::new(group)).is_none() {
                 return; // The assembler has ended, and says why.
             }
         }

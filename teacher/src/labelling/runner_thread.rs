@@ -1,10 +1,13 @@
 //! The thread of one runner: batch after batch.
+//!
+//! A runner on an accelerator has its next batch begun before it is done with one, so that the accelerator never waits for the processor to prepare what comes and to hand on what was.
 
-use super::{Job, Message, copy_count};
+use super::hold_up::HoldUp;
+use super::runner_metrics::{Clock, RunnerMetrics, Spent};
+use super::{Job, Message, PendingLabels};
 use crate::{Labeller, TeacherError, TeacherWatch};
-use crossbeam::channel::{Receiver, Sender};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use model::{RolePool, Working};
-use prometheus::{Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, Opts, Registry};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,8 +17,8 @@ use store::{Group, Label, MaskedCopy, Payload};
 
 /// Times that a lost accelerator is opened anew before the teacher is given up.
 const RECOVERIES: u32 = 10;
-/// Bounds of the histogram of retained masses.
-const RETAINED_MASSES: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+/// While a runner waits for a batch it looks this often what it waits for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(super) struct RunnerThread<L> {
     pub(super) runner: L,
@@ -25,60 +28,166 @@ pub(super) struct RunnerThread<L> {
     pub(super) recovery_interval: Duration,
     pub(super) results: Sender<Message>,
     pub(super) metrics: RunnerMetrics,
+    pub(super) hold_up: Arc<HoldUp>,
 }
+
+/// A batch that was begun.
+struct Begun {
+    number: u64,
+    batch: usize,
+    copies: u64,
+    group: Arc<Group>,
+    /// Since when nothing else was at work.
+    since: Instant,
+    /// `None`: it has to be begun again.
+    labels: Option<Result<PendingLabels, TeacherError>>,
+}
+
+/// The thread ends: it was told to, or nobody wants its labels any more.
+struct End;
 
 impl<L: Labeller> RunnerThread<L> {
     pub(super) fn run(&self, jobs: &Receiver<Job>) {
-        let mut working = None;
-        while let Some(job) = self.next(jobs, &mut working) {
-            if self.control.paused() {
-                working = None;
-            }
-            if !self.control.proceed() {
-                let _ = self.results.send(Message::Stopped); // The assembler may have ended already.
-                return;
-            }
-            let Job { number, batch, copies, group, given_up } = job;
-            // Without the group it was complete, or the assembler has ended.
-            let group = group.upgrade().filter(|_| !given_up[batch].load(Ordering::Relaxed));
-            let Some(group) = group else {
-                self.metrics.done_with(copies);
-                continue;
-            };
-            if self.runner.needs_pool() {
-                working.get_or_insert_with(|| self.pool.work());
-            }
-            let message = self.message(&group, batch, number);
-            let stopped = matches!(message, Message::Stopped);
-            self.metrics.done_with(copies);
-            drop(group); // before the message, so that the assembler is the group's only owner at its end
-            if self.results.send(message).is_err() || stopped {
+        let (mut clock, mut working) = (self.metrics.clock(), None);
+        let mut at_work = None;
+        while let Some(job) = self.next(jobs, at_work.is_some(), &mut clock, &mut working) {
+            if self.turn(job, &mut at_work, &mut clock, &mut working).is_err() {
                 return;
             }
         }
     }
 
-    /// The next job; the role is not at work while there is none. `None`: there will be no more.
-    fn next(&self, jobs: &Receiver<Job>, working: &mut Option<Working>) -> Option<Job> {
-        jobs.try_recv().ok().or_else(|| {
-            *working = None;
-            jobs.recv().ok()
-        })
+    /// The next job, if there is one: while a batch is at work it is not waited for. `None`: there will be no more.
+    fn next(
+        &self,
+        jobs: &Receiver<Job>,
+        at_work: bool,
+        clock: &mut Clock,
+        working: &mut Option<Working>,
+    ) -> Option<Option<Job>> {
+        if let Ok(job) = jobs.try_recv() {
+            return Some(Some(job));
+        }
+        if at_work {
+            return Some(None);
+        }
+        clock.spent(Spent::Labelling);
+        *working = None; // The role is not at work while it waits.
+        loop {
+            let waits_for = self.hold_up.of_idle();
+            let job = jobs.recv_timeout(LOOK_INTERVAL);
+            clock.spent(waits_for);
+            match job {
+                Ok(job) => return Some(Some(job)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
     }
 
-    /// What came of a batch. Where the accelerator failed, it is opened anew and the batch tried again: what fails with the very same batch is no accident.
-    fn message(&self, group: &Group, batch: usize, number: u64) -> Message {
-        let mut recovered = false;
-        loop {
-            match self.label_watched(group, batch) {
-                Ok(labels) => return Message::Labelled { number, batch, labels },
-                Err(error) if error.is_lost_device() && !recovered => match self.recover(error) {
-                    Ok(true) => recovered = true,
-                    Ok(false) => return Message::Stopped,
-                    Err(error) => return Message::Failed(error),
-                },
-                Err(error) => return Message::Failed(error),
+    /// Begins a job, then ends what was at work.
+    fn turn(
+        &self,
+        job: Option<Job>,
+        at_work: &mut Option<Begun>,
+        clock: &mut Clock,
+        working: &mut Option<Working>,
+    ) -> Result<(), End> {
+        if job.is_some() && (self.control.paused() || self.control.stopping()) {
+            at_work.take().map_or(Ok(()), |earlier| self.end(earlier, &mut None, clock))?;
+            clock.spent(Spent::Labelling);
+            *working = None;
+            let proceeds = self.control.proceed();
+            clock.spent(Spent::Paused);
+            if !proceeds {
+                let _ = self.results.send(Message::Stopped); // The assembler may have ended already.
+                return Err(End);
             }
+        }
+        let mut begun = job.and_then(|job| self.begin(job, at_work.is_some(), working));
+        if let Some(earlier) = at_work.take() {
+            self.end(earlier, &mut begun, clock)?;
+        }
+        // On the processor it is done already.
+        match begun {
+            Some(begun) if self.runner.needs_pool() => self.end(begun, &mut None, clock),
+            begun => {
+                *at_work = begun;
+                Ok(())
+            }
+        }
+    }
+
+    /// Begins a job's batch, unless nobody waits for it any more.
+    fn begin(&self, job: Job, at_work: bool, working: &mut Option<Working>) -> Option<Begun> {
+        let Job { number, batch, copies, group, given_up } = job;
+        // Without the group it was complete, or the assembler has ended.
+        let group = group.upgrade().filter(|_| !given_up[batch].load(Ordering::Relaxed));
+        let Some(group) = group else {
+            self.metrics.done_with(copies);
+            return None;
+        };
+        if self.runner.needs_pool() {
+            working.get_or_insert_with(|| self.pool.work());
+        }
+        let since = Instant::now();
+        let labels = Some(self.begin_labels(&group, batch, at_work));
+        Some(Begun { number, batch, copies, group, since, labels })
+    }
+
+    /// Waits for a batch's labels and hands them on; `later` was begun behind it.
+    fn end(&self, begun: Begun, later: &mut Option<Begun>, clock: &mut Clock) -> Result<(), End> {
+        let Begun { number, batch, copies, group, since, labels } = begun;
+        let message = match self.labels(&group, batch, labels, later, clock) {
+            Ok(Some(labels)) => {
+                self.note(&group, batch, &labels, since.elapsed());
+                Message::Labelled { number, batch, labels }
+            }
+            Ok(None) => Message::Stopped,
+            Err(error) => Message::Failed(error),
+        };
+        if let Some(seconds) = self.watch.end().map(|took| took.as_secs_f64()) {
+            let (teacher, dropped_copies) = (self.runner.name(), self.watch.dropped_copies());
+            tracing::info!(
+                teacher,
+                seconds,
+                dropped_copies,
+                "the teacher that stalled has answered; it takes part again"
+            );
+        }
+        if let Some(later) = later {
+            self.watch.begin();
+            later.since = Instant::now();
+        }
+        let stopped = matches!(message, Message::Stopped);
+        self.metrics.done_with(copies);
+        drop(group); // before the message, so that the assembler is the group's only owner at its end
+        if self.results.send(message).is_err() || stopped { Err(End) } else { Ok(()) }
+    }
+
+    /// Waits for labels. Where the accelerator failed, it is opened anew and the batch tried again: what fails with the very same batch is no accident. `None`: a stop came before.
+    fn labels(
+        &self,
+        group: &Group,
+        batch: usize,
+        begun: Option<Result<PendingLabels, TeacherError>>,
+        later: &mut Option<Begun>,
+        clock: &mut Clock,
+    ) -> Result<Option<Vec<Label>>, TeacherError> {
+        let begin = || self.begin_labels(group, batch, false);
+        match begun.unwrap_or_else(begin).and_then(|labels| self.wait(labels)) {
+            Err(error) if error.is_lost_device() => {
+                // What was begun behind it is lost too, and may hold what has to go first.
+                later.iter_mut().for_each(|later| later.labels = None);
+                clock.spent(Spent::Labelling);
+                let recovered = self.recover(error);
+                clock.spent(Spent::Lost);
+                if !recovered? {
+                    return Ok(None);
+                }
+                begin().and_then(|labels| self.wait(labels)).map(Some)
+            }
+            labels => labels.map(Some),
         }
     }
 
@@ -110,46 +219,43 @@ impl<L: Labeller> RunnerThread<L> {
         Err(last)
     }
 
-    fn label_watched(&self, group: &Group, batch: usize) -> Result<Vec<Label>, TeacherError> {
-        let labelled = std::panic::catch_unwind(AssertUnwindSafe(|| self.label(group, batch)));
-        if let Some(seconds) = self.watch.end().map(|took| took.as_secs_f64()) {
-            let (teacher, dropped_copies) = (self.runner.name(), self.watch.dropped_copies());
-            tracing::info!(
-                teacher,
-                seconds,
-                dropped_copies,
-                "the teacher that stalled has answered; it takes part again"
-            );
-        }
-        labelled.unwrap_or_else(|_| Err(TeacherError::Panicked(format!("teacher-{}", self.runner.name()))))
+    /// Begins a batch. It is `at_work` where another one is, which is watched.
+    fn begin_labels(&self, group: &Group, batch: usize, at_work: bool) -> Result<PendingLabels, TeacherError> {
+        let copies: Vec<&MaskedCopy> = members(group, batch).map(|(_, copy)| copy).collect();
+        let begin = || {
+            if !at_work {
+                self.watch.begin();
+            }
+            self.runner.begin(&copies)
+        };
+        self.caught(|| match self.runner.needs_pool() {
+            true => self.pool.install(begin), // Only there: others may be at work on all threads, for as long as they like.
+            false => begin(),
+        })
     }
 
-    fn label(&self, group: &Group, batch: usize) -> Result<Vec<Label>, TeacherError> {
-        let plan = &group.batches[batch];
-        let members = || plan.members.iter().map(|&(entry, copy)| copy_of(group, entry, copy));
-        let copies: Vec<&MaskedCopy> = members().map(|(_, copy)| copy).collect();
-        let timer = self.metrics.batch_seconds.start_timer();
-        let labels = if self.runner.needs_pool() {
-            self.pool.install(|| {
-                self.watch.begin(); // Only now: others may be at work on all threads, for as long as they like.
-                self.runner.label(&copies)
-            })?
-        } else {
-            self.watch.begin();
-            self.runner.label(&copies)?
-        };
-        timer.observe_duration();
-        self.metrics.halvings.inc_by(self.runner.take_halvings());
-        self.metrics.copies.inc_by(copy_count(plan));
-        self.metrics.last_progress.set(store::stage::unix_seconds());
-        self.metrics.tokens.inc_by(copies.iter().map(|copy| copy.token_ids.len() as u64).sum());
-        self.metrics.masked_positions.inc_by(copies.iter().map(|copy| copy.masked_positions.len() as u64).sum());
-        self.metrics.flops.inc_by(self.runner.flops(&copies) as f64);
-        for ((language, _), label) in members().zip(&labels) {
+    fn wait(&self, labels: PendingLabels) -> Result<Vec<Label>, TeacherError> {
+        self.caught(|| labels.wait())
+    }
+
+    /// A panic is an error of the teacher's.
+    fn caught<T>(&self, work: impl FnOnce() -> Result<T, TeacherError>) -> Result<T, TeacherError> {
+        let done = std::panic::catch_unwind(AssertUnwindSafe(work));
+        done.unwrap_or_else(|_| Err(TeacherError::Panicked(format!("teacher-{}", self.runner.name()))))
+    }
+
+    fn note(&self, group: &Group, batch: usize, labels: &[Label], took: Duration) {
+        let copies: Vec<&MaskedCopy> = members(group, batch).map(|(_, copy)| copy).collect();
+        self.metrics.labelled(&self.runner, &copies, took.as_secs_f64());
+        for ((language, _), label) in members(group, batch).zip(labels) {
             self.metrics.observe_retained_mass(language, label, self.runner.tail_samples());
         }
-        Ok(labels)
     }
+}
+
+/// A batch's copies, and the languages of their records.
+fn members(group: &Group, batch: usize) -> impl Iterator<Item = (&str, &MaskedCopy)> {
+    group.batches[batch].members.iter().map(|&(entry, copy)| copy_of(group, entry, copy))
 }
 
 /// A copy, and the language of its record.
@@ -157,91 +263,5 @@ fn copy_of(group: &Group, entry: u32, copy: u32) -> (&str, &MaskedCopy) {
     match &group.entries[entry as usize].payload {
         Payload::Record(record) => (&record.language, &record.copies[copy as usize]),
         Payload::Skip(_) | Payload::End => unreachable!("a batch plan names only records"),
-    }
-}
-
-#[derive(Clone)]
-pub(super) struct RunnerMetrics {
-    queued_copies: IntCounter,
-    in_flight: IntGauge,
-    last_progress: Gauge,
-    copies: IntCounter,
-    tokens: IntCounter,
-    masked_positions: IntCounter,
-    flops: Counter,
-    batch_seconds: Histogram,
-    halvings: IntCounter,
-    /// By language.
-    retained_mass: HistogramVec,
-}
-
-impl RunnerMetrics {
-    pub(super) fn register(registry: &Registry, teacher: &str) -> prometheus::Result<Self> {
-        let of_teacher = |name: &str, help: &str| Opts::new(name, help).const_label("teacher", teacher);
-        let counter = |name: &str, help: &str| IntCounter::with_opts(of_teacher(name, help));
-        let buckets = prometheus::exponential_buckets(0.004, 2.0, 14)?;
-        let seconds = HistogramOpts::new("mergedistill_teacher_batch_seconds", "Time to label one batch.");
-        let retained_mass = HistogramOpts::new(
-            "mergedistill_teacher_retained_mass_ratio",
-            "Share of a teacher's probability that its label holds at a masked position.",
-        );
-        let metrics = Self {
-            queued_copies: counter(
-                "mergedistill_teacher_queued_copies_total",
-                "Masked copies given to a teacher; it labels them, or they are dropped.",
-            )?,
-            in_flight: IntGauge::with_opts(of_teacher(
-                "mergedistill_teacher_copies_in_flight",
-                "Masked copies that wait for a teacher, or are at work there.",
-            ))?,
-            last_progress: Gauge::with_opts(of_teacher(
-                "mergedistill_teacher_last_progress_timestamp_seconds",
-                "Unix time at which a teacher labelled a batch last; 0: none yet.",
-            ))?,
-            copies: counter("mergedistill_teacher_copies_total", "Masked copies labelled.")?,
-            tokens: counter("mergedistill_teacher_tokens_total", "Tokens of labelled copies.")?,
-            masked_positions: counter("mergedistill_teacher_masked_positions_total", "Masked positions labelled.")?,
-            flops: Counter::with_opts(of_teacher(
-                "mergedistill_teacher_flops_total",
-                "Floating-point operations of labelling, by the teacher's shape.",
-            ))?,
-            halvings: counter(
-                "mergedistill_teacher_halved_batches_total",
-                "Times that a batch was labelled in two halves, because a GPU had no room for all of it.",
-            )?,
-            batch_seconds: Histogram::with_opts(seconds.const_label("teacher", teacher).buckets(buckets))?,
-            retained_mass: HistogramVec::new(
-                retained_mass.const_label("teacher", teacher).buckets(RETAINED_MASSES.to_vec()),
-                &["language"],
-            )?,
-        };
-        registry.register(Box::new(metrics.queued_copies.clone()))?;
-        registry.register(Box::new(metrics.in_flight.clone()))?;
-        registry.register(Box::new(metrics.last_progress.clone()))?;
-        registry.register(Box::new(metrics.copies.clone()))?;
-        registry.register(Box::new(metrics.tokens.clone()))?;
-        registry.register(Box::new(metrics.masked_positions.clone()))?;
-        registry.register(Box::new(metrics.flops.clone()))?;
-        registry.register(Box::new(metrics.batch_seconds.clone()))?;
-        registry.register(Box::new(metrics.halvings.clone()))?;
-        registry.register(Box::new(metrics.retained_mass.clone()))?;
-        Ok(metrics)
-    }
-
-    /// The teacher is given so many copies.
-    pub(super) fn queued(&self, copies: u64) {
-        self.queued_copies.inc_by(copies);
-        self.in_flight.add(copies.cast_signed());
-    }
-
-    /// A copy in `language` was labelled; of each position's entries, `samples` were drawn from the tail.
-    fn observe_retained_mass(&self, language: &str, label: &Label, samples: usize) {
-        let histogram = self.retained_mass.with_label_values(&[language]);
-        (0..label.positions()).for_each(|position| histogram.observe(label.retained_mass(position, samples)));
-    }
-
-    /// They are labelled, or nobody waits for them any more.
-    fn done_with(&self, copies: u64) {
-        self.in_flight.sub(copies.cast_signed());
     }
 }

@@ -319,7 +319,10 @@ fn scores_of_several_are_those_of_one() {
         let (alone, of_three) = (scores(&on(Precision::F32)), scores(&ranks(3, Precision::F32)));
         assert_eq!([alone.len(), of_three.len()], [part.gold_ids.len(); 2]);
         for (expected, found) in alone.iter().zip(&of_three) {
-            assert!((expected.loss - found.loss).abs() < 1e-4 && expected.best_id == found.best_id, "{found:?} for {expected:?}");
+            assert!(
+                (expected.loss - found.loss).abs() < 1e-4 && expected.best_id == found.best_id,
+                "{found:?} for {expected:?}"
+            );
         }
     }
 }
@@ -329,8 +332,7 @@ fn without_one_of_several_there_is_no_step() {
     let configuration = shape(Architecture::Bert, 32, 32, 1);
     let (reference, optimiser) = student(&configuration);
     let devices: Vec<Arc<dyn Accelerator>> = vec![accelerator(), Arc::new(Emulated::failing_after(30))];
-    let mut device =
-        DeviceStudent::new(&Ranks::through_host(devices, Precision::F32), &reference, &optimiser).unwrap();
+    let mut device = DeviceStudent::new(&Ranks::through_host(devices, Precision::F32), &reference, &optimiser).unwrap();
     let batch = batch(&[12, 17], configuration.vocabulary_size, targets()[0]);
     let error = device.accumulate(vec![(&batch.micro_batches[0], None)], 0.6).unwrap_err();
     assert!(error.to_string().contains("fallen off the bus"), "{error}");

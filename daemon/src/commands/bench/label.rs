@@ -1,6 +1,6 @@
 //! `mergedistill bench label`: what one teacher's runner labels per second.
 
-use super::labelling::{Examples, Labelling};
+use super::labelling::Examples;
 use super::{count, in_pool, median, memory, peak_rss_mib, timed};
 use crate::cli::BenchLabelArgs;
 use crate::commands::{print_json, print_line};
@@ -78,7 +78,7 @@ fn measure(args: &BenchLabelArgs) -> Result<LabelFigures, Failure> {
     let dump = args.dump.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
     let labelling = examples.load_teacher()?;
 
-    let labels = label_all(&labelling)?;
+    let labels = labelling.label_all()?;
     if let Some((path, file)) = dump {
         let copies = labelling.batches().iter().flatten().zip(labels.iter().flatten());
         write_dump(file, copies, args.common.top_k).map_err(|error| Failure::io("write", path, &error))?;
@@ -86,7 +86,7 @@ fn measure(args: &BenchLabelArgs) -> Result<LabelFigures, Failure> {
     drop(labels);
     let mut seconds = Vec::new();
     for _ in 0..args.repeat {
-        seconds.push(timed(|| label_all(&labelling))?.0);
+        seconds.push(timed(|| labelling.label_all())?.0);
     }
 
     let seconds = median(&seconds);
@@ -113,11 +113,6 @@ fn measure(args: &BenchLabelArgs) -> Result<LabelFigures, Failure> {
 fn create(path: &Path) -> Result<File, Failure> {
     let failed = |error| Failure::new(ExitCode::CannotCreate, format!("cannot create {}: {error}", path.display()));
     File::create(path).map_err(failed)
-}
-
-/// One pass: `[batches][copies]`.
-fn label_all(labelling: &Labelling) -> Result<Vec<Vec<Label>>, Failure> {
-    (0..labelling.batches().len()).map(|batch| labelling.label(batch)).collect()
 }
 
 fn write_dump<'a>(

@@ -7,7 +7,7 @@ use crate::failure::{ExitCode, Failure};
 use model::{Configuration, Tokenizer};
 use std::path::PathBuf;
 use store::{Label, MaskedCopy};
-use teacher::{Runner, RunnerOptions, TailOptions};
+use teacher::{PendingLabels, Runner, RunnerOptions, TailOptions};
 
 /// What a teacher is to label.
 pub(super) struct Examples {
@@ -72,8 +72,26 @@ impl Labelling {
     /// # Errors
     /// When a logit is not finite.
     pub(super) fn label(&self, batch: usize) -> Result<Vec<Label>, Failure> {
+        Ok(self.begin(batch)?.wait()?)
+    }
+
+    /// Labels all batches as a run does: on a GPU each is begun before the one before it is waited for.
+    ///
+    /// # Errors
+    /// As of [`Labelling::label`].
+    pub(super) fn label_all(&self) -> Result<Vec<Vec<Label>>, Failure> {
+        let (mut labels, mut at_work) = (Vec::new(), None);
+        for batch in 0..self.batches.len() {
+            let earlier = at_work.replace(self.begin(batch)?);
+            labels.extend(earlier.map(PendingLabels::wait).transpose()?);
+        }
+        labels.extend(at_work.map(PendingLabels::wait).transpose()?);
+        Ok(labels)
+    }
+
+    fn begin(&self, batch: usize) -> Result<PendingLabels, Failure> {
         let copies: Vec<&MaskedCopy> = self.batches[batch].iter().collect();
-        Ok(self.runner.label(&copies)?)
+        Ok(self.runner.begin(&copies)?)
     }
 }
 

@@ -29,8 +29,10 @@ struct TrainFigures {
     /// Median of a step, making its batch included.
     seconds_per_step: f64,
     tokens_per_second: f64,
-    /// Loss of the last step.
-    loss: f64,
+    /// Losses of all steps, those before the measured ones included.
+    losses: Vec<f64>,
+    /// Memory on GPUs at the end, when all buffers have grown.
+    device_bytes: usize,
     peak_rss_mib: Option<u64>,
 }
 
@@ -56,14 +58,14 @@ pub(super) fn train(args: &BenchTrainArgs) -> Result<(), Failure> {
 
 fn measure(args: &BenchTrainArgs) -> Result<TrainFigures, Failure> {
     let mut training = Training::new(&args.work, &args.common, &args.place.placement()?)?;
-    let (mut seconds, mut masked, mut loss) = (Vec::new(), 0, f64::NAN);
+    let (mut seconds, mut masked, mut losses) = (Vec::new(), 0, Vec::new());
     for step in 0..WARM_UP_STEPS + args.steps {
         let (elapsed, (batch, learned)) = timed(|| {
             let batch = training.next_batch();
             let learned = training.learn(&batch)?;
             Ok((batch, learned))
         })?;
-        loss = learned.sums.loss;
+        losses.push(learned.sums.loss);
         if step >= WARM_UP_STEPS {
             seconds.push(elapsed);
             masked += batch.masked_positions;
@@ -87,7 +89,8 @@ fn measure(args: &BenchTrainArgs) -> Result<TrainFigures, Failure> {
         steps: args.steps,
         seconds_per_step,
         tokens_per_second: tokens_per_step as f64 / seconds_per_step,
-        loss,
+        losses,
+        device_bytes: training.device_bytes(),
         peak_rss_mib: peak_rss_mib(),
     })
 }

@@ -39,7 +39,11 @@ impl<'a> Training<'a> {
     ///
     /// # Errors
     /// When there can be no student of this shape.
-    pub(super) fn new(args: &'a TrainWorkArgs, common: &BenchCommonArgs, place: &StudentPlacement) -> Result<Self, Failure> {
+    pub(super) fn new(
+        args: &'a TrainWorkArgs,
+        common: &BenchCommonArgs,
+        place: &StudentPlacement,
+    ) -> Result<Self, Failure> {
         let configuration = configuration(args)?;
         let (mut learner, parameters) = learner(&configuration, common.seed)?;
         let on = place.open().map_err(TrainerError::from)?;
@@ -64,6 +68,11 @@ impl<'a> Training<'a> {
     /// Numbers that are trained.
     pub(super) fn parameters(&self) -> usize {
         self.parameters
+    }
+
+    /// Memory on GPUs.
+    pub(super) fn device_bytes(&self) -> usize {
+        self.learner.device_bytes()
     }
 
     /// The batch of the next step.

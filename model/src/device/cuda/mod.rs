@@ -2,16 +2,18 @@
 
 mod compile;
 mod nccl;
+mod staging;
 
 pub use compile::{ARCHITECTURES, compile};
 pub use nccl::Nccl;
 
-use super::{Accelerator, Address, Argument, DeviceError, Launch, Precision, Product};
+use super::{Accelerator, Address, Argument, Arrival, DeviceError, Launch, Precision, Product};
 use cudarc::cublaslt::{result as blas, sys as blas_sys};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result as driver, sys as driver_sys,
 };
 use cudarc::nvrtc::Ptx;
+use staging::{PIECE_BYTES, Piece, Pool};
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +23,8 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 /// What to do when a library is missing.
 const ADVICE: &str =
     "install CUDA 13, or let `ops/cuda-toolchain` fetch its libraries, and name their folder in LD_LIBRARY_PATH";
+/// Bytes on their way to the GPU after which the processor waits for it.
+const AHEAD_BYTES: usize = 64 << 20;
 /// Shapes of products whose algorithm is remembered.
 const PLANS: usize = 1024;
 
@@ -36,6 +40,38 @@ pub struct Cuda {
     blas: blas_sys::cublasLtHandle_t,
     workspace: Address,
     plans: Mutex<HashMap<Shape, Plan>>,
+    pool: Arc<Pool>,
+    /// Bytes of what is reserved, by place.
+    reserved: Mutex<HashMap<Address, usize>>,
+}
+
+/// Bytes on their way from a GPU.
+#[derive(Debug)]
+struct Landing {
+    device: String,
+    context: Arc<CudaContext>,
+    pool: Arc<Pool>,
+    /// Until it is given back.
+    piece: Option<Piece>,
+}
+
+impl Arrival for Landing {
+    fn wait(mut self: Box<Self>, to: &mut [u8]) -> Result<(), DeviceError> {
+        let failed =
+            |error: DriverError| DeviceError::Failed { device: self.device.clone(), reason: error.to_string() };
+        self.context.bind_to_thread().map_err(failed)?;
+        if let Some(piece) = &mut self.piece {
+            piece.wait().map_err(failed)?;
+            to.copy_from_slice(piece.first(to.len()));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.piece.take().into_iter().for_each(|piece| self.pool.give(piece));
+    }
 }
 
 // SAFETY: cuBLASLt's handle may be used by several threads at a time; everything else is shared already.
@@ -135,7 +171,21 @@ impl Cuda {
             DeviceError::Failed { device: device.clone(), reason: error.to_string() }
         })?;
         let (modules, functions, plans) = Default::default();
-        Ok(Arc::new(Self { name, context, stream, architecture, modules, functions, blas, workspace, plans }))
+        let pool = Arc::new(Pool::new(Arc::clone(&context)));
+        let reserved = Mutex::new(HashMap::from([(workspace, WORKSPACE_BYTES)]));
+        Ok(Arc::new(Self {
+            name,
+            context,
+            stream,
+            architecture,
+            modules,
+            functions,
+            blas,
+            workspace,
+            plans,
+            pool,
+            reserved,
+        }))
     }
 
     fn of_driver(&self, error: DriverError) -> DeviceError {
@@ -240,15 +290,22 @@ impl Accelerator for Cuda {
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
         self.bind()?;
         // SAFETY: the context is bound.
-        unsafe { driver::malloc_sync(bytes) }.map_err(|error| match error.0 {
+        let at = unsafe { driver::malloc_sync(bytes) }.map_err(|error| match error.0 {
             driver_sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY => {
                 DeviceError::OutOfMemory { device: self.name.clone(), bytes }
             }
             _ => self.of_driver(error),
-        })
+        })?;
+        lock(&self.reserved).insert(at, bytes);
+        Ok(at)
+    }
+
+    fn reserved(&self) -> usize {
+        lock(&self.reserved).values().sum()
     }
 
     unsafe fn release(&self, at: Address) {
+        lock(&self.reserved).remove(&at);
         // What was asked for before may still use it. What failed is said by whoever asks next.
         if self.bind().is_ok() {
             let _ = self.stream.synchronize();
@@ -259,18 +316,33 @@ impl Accelerator for Cuda {
 
     unsafe fn upload(&self, from: &[u8], to: Address) -> Result<(), DeviceError> {
         self.bind()?;
-        // SAFETY: the caller's; `from` is borrowed until the copy is done.
-        unsafe { driver::memcpy_htod_async(to, from, self.stream.cu_stream()) }
-            .map_err(|error| self.of_driver(error))?;
-        self.stream.synchronize().map_err(|error| self.of_driver(error))
+        let stream = self.stream.cu_stream();
+        for (from, to) in from.chunks(PIECE_BYTES).zip((to..).step_by(PIECE_BYTES)) {
+            if self.pool.busy_bytes() > AHEAD_BYTES {
+                self.stream.synchronize().map_err(|error| self.of_driver(error))?;
+            }
+            let mut piece = self.pool.take(from.len()).map_err(|error| self.of_driver(error))?;
+            piece.first(from.len()).copy_from_slice(from);
+            // SAFETY: the caller's; the piece is not used again before the GPU is done with it.
+            let copied = unsafe { driver::memcpy_htod_async(to, piece.first(from.len()), stream) };
+            let recorded = copied.and_then(|()| piece.record(stream));
+            self.pool.give(piece);
+            recorded.map_err(|error| self.of_driver(error))?;
+        }
+        Ok(())
     }
 
-    unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), DeviceError> {
+    unsafe fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Arrival>, DeviceError> {
         self.bind()?;
-        // SAFETY: the caller's; `to` is borrowed until the stream is done.
-        unsafe { driver::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }
-            .map_err(|error| self.of_driver(error))?;
-        self.stream.synchronize().map_err(|error| self.of_driver(error))
+        let stream = self.stream.cu_stream();
+        let mut piece = self.pool.take(bytes).map_err(|error| self.of_driver(error))?;
+        // SAFETY: the caller's; the piece is the arrival's until the GPU is done with it.
+        let copied = unsafe { driver::memcpy_dtoh_async(piece.first(bytes), from, stream) };
+        let recorded = copied.and_then(|()| piece.record(stream));
+        let (device, context, pool) = (self.name.clone(), Arc::clone(&self.context), Arc::clone(&self.pool));
+        let landing = Landing { device, context, pool, piece: Some(piece) };
+        recorded.map_err(|error| self.of_driver(error))?;
+        Ok(Box::new(landing))
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {

@@ -1,17 +1,19 @@
 //! The kernels' own source on this processor: what an accelerator computes, where there is none.
 //!
 //! A block's threads are coroutines (`cpp/emulator.cpp`), so barriers, shuffles, shared memory and the tensor cores' layout are executed as the kernels say them. Products are plain sums.
-//! For tests: slow, and the same result every time.
+//! For tests: slow, and the same result every time. What is asked for is done at once, or as late as it can be.
 
 #![allow(unsafe_code, reason = "places in memory are numbers here")]
 
 use half::bf16;
-use model::device::{Accelerator, Address, Argument, DeviceChoice, DeviceError, Factor, Launch, Precision, Product};
+use model::device::{
+    Accelerator, Address, Argument, Arrival, DeviceChoice, DeviceError, Factor, Launch, Precision, Product,
+};
 use std::alloc::Layout;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 unsafe extern "C" {
     fn emulator_launch(
@@ -38,7 +40,10 @@ pub fn accelerator() -> Arc<dyn Accelerator> {
 
 /// Memory of this process, and kernels that run thread after thread: slow, and the same result every time.
 #[derive(Debug, Default)]
-pub struct Emulated {
+pub struct Emulated(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
     /// Bytes of what is reserved, by place.
     reserved: Mutex<HashMap<Address, usize>>,
     /// Bytes that can be reserved; `None`: as many as there are.
@@ -47,6 +52,36 @@ pub struct Emulated {
     peak: AtomicUsize,
     /// Kernels that it still runs before it fails; `None`: it does not fail.
     launches: Option<AtomicUsize>,
+    /// What was asked for and is not done yet; `None`: all is done at once.
+    later: Option<Mutex<VecDeque<Work>>>,
+    /// Why nothing is done any more.
+    failure: Mutex<Option<DeviceError>>,
+}
+
+/// What an accelerator does in its own time.
+#[derive(Debug)]
+enum Work {
+    Upload(Vec<u8>, Address),
+    Launch(OwnLaunch),
+    Multiply(Product),
+    Fetch(Address, Arc<Mutex<Vec<u8>>>),
+}
+
+#[derive(Debug)]
+struct OwnLaunch {
+    kernel: &'static str,
+    precision: Precision,
+    blocks: [u32; 3],
+    threads: u32,
+    shared_bytes: u32,
+    words: Vec<u64>,
+}
+
+/// What was fetched, or is going to be.
+#[derive(Debug)]
+struct Fetched {
+    from: Arc<Inner>,
+    bytes: Arc<Mutex<Vec<u8>>>,
 }
 
 /// As an accelerator's allocator aligns.
@@ -56,88 +91,101 @@ impl Emulated {
     /// With room for so many bytes.
     #[must_use]
     pub fn with_capacity(bytes: usize) -> Self {
-        Self { capacity: Some(bytes), ..Self::default() }
+        Self(Arc::new(Inner { capacity: Some(bytes), ..Inner::default() }))
     }
 
     /// One that fails after so many kernels.
     #[must_use]
     pub fn failing_after(launches: usize) -> Self {
-        Self { launches: Some(AtomicUsize::new(launches)), ..Self::default() }
+        Self(Arc::new(Inner { launches: Some(AtomicUsize::new(launches)), ..Inner::default() }))
+    }
+
+    /// One that does nothing before somebody waits for it: as late as an accelerator can be.
+    #[must_use]
+    pub fn late() -> Self {
+        Self(Arc::new(Inner { later: Some(Mutex::default()), ..Inner::default() }))
+    }
+
+    /// As [`Emulated::late`]; it fails after so many kernels.
+    #[must_use]
+    pub fn late_failing_after(launches: usize) -> Self {
+        let launches = Some(AtomicUsize::new(launches));
+        Self(Arc::new(Inner { later: Some(Mutex::default()), launches, ..Inner::default() }))
     }
 
     /// The most bytes that were reserved at a time.
     #[must_use]
     pub fn peak(&self) -> usize {
-        self.peak.load(Ordering::Relaxed)
-    }
-
-    fn reserved(&self) -> std::sync::MutexGuard<'_, HashMap<Address, usize>> {
-        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn failed(&self, reason: String) -> DeviceError {
-        DeviceError::Failed { device: self.name().to_owned(), reason }
+        self.0.peak.load(Ordering::Relaxed)
     }
 }
 
-impl Accelerator for Emulated {
-    fn name(&self) -> &str {
-        "emulator"
+impl Inner {
+    fn reserved(&self) -> MutexGuard<'_, HashMap<Address, usize>> {
+        lock(&self.reserved)
     }
 
-    fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
-        let full = || DeviceError::OutOfMemory { device: self.name().to_owned(), bytes };
-        let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| full())?;
-        if self.capacity.is_some_and(|capacity| self.reserved().values().sum::<usize>() + bytes > capacity) {
-            return Err(full());
-        }
-        // SAFETY: callers ask for at least one byte.
-        let at = unsafe { std::alloc::alloc(layout) };
-        if at.is_null() {
-            return Err(full());
-        }
-        // What nobody has written must not look like zeros.
-        // SAFETY: as many bytes were just reserved.
-        unsafe { at.write_bytes(0xa5, bytes) };
-        let mut reserved = self.reserved();
-        reserved.insert(at as Address, bytes);
-        self.peak.fetch_max(reserved.values().sum(), Ordering::Relaxed);
-        Ok(at as Address)
-    }
-
-    unsafe fn release(&self, at: Address) {
-        if let Some(bytes) = self.reserved().remove(&at)
-            && let Ok(layout) = Layout::from_size_align(bytes, ALIGNMENT)
-        {
-            // SAFETY: it was reserved with this layout, and is no longer in the list.
-            unsafe { std::alloc::dealloc(at as *mut u8, layout) };
+    /// Does it now, or when somebody waits.
+    fn ask(&self, work: Work) -> Result<(), DeviceError> {
+        match &self.later {
+            Some(later) => {
+                lock(later).push_back(work);
+                Ok(())
+            }
+            None => self.work_on(work),
         }
     }
 
-    unsafe fn upload(&self, from: &[u8], to: Address) -> Result<(), DeviceError> {
-        // SAFETY: the caller's.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
-        Ok(())
+    /// Does all that was asked for.
+    fn catch_up(&self) -> Result<(), DeviceError> {
+        let Some(later) = &self.later else { return Ok(()) };
+        let all = std::mem::take(&mut *lock(later));
+        all.into_iter().try_for_each(|work| self.work_on(work))
     }
 
-    unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), DeviceError> {
-        // SAFETY: the caller's.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
-        Ok(())
+    fn work_on(&self, work: Work) -> Result<(), DeviceError> {
+        if let Some(failure) = &*lock(&self.failure) {
+            return Err(failure.clone());
+        }
+        // SAFETY: those who asked said that what is read and written is reserved; what is released is caught up with before.
+        let done = unsafe {
+            match work {
+                Work::Upload(bytes, to) => {
+                    std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len());
+                    Ok(())
+                }
+                Work::Fetch(from, to) => {
+                    let mut to = lock(&to);
+                    std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len());
+                    Ok(())
+                }
+                Work::Launch(launch) => self.launch(launch),
+                Work::Multiply(product) => {
+                    multiply(&product);
+                    Ok(())
+                }
+            }
+        };
+        if let Err(error) = &done {
+            *lock(&self.failure) = Some(error.clone());
+        }
+        done
     }
 
-    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
+    /// # Safety
+    /// The arguments are the kernel's.
+    unsafe fn launch(&self, launch: OwnLaunch) -> Result<(), DeviceError> {
+        let failed = |reason: String| DeviceError::Failed { device: NAME.to_owned(), reason };
         if let Some(launches) = &self.launches
             && launches.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err()
         {
-            return Err(self.failed("it has fallen off the bus".to_owned()));
+            return Err(failed("it has fallen off the bus".to_owned()));
         }
-        let mut words: Vec<u64> = launch.arguments.iter().map(Argument::bits).collect();
+        let OwnLaunch { kernel, precision, blocks, threads, shared_bytes, mut words } = launch;
         let mut arguments: Vec<*mut c_void> = words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
-        let Launch { kernel, precision, blocks, threads, shared_bytes, .. } = *launch;
         let names = [precision.name(), kernel].map(|name| CString::new(name).unwrap_or_default());
         let [of_precision, of_kernel] = &names;
-        // SAFETY: the caller's: these are the kernel's arguments.
+        // SAFETY: the caller's.
         let outcome = unsafe {
             emulator_launch(
                 of_precision.as_ptr(),
@@ -154,33 +202,109 @@ impl Accelerator for Emulated {
             2 => "it is made for blocks of another size",
             _ => "threads of a block wait for each other at different barriers",
         };
-        Err(self.failed(format!("kernel {kernel} ({}): {reason}", precision.name())))
+        Err(failed(format!("kernel {kernel} ({}): {reason}", precision.name())))
+    }
+}
+
+impl Arrival for Fetched {
+    fn wait(self: Box<Self>, to: &mut [u8]) -> Result<(), DeviceError> {
+        self.from.catch_up()?;
+        if let Some(failure) = &*lock(&self.from.failure) {
+            return Err(failure.clone());
+        }
+        to.copy_from_slice(&lock(&self.bytes)[..to.len()]);
+        Ok(())
+    }
+}
+
+const NAME: &str = "emulator";
+
+impl Accelerator for Emulated {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
+        let full = || DeviceError::OutOfMemory { device: NAME.to_owned(), bytes };
+        let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| full())?;
+        if self.0.capacity.is_some_and(|capacity| self.reserved() + bytes > capacity) {
+            return Err(full());
+        }
+        // SAFETY: callers ask for at least one byte.
+        let at = unsafe { std::alloc::alloc(layout) };
+        if at.is_null() {
+            return Err(full());
+        }
+        // What nobody has written must not look like zeros.
+        // SAFETY: as many bytes were just reserved.
+        unsafe { at.write_bytes(0xa5, bytes) };
+        let mut reserved = self.0.reserved();
+        reserved.insert(at as Address, bytes);
+        self.0.peak.fetch_max(reserved.values().sum(), Ordering::Relaxed);
+        Ok(at as Address)
+    }
+
+    unsafe fn release(&self, at: Address) {
+        let _ = self.0.catch_up(); // Whoever waits hears of it.
+        if let Some(bytes) = self.0.reserved().remove(&at)
+            && let Ok(layout) = Layout::from_size_align(bytes, ALIGNMENT)
+        {
+            // SAFETY: it was reserved with this layout, and is no longer in the list.
+            unsafe { std::alloc::dealloc(at as *mut u8, layout) };
+        }
+    }
+
+    fn reserved(&self) -> usize {
+        self.0.reserved().values().sum()
+    }
+
+    unsafe fn upload(&self, from: &[u8], to: Address) -> Result<(), DeviceError> {
+        self.0.ask(Work::Upload(from.to_vec(), to))
+    }
+
+    unsafe fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Arrival>, DeviceError> {
+        let bytes = Arc::new(Mutex::new(vec![0; bytes]));
+        self.0.ask(Work::Fetch(from, Arc::clone(&bytes)))?;
+        Ok(Box::new(Fetched { from: Arc::clone(&self.0), bytes }))
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
+        let Launch { kernel, precision, blocks, threads, shared_bytes, arguments } = *launch;
+        let words = arguments.iter().map(Argument::bits).collect();
+        self.0.ask(Work::Launch(OwnLaunch { kernel, precision, blocks, threads, shared_bytes, words }))
     }
 
     unsafe fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
-        let Product { precision, rows, columns, inner, left, right, out, out_precision, accumulate } = *product;
-        // SAFETY: the caller's: the matrices are reserved.
-        let [left, right] = unsafe { [read(precision, left, rows, inner), read(precision, right, inner, columns)] };
-        for row in 0..rows {
-            for column in 0..columns {
-                let sum = (0..inner).map(|at| left[row * inner + at] * right[at * columns + column]).sum::<f32>();
-                let place = row * out.stride + column;
-                // SAFETY: the caller's.
-                unsafe {
-                    match out_precision {
-                        Precision::F32 => {
-                            let at = (out.at as *mut f32).add(place);
-                            at.write(if accumulate { at.read() + sum } else { sum });
-                        }
-                        Precision::Bf16 => {
-                            let at = (out.at as *mut bf16).add(place);
-                            at.write(bf16::from_f32(if accumulate { at.read().to_f32() + sum } else { sum }));
-                        }
+        self.0.ask(Work::Multiply(*product))
+    }
+}
+
+/// A product, sum after sum.
+///
+/// # Safety
+/// The matrices are reserved.
+unsafe fn multiply(product: &Product) {
+    let Product { precision, rows, columns, inner, left, right, out, out_precision, accumulate } = *product;
+    // SAFETY: the caller's.
+    let [left, right] = unsafe { [read(precision, left, rows, inner), read(precision, right, inner, columns)] };
+    for row in 0..rows {
+        for column in 0..columns {
+            let sum = (0..inner).map(|at| left[row * inner + at] * right[at * columns + column]).sum::<f32>();
+            let place = row * out.stride + column;
+            // SAFETY: the caller's.
+            unsafe {
+                match out_precision {
+                    Precision::F32 => {
+                        let at = (out.at as *mut f32).add(place);
+                        at.write(if accumulate { at.read() + sum } else { sum });
+                    }
+                    Precision::Bf16 => {
+                        let at = (out.at as *mut bf16).add(place);
+                        at.write(bf16::from_f32(if accumulate { at.read().to_f32() + sum } else { sum }));
                     }
                 }
             }
         }
-        Ok(())
     }
 }
 
@@ -206,4 +330,8 @@ unsafe fn read(precision: Precision, factor: Factor, rows: usize, columns: usize
         }
     }
     values
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
