@@ -162,6 +162,28 @@ fn is_stalled(stage: &Stage) -> bool {
 }
 
 #[test]
+fn a_teacher_s_time_is_counted_also_while_it_always_has_something_to_do() {
+    let mut stage = Stage::start(OnStall::Wait);
+    (0..2).for_each(|_| stage.send());
+    wait_for("a stall", || is_stalled(&stage));
+    (0..RECORDS).for_each(|_| stage.gate.send(()).unwrap());
+    assert_eq!(stage.receive(0), [true, true]);
+    // It is at its next batch by now.
+    let family =
+        stage.registry.gather().into_iter().find(|family| family.name() == "mergedistill_teacher_seconds_total");
+    let seconds = |teacher: &str, state: &str| {
+        let has = |metric: &&prometheus::proto::Metric| {
+            [teacher, state].iter().all(|value| metric.get_label().iter().any(|label| label.value() == *value))
+        };
+        family.as_ref().unwrap().get_metric().iter().find(has).unwrap().get_counter().get_value()
+    };
+    assert!(seconds("slow", "labelling") >= 0.3, "{}", seconds("slow", "labelling"));
+    assert!(seconds("quick", "labelling") < 0.3);
+    drop((stage.groups, stage.gate));
+    stage.labelling.join().unwrap();
+}
+
+#[test]
 fn groups_wait_for_a_teacher_that_stalls() {
     let mut stage = Stage::start(OnStall::Wait);
     stage.send();

@@ -3,10 +3,10 @@
     python label.py --teacher DIR --text FILE [--threads N] [--mode naive|tuned|compiled]
     python label.py --teacher DIR --examples DUMP [...]
 
-With --examples it labels what `mergedistill bench label --dump DUMP` labelled, the same tokens and masks, and compares the labels:
 `compiled` is what a BERT gains besides: sequences one behind the other without padding, flash attention within each, one projection
 for queries, keys and values, torch.compile.
 
+With --examples it labels what `mergedistill bench label --dump DUMP` labelled, the same tokens and masks, and compares the labels:
 `max_difference` is the largest one among top-k logits and log-sum-exps, `ids_equal` whether the top-k ids are the same, leaving aside
 swaps among logits that differ by less than 0.001.
 """

@@ -48,7 +48,11 @@ impl DeviceStudent {
             Ok(Replica { training, halvings: 0 })
         };
         let replicas = on.devices().enumerate().map(replica).collect::<Result<_, _>>()?;
-        Ok(Self { on: on.clone(), replicas, changed: false, reduced: false })
+        let mut student = Self { on: on.clone(), replicas, changed: false, reduced: false };
+        // What the exchange needs besides it takes now, before batches take the rest.
+        student.reduce()?;
+        student.clear_gradients()?;
+        Ok(student)
     }
 
     /// Where it is.

@@ -152,7 +152,7 @@ impl Learner {
         let parts: Vec<_> = batch.micro_batches.iter().zip(0..).map(|(part, number)| (part, number, 0)).collect();
         let sums = self.accumulate_parts(step, &parts, lambda);
         if sums.is_err() {
-            self.clear_gradients()?;
+            let _ = self.clear_gradients(); // What failed first says why.
         }
         sums
     }

@@ -76,7 +76,7 @@ impl<L: Labeller> RunnerThread<L> {
         loop {
             let waits_for = self.hold_up.of_idle();
             let job = jobs.recv_timeout(LOOK_INTERVAL);
-            clock.spent(waits_for);
+            clock.spent(if self.control.paused() { Spent::Paused } else { waits_for });
             match job {
                 Ok(job) => return Some(Some(job)),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -137,8 +137,8 @@ impl<L: Labeller> RunnerThread<L> {
 
     /// Waits for a batch's labels and hands them on; `later` was begun behind it.
     fn end(&self, begun: Begun, later: &mut Option<Begun>, clock: &mut Clock) -> Result<(), End> {
-        let Begun { number, batch, copies, group, since, labels } = begun;
-        let message = match self.labels(&group, batch, labels, later, clock) {
+        let Begun { number, batch, copies, group, mut since, labels } = begun;
+        let message = match self.labels(&group, batch, (labels, &mut since), later, clock) {
             Ok(Some(labels)) => {
                 self.note(&group, batch, &labels, since.elapsed());
                 Message::Labelled { number, batch, labels }
@@ -159,6 +159,7 @@ impl<L: Labeller> RunnerThread<L> {
             self.watch.begin();
             later.since = Instant::now();
         }
+        clock.spent(Spent::Labelling);
         let stopped = matches!(message, Message::Stopped);
         self.metrics.done_with(copies);
         drop(group); // before the message, so that the assembler is the group's only owner at its end
@@ -170,7 +171,7 @@ impl<L: Labeller> RunnerThread<L> {
         &self,
         group: &Group,
         batch: usize,
-        begun: Option<Result<PendingLabels, TeacherError>>,
+        (begun, since): (Option<Result<PendingLabels, TeacherError>>, &mut Instant),
         later: &mut Option<Begun>,
         clock: &mut Clock,
     ) -> Result<Option<Vec<Label>>, TeacherError> {
@@ -185,6 +186,7 @@ impl<L: Labeller> RunnerThread<L> {
                 if !recovered? {
                     return Ok(None);
                 }
+                *since = Instant::now();
                 begin().and_then(|labels| self.wait(labels)).map(Some)
             }
             labels => labels.map(Some),

@@ -287,6 +287,8 @@ fn several_end_where_one_ends() {
             assert!(apart(expected, found) < 1e-4, "{}", apart(expected, found));
         }
     }
+    let in_bf16 = [on(Precision::Bf16), ranks(2, Precision::Bf16)].map(|on| trained(Some(&on), None).0);
+    assert!(apart(&in_bf16[0], &in_bf16[1]) < 1e-2, "{}", apart(&in_bf16[0], &in_bf16[1]));
     // The same every time.
     assert_eq!(of_three, trained(Some(&three), None));
 }

@@ -192,6 +192,16 @@ impl Cuda {
         self.failed(error.to_string())
     }
 
+    /// Of a call that asks for so many bytes, there or of the processor's for the way there.
+    fn of_room(&self, error: DriverError, bytes: usize) -> DeviceError {
+        match error.0 {
+            driver_sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY => {
+                DeviceError::OutOfMemory { device: self.name.clone(), bytes }
+            }
+            _ => self.of_driver(error),
+        }
+    }
+
     fn failed(&self, reason: String) -> DeviceError {
         DeviceError::Failed { device: self.name.clone(), reason }
     }
@@ -290,12 +300,7 @@ impl Accelerator for Cuda {
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
         self.bind()?;
         // SAFETY: the context is bound.
-        let at = unsafe { driver::malloc_sync(bytes) }.map_err(|error| match error.0 {
-            driver_sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY => {
-                DeviceError::OutOfMemory { device: self.name.clone(), bytes }
-            }
-            _ => self.of_driver(error),
-        })?;
+        let at = unsafe { driver::malloc_sync(bytes) }.map_err(|error| self.of_room(error, bytes))?;
         lock(&self.reserved).insert(at, bytes);
         Ok(at)
     }
@@ -321,7 +326,7 @@ impl Accelerator for Cuda {
             if self.pool.busy_bytes() > AHEAD_BYTES {
                 self.stream.synchronize().map_err(|error| self.of_driver(error))?;
             }
-            let mut piece = self.pool.take(from.len()).map_err(|error| self.of_driver(error))?;
+            let mut piece = self.pool.take(from.len()).map_err(|error| self.of_room(error, from.len()))?;
             piece.first(from.len()).copy_from_slice(from);
             // SAFETY: the caller's; the piece is not used again before the GPU is done with it.
             let copied = unsafe { driver::memcpy_htod_async(to, piece.first(from.len()), stream) };
@@ -335,7 +340,7 @@ impl Accelerator for Cuda {
     unsafe fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Arrival>, DeviceError> {
         self.bind()?;
         let stream = self.stream.cu_stream();
-        let mut piece = self.pool.take(bytes).map_err(|error| self.of_driver(error))?;
+        let mut piece = self.pool.take(bytes).map_err(|error| self.of_room(error, bytes))?;
         // SAFETY: the caller's; the piece is the arrival's until the GPU is done with it.
         let copied = unsafe { driver::memcpy_dtoh_async(piece.first(bytes), from, stream) };
         let recorded = copied.and_then(|()| piece.record(stream));

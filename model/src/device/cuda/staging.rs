@@ -75,11 +75,18 @@ impl Pool {
             return Ok(free.swap_remove(number));
         }
         let bytes = bytes.next_power_of_two().max(SMALLEST_BYTES);
-        let event = driver::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+        // Who waits for it leaves the core to others.
+        let flags =
+            sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 | sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
         // SAFETY: the context is bound; as many bytes as were reserved are written.
         unsafe {
             let at = driver::malloc_host(bytes, 0)?.cast::<u8>();
             at.write_bytes(0, bytes);
+            let mut event = std::ptr::null_mut();
+            if let Err(error) = sys::cuEventCreate(&raw mut event, flags).result() {
+                let _ = driver::free_host(at.cast());
+                return Err(error);
+            }
             Ok(Piece { at, bytes, event })
         }
     }
@@ -97,7 +104,8 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_err() {
+        // What failed before is told once, by the first call after it.
+        if self.context.bind_to_thread().is_err() && self.context.bind_to_thread().is_err() {
             return;
         }
         let Pieces { free, busy } = std::mem::take(&mut *lock(&self.pieces));

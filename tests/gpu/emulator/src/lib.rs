@@ -13,7 +13,7 @@ use std::alloc::Layout;
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 unsafe extern "C" {
     fn emulator_launch(
@@ -56,6 +56,7 @@ struct Inner {
     later: Option<Mutex<VecDeque<Work>>>,
     /// Why nothing is done any more.
     failure: Mutex<Option<DeviceError>>,
+    life: Arc<()>,
 }
 
 /// What an accelerator does in its own time.
@@ -113,6 +114,12 @@ impl Emulated {
         Self(Arc::new(Inner { later: Some(Mutex::default()), launches, ..Inner::default() }))
     }
 
+    /// Lives as long as anything of it does, also what was fetched and not waited for.
+    #[must_use]
+    pub fn life(&self) -> Weak<()> {
+        Arc::downgrade(&self.0.life)
+    }
+
     /// The most bytes that were reserved at a time.
     #[must_use]
     pub fn peak(&self) -> usize {
@@ -139,8 +146,12 @@ impl Inner {
     /// Does all that was asked for.
     fn catch_up(&self) -> Result<(), DeviceError> {
         let Some(later) = &self.later else { return Ok(()) };
-        let all = std::mem::take(&mut *lock(later));
-        all.into_iter().try_for_each(|work| self.work_on(work))
+        // Who waits beside waits until it is done.
+        let mut later = lock(later);
+        while let Some(work) = later.pop_front() {
+            self.work_on(work)?;
+        }
+        Ok(())
     }
 
     fn work_on(&self, work: Work) -> Result<(), DeviceError> {
