@@ -4,7 +4,7 @@
 
 mod harness;
 
-use harness::{Scene, configuration, http, mergedistill, metric};
+use harness::{Scene, configuration, http, mergedistill, metric, until};
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -180,8 +180,11 @@ fn ready_means_that_everything_runs_and_stopping_comes_first() {
     let address = address(&service);
     assert_eq!(http(&address, "/readyz", &address).0, 200);
     let stages = ["ingest", "teacher", "log", "trainer"];
-    let threads = threads(&service).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
-    assert!(stages.iter().all(|stage| threads.iter().any(|name| name == stage)), "{threads:?}");
+    // A thread takes its name when it first runs.
+    until("a thread of each stage", || {
+        let names: Vec<String> = threads(&service).into_iter().map(|(name, _)| name).collect();
+        stages.iter().all(|stage| names.iter().any(|name| name == stage)).then_some(())
+    });
 
     let running =
         service.told_until(|message| message.starts_with("STATUS=running: step ") && message.contains(", loss "));

@@ -111,6 +111,42 @@ fn group(number: u64) -> Group {
     Group { entries: vec![entry], batches: vec![BatchPlan { teacher: 0, members: vec![(0, 0)] }] }
 }
 
+/// What was begun behind a batch is neither lost nor labelled twice.
+#[test]
+fn pauses_and_stops_find_a_batch_at_work() {
+    let runner = load(place(|| Ok(Arc::new(Emulated::late()))), None).unwrap();
+    let (groups_in, groups) = unbounded();
+    let (complete_in, complete) = bounded(1);
+    let (control, watch) = (StageControl::default(), TeacherWatch::default());
+    let options = LabellingOptions {
+        depth: 3,
+        control: control.clone(),
+        recovery_interval: Duration::ZERO,
+        pool: model::RolePool::alone("label", 1).unwrap(),
+    };
+    let runners = vec![(runner, watch.clone())];
+    let labelling = Labelling::start(runners, &options, groups, complete_in, &Registry::new()).unwrap();
+    (0..40).for_each(|number| groups_in.send(group(number)).unwrap());
+    let mut found = vec![complete.recv().unwrap()];
+    control.set_paused(true);
+    while watch.activity() != Activity::Idle {
+        std::thread::yield_now();
+    }
+    control.set_paused(false);
+    found.extend(complete.iter().take(6));
+    control.stop();
+    found.extend(complete.iter());
+    labelling.join().unwrap();
+    assert!((7..40).contains(&found.len()), "{}", found.len());
+    let processor = load(None, None).unwrap();
+    for (entries, number) in found.iter().zip(0..) {
+        assert_eq!(entries[0].sequence, SequenceNumber(number));
+        let Payload::Record(record) = &entries[0].payload else { panic!("a record") };
+        let label = record.copies[0].label.clone().unwrap();
+        assert_same(&[label], &processor.label(&[&record.copies[0]]).unwrap());
+    }
+}
+
 /// The first accelerator fails at its second batch, cannot be opened twice, and is there again.
 #[test]
 fn a_lost_device_is_waited_for() {

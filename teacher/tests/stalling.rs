@@ -142,6 +142,17 @@ impl Stage {
         labelled.collect()
     }
 
+    /// What a teacher's time went into.
+    fn seconds(&self, teacher: &str, state: &str) -> f64 {
+        let name = "mergedistill_teacher_seconds_total";
+        let families = self.registry.gather().into_iter().filter(|family| family.name() == name);
+        let has = |metric: &prometheus::proto::Metric| {
+            [teacher, state].iter().all(|value| metric.get_label().iter().any(|label| label.value() == *value))
+        };
+        let metrics = families.flat_map(|family| family.get_metric().to_vec()).filter(has);
+        metrics.map(|metric| metric.get_counter().get_value()).sum()
+    }
+
     fn gauge(&self, name: &str) -> f64 {
         let family = self.registry.gather().into_iter().find(|family| family.name() == name).unwrap();
         let metrics = family.get_metric().iter();
@@ -169,16 +180,24 @@ fn a_teacher_s_time_is_counted_also_while_it_always_has_something_to_do() {
     (0..RECORDS).for_each(|_| stage.gate.send(()).unwrap());
     assert_eq!(stage.receive(0), [true, true]);
     // It is at its next batch by now.
-    let family =
-        stage.registry.gather().into_iter().find(|family| family.name() == "mergedistill_teacher_seconds_total");
-    let seconds = |teacher: &str, state: &str| {
-        let has = |metric: &&prometheus::proto::Metric| {
-            [teacher, state].iter().all(|value| metric.get_label().iter().any(|label| label.value() == *value))
-        };
-        family.as_ref().unwrap().get_metric().iter().find(has).unwrap().get_counter().get_value()
-    };
-    assert!(seconds("slow", "labelling") >= 0.3, "{}", seconds("slow", "labelling"));
-    assert!(seconds("quick", "labelling") < 0.3);
+    let seconds = stage.seconds("slow", "labelling");
+    assert!(seconds >= 0.3, "{seconds}");
+    assert!(stage.seconds("quick", "labelling") < 0.3);
+    drop((stage.groups, stage.gate));
+    stage.labelling.join().unwrap();
+}
+
+#[test]
+fn a_teacher_with_nothing_to_do_says_what_it_waits_for() {
+    let mut stage = Stage::start(OnStall::Wait);
+    wait_for("input", || stage.seconds("quick", "waiting_for_input") > 0.0);
+    (0..=DEPTH).for_each(|_| stage.send());
+    wait_for("the slow one", || stage.seconds("quick", "waiting_for_teachers") > 0.0);
+    // Nobody takes what is complete: the log is full.
+    (0..6 * RECORDS).for_each(|_| stage.gate.send(()).unwrap());
+    (0..2).for_each(|_| stage.send());
+    wait_for("the log", || stage.seconds("quick", "waiting_for_log") > 0.0);
+    (0..6).for_each(|number| assert_eq!(stage.receive(number), [true, true]));
     drop((stage.groups, stage.gate));
     stage.labelling.join().unwrap();
 }
