@@ -117,6 +117,35 @@ fn a_gpu_multiplies_in_bfloat16_unless_it_is_told_not_to() {
 }
 
 #[test]
+fn several_gpus_train_one_student() {
+    let place = |text: &str| {
+        let text = format!("{MINIMAL}\n[student]\n{text}\n[train]\nsteps = 1\n");
+        let configuration = Configuration::parse(&text, Path::new("/etc"));
+        configuration
+            .map(|configuration| serde_json::to_value(configuration.student.unwrap().place).unwrap().to_string())
+    };
+    for (text, expected) in [
+        ("device = \"cuda:0\"", r#"{"device":"cuda:0","precision":"bfloat16"}"#),
+        (
+            "device = [\"cuda:0\", \"cuda:2\"]\nprecision = \"float32\"",
+            r#"{"device":["cuda:0","cuda:2"],"precision":"float32"}"#,
+        ),
+    ] {
+        assert_eq!(place(text).unwrap(), expected, "{text}");
+    }
+    for (text, expected) in [
+        ("device = [\"cuda:0\", \"cuda:0\"]", "student.device: \"cuda:0\" is there twice"),
+        (
+            "device = [\"cuda:0\", \"cpu\"]",
+            "student.device: a student is trained on the processor or on GPUs, not on both",
+        ),
+        ("device = []", "student.device: empty; give \"cpu\", or one or several GPUs"),
+    ] {
+        assert!(place(text).unwrap_err()[0].to_string().contains(expected), "{text}: {:?}", place(text));
+    }
+}
+
+#[test]
 fn the_target_of_distillation_is_one_of_three() {
     let target = |text: &str| {
         let configuration = Configuration::parse(&format!("{MINIMAL}[train]\n{text}"), Path::new("/etc"));
