@@ -1,6 +1,6 @@
 //! Teacher runners: a masked batch in, labels out; and the assembler that completes records in order.
 //!
-//! A [`Runner`] owns one teacher and labels one batch at a time. [`Labelling`] feeds one thread
+//! A [`Runner`] owns one teacher and labels batch after batch; on a GPU the next one is begun before one is done. [`Labelling`] feeds one thread
 //! per runner and puts the groups together again. Invariant: groups leave in the order in which they came,
 //! complete, whatever the order in which runners finish; and at most `depth` groups are inside. Complete: with a label for every copy of
 //! a teacher that labels, unless that teacher stalled and is not waited for ([`OnStall`]).
