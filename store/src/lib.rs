@@ -42,6 +42,7 @@
 //! | Reading past damage leaves out only what is damaged, and says what | `salvage::no_flip_is_silent`, `salvage::a_damaged_block_is_left_out` |
 //! | Texts come back, are there only where a log keeps them, and logs without are what they were | `round_trip::any_entries_come_back`, `round_trip::text_is_kept_from_where_that_is_switched_on`, `retention::texts_of_held_out_records_are_kept_when_others_are_not` |
 //! | A log with a teacher more has the same entries, numbers and cursors, and goes on where it was interrupted | `extending::entries_numbers_and_blocks_stay`, `extending::it_goes_on_where_it_was_interrupted`, `extending::what_retention_removed_is_not_there` |
+//! | A mirror has the bytes of the log that it follows, readers see only what is durable there, and a crash at any operation loses nothing | `mirroring::a_mirror_has_the_same_bytes`, `mirroring::what_does_not_belong_there_is_refused_and_harms_nothing`, `mirroring::a_mirror_begins_where_retention_left_the_log`, `mirroring::a_crash_at_any_operation_loses_nothing_of_a_mirror` |
 //! | Copies and merged logs hold what their sources held | `tools::a_copy_of_everything_is_the_same_log`, `tools::logs_of_different_sources_are_joined`, `tools::damage_stops_a_copy_and_leaves_nothing` |
 
 pub mod arrivals;

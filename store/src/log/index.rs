@@ -2,6 +2,7 @@
 
 use crate::log::block::{BlockHeader, Link};
 use crate::log::codec::{LastTables, SegmentTables};
+use crate::log::mirror::Place;
 use crate::log::segment::SegmentHeader;
 use crate::{SequenceNumber, SourceCursor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,6 +72,18 @@ impl Block {
     fn end(&self) -> SequenceNumber {
         SequenceNumber(self.first.0 + u64::from(self.entries))
     }
+}
+
+/// Bytes of a segment's file, to be copied.
+#[derive(Clone, Debug)]
+pub(crate) struct Cut {
+    pub(crate) path: Arc<Path>,
+    pub(crate) at: Place,
+    /// What the segment follows.
+    pub(crate) previous: u32,
+    pub(crate) bytes: u64,
+    /// The first entry after them.
+    pub(crate) end: SequenceNumber,
 }
 
 /// Where to find a block.
@@ -239,6 +252,49 @@ impl Index {
         let cursors = segment.header.cursors.iter().map(|cursor| (cursor.source.clone(), cursor.clone())).collect();
         let blocks = self.blocks[segment.first_block..].iter().take_while(|block| block.first < up_to);
         (cursors, blocks.map(|block| self.place(block)).collect())
+    }
+
+    /// What of the files comes next at `from`, up to `durable`: a header (of a segment that holds something), a footer, or as many blocks as have room in
+    /// `most_bytes`, one at least. `Some(None)`: nothing yet; `None`: nothing of this log begins there.
+    pub(crate) fn cut(&self, from: Place, durable: SequenceNumber, most_bytes: u64) -> Option<Option<Cut>> {
+        let at = self.segments.partition_point(|segment| segment.header.first_sequence < from.segment);
+        let segment = match self.segments.get(at) {
+            Some(segment) if segment.header.first_sequence == from.segment => segment,
+            // The segment that will begin where the log ends.
+            _ => return (from == Place { segment: self.end(), offset: 0 }).then_some(None),
+        };
+        let piece = |bytes: u64, end: SequenceNumber| {
+            Some(Some(Cut {
+                path: Arc::clone(&segment.path),
+                at: from,
+                previous: segment.header.link().checksum,
+                bytes,
+                end,
+            }))
+        };
+        let last_block = self.segments.get(at + 1).map_or(self.blocks.len(), |next| next.first_block);
+        let blocks = &self.blocks[segment.first_block..last_block];
+        let are_durable = blocks.partition_point(|block| block.end() <= durable);
+        if from.offset == 0 {
+            // An empty one may be replaced.
+            return if are_durable > 0 { piece(segment.header_bytes, from.segment) } else { Some(None) };
+        }
+        if let Ok(first) = blocks.binary_search_by_key(&from.offset, |block| block.offset) {
+            let Some(found) = blocks.get(first..are_durable).filter(|found| !found.is_empty()) else {
+                return Some(None);
+            };
+            let fits = found.iter().take_while(|block| block.offset + block.bytes - from.offset <= most_bytes).count();
+            let last = &found[fits.max(1) - 1];
+            return piece(last.offset + last.bytes - from.offset, last.end());
+        }
+        match segment.seal {
+            Seal::Footer { bytes } if from.offset == segment.end_offset => piece(bytes, segment.link.next),
+            _ if from.offset == segment.bytes() => match self.segments.get(at + 1) {
+                Some(next) => self.cut(Place { segment: next.header.first_sequence, offset: 0 }, durable, most_bytes),
+                None => Some(None),
+            },
+            _ => None,
+        }
     }
 
     fn below(&self, up_to: SequenceNumber) -> &[Block] {

@@ -406,6 +406,17 @@ pub(crate) fn begin_at(disk: &dyn Disk, dir: &Path, begin: Link) -> Result<(), S
     sync_dir(disk, dir)
 }
 
+/// Takes back what was said of a log of which nothing has come: a mirror says where it begins before its first segment is there.
+pub(crate) fn forget_begin_without_segments(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
+    let path = dir.join(NAME);
+    let names = disk.list(dir).map_err(|error| StoreError::io("listing", dir, error))?;
+    if names.iter().any(|name| parse_file_name(name).is_some()) || !names.iter().any(|name| name == NAME) {
+        return Ok(());
+    }
+    disk.remove(&path).map_err(|error| StoreError::io("removing", &path, error))?;
+    sync_dir(disk, dir)
+}
+
 /// Writes `RETAINED`; its content is durable afterwards, its name is not.
 fn write_begin(disk: &dyn Disk, dir: &Path, begin: Link) -> Result<(), StoreError> {
     let (path, unfinished) = (dir.join(NAME), dir.join(UNFINISHED_NAME));

@@ -13,6 +13,7 @@ mod identity;
 mod inputs;
 mod measured;
 mod memory_disk;
+mod mirroring;
 mod model;
 mod promises;
 mod reading_fails;
