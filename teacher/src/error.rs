@@ -42,6 +42,25 @@ pub enum TeacherError {
         /// Name in the configuration.
         teacher: String,
     },
+    /// Workers could not label a batch, time after time; others they may.
+    #[error("teacher `{teacher}`: no worker could label a batch: {reason}")]
+    Worker {
+        /// Name in the configuration.
+        teacher: String,
+        /// The last one's.
+        reason: String,
+    },
+    /// The note about a batch that nobody could label was not written.
+    #[error("cannot write {}, about a batch that no worker could label: {source}", path.display())]
+    Quarantine {
+        /// The note.
+        path: std::path::PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The server over which workers label is not there, or does not do what is asked.
+    #[error(transparent)]
+    Link(#[from] crate::remote::LinkError),
     /// A thread could not be started.
     #[error("cannot start thread `{thread}`: {source}")]
     Thread {

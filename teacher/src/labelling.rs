@@ -17,6 +17,7 @@ mod dispatcher;
 mod giving_up;
 mod hold_up;
 mod pending;
+mod quarantine;
 mod runner_metrics;
 mod runner_thread;
 
@@ -29,15 +30,17 @@ use dispatcher::{Dispatcher, RunnerQueue};
 use hold_up::HoldUp;
 use model::RolePool;
 use prometheus::Registry;
+use quarantine::BatchQuarantine;
 use runner_metrics::RunnerMetrics;
 use runner_thread::RunnerThread;
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use store::stage::{StageControl, StageMetrics};
-use store::{BatchPlan, Entry, Group, Label, MaskedCopy};
+use store::{BatchPlan, Entry, Group, Label, MaskedCopy, Payload, SequenceNumber};
 
 /// While the stage's end waits for a runner, its clock is looked at this often.
 const JOIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -50,11 +53,12 @@ pub trait Labeller: Send + Sync + 'static {
     /// Index in the teacher table.
     fn index(&self) -> u16;
 
-    /// Begins to label `copies` (this teacher's own). Called in the pool of labelling, if it needs that, and then done at once.
+    /// Begins to label `copies` (this teacher's own), of a group of entries up to `group_end`. Called in the pool of labelling, if it needs that, and then
+    /// done at once.
     ///
     /// # Errors
     /// When the teacher fails; labelling then stops.
-    fn begin(&self, copies: &[&MaskedCopy]) -> Result<PendingLabels, TeacherError>;
+    fn begin(&self, copies: &[&MaskedCopy], group_end: SequenceNumber) -> Result<PendingLabels, TeacherError>;
 
     /// Floating-point operations that a teacher of this shape takes to label `copies`.
     fn flops(&self, copies: &[&MaskedCopy]) -> u64;
@@ -64,9 +68,19 @@ pub trait Labeller: Send + Sync + 'static {
         0
     }
 
-    /// Whether it computes on threads of the pool. One that does not leaves them to the others, and has its next batch begun before it is done with one.
+    /// Whether it computes on threads of the pool. One that does not leaves them to the others.
     fn needs_pool(&self) -> bool {
         true
+    }
+
+    /// Batches that are begun before it is done with one.
+    fn ahead(&self) -> usize {
+        0
+    }
+
+    /// Whether others label for it, who may be away.
+    fn is_elsewhere(&self) -> bool {
+        false
     }
 
     /// Bytes that it has on an accelerator.
@@ -88,7 +102,7 @@ pub trait Labeller: Send + Sync + 'static {
     }
 }
 
-impl<L: Labeller> Labeller for Arc<L> {
+impl<L: Labeller + ?Sized> Labeller for Arc<L> {
     fn name(&self) -> &str {
         L::name(self)
     }
@@ -97,8 +111,16 @@ impl<L: Labeller> Labeller for Arc<L> {
         L::index(self)
     }
 
-    fn begin(&self, copies: &[&MaskedCopy]) -> Result<PendingLabels, TeacherError> {
-        L::begin(self, copies)
+    fn begin(&self, copies: &[&MaskedCopy], group_end: SequenceNumber) -> Result<PendingLabels, TeacherError> {
+        L::begin(self, copies, group_end)
+    }
+
+    fn ahead(&self) -> usize {
+        L::ahead(self)
+    }
+
+    fn is_elsewhere(&self) -> bool {
+        L::is_elsewhere(self)
     }
 
     fn flops(&self, copies: &[&MaskedCopy]) -> u64 {
@@ -138,6 +160,8 @@ pub struct LabellingOptions {
     pub recovery_interval: Duration,
     /// The threads that all runners label on. One batch may be begun within another's on the same thread.
     pub pool: Arc<RolePool>,
+    /// Folder of notes about batches that nobody could label.
+    pub quarantine: PathBuf,
 }
 
 /// The running stage.
@@ -184,8 +208,16 @@ impl Labelling {
             let (queue, jobs) = unbounded(); // bounded by the permits too: see the dispatcher
             let metrics = RunnerMetrics::register(registry, runner.name())?;
             queues.insert(runner.index(), RunnerQueue { jobs: queue, watch: watch.clone(), metrics: metrics.clone() });
-            watched.push(WatchedRunner::register(registry, runner.name(), runner.index(), watch.clone())?);
+            watched.push(WatchedRunner::register(
+                registry,
+                runner.name(),
+                runner.index(),
+                watch.clone(),
+                runner.is_elsewhere(),
+            )?);
+            let quarantine = BatchQuarantine::register(registry, runner.name(), options.quarantine.clone())?;
             let thread = RunnerThread {
+                quarantine,
                 metrics,
                 hold_up: Arc::clone(&hold_up),
                 runner,
@@ -294,11 +326,29 @@ enum Message {
         batch: usize,
         labels: Vec<Label>,
     },
+    /// Nobody could label it.
+    Unlabelled {
+        number: u64,
+        batch: usize,
+    },
     Failed(TeacherError),
     /// All groups are registered.
     Ended,
     /// A runner was told to stop: no group that is not complete by now will be.
     Stopped,
+}
+
+/// A batch's copies, and the languages of their records.
+fn members(group: &Group, batch: usize) -> impl Iterator<Item = (&str, &MaskedCopy)> {
+    group.batches[batch].members.iter().map(|&(entry, copy)| copy_of(group, entry, copy))
+}
+
+/// A copy, and the language of its record.
+fn copy_of(group: &Group, entry: u32, copy: u32) -> (&str, &MaskedCopy) {
+    match &group.entries[entry as usize].payload {
+        Payload::Record(record) => (&record.language, &record.copies[copy as usize]),
+        Payload::Skip(_) | Payload::End => unreachable!("a batch plan names only records"),
+    }
 }
 
 fn copy_count(plan: &BatchPlan) -> u64 {

@@ -12,6 +12,7 @@ mod error;
 mod head;
 mod labelling;
 mod on_device;
+pub mod remote;
 mod runner;
 mod watch;
 

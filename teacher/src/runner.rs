@@ -8,7 +8,7 @@ use model::random::Philox;
 use model::{Bert, Configuration, Inference, ModelError, PackedBatch, Tokenizer};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
-use store::{Label, MaskedCopy};
+use store::{Label, MaskedCopy, SequenceNumber};
 
 /// What a runner needs to know besides the teacher's folder.
 #[derive(Clone, Debug)]
@@ -256,8 +256,13 @@ impl Labeller for Runner {
         self.index()
     }
 
-    fn begin(&self, copies: &[&MaskedCopy]) -> Result<PendingLabels, TeacherError> {
+    fn begin(&self, copies: &[&MaskedCopy], _: SequenceNumber) -> Result<PendingLabels, TeacherError> {
         self.begin(copies)
+    }
+
+    /// An accelerator never waits for the processor to prepare what comes and to hand on what was.
+    fn ahead(&self) -> usize {
+        usize::from(self.options.on.is_some())
     }
 
     fn flops(&self, copies: &[&MaskedCopy]) -> u64 {

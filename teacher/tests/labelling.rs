@@ -8,10 +8,14 @@ use model::random::Philox;
 use prometheus::Registry;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use store::stage::StageControl;
 use store::{BatchPlan, Entry, Group, MaskedCopy, Payload, Record, SequenceNumber, SourceCursor, Span};
-use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions, TailOptions, TeacherError, TeacherWatch};
+use teacher::{
+    Labeller, Labelling, LabellingOptions, PendingLabels, Runner, RunnerOptions, TailOptions, TeacherError,
+    TeacherWatch,
+};
 
 const TEACHERS: [&str; 2] = ["demo-en", "demo-en-de"];
 
@@ -32,6 +36,10 @@ fn load_with(index: usize, top_k: usize, tail: Option<TailOptions>) -> Result<Ru
 
 fn watched() -> Vec<(Runner, TeacherWatch)> {
     (0..2).map(|index| (runner(index), TeacherWatch::default())).collect()
+}
+
+fn options(depth: usize, control: StageControl, notes: &Path) -> LabellingOptions {
+    LabellingOptions { depth, control, recovery_interval: Duration::ZERO, pool: pool(), quarantine: notes.to_owned() }
 }
 
 /// Fewer threads than runners, so that they share.
@@ -79,12 +87,7 @@ fn group(number: u64) -> Group {
 fn groups_come_out_complete_and_in_order() {
     let (groups_in, groups) = bounded(1);
     let (complete_in, complete) = bounded(1);
-    let options = LabellingOptions {
-        depth: 3,
-        control: StageControl::default(),
-        recovery_interval: Duration::ZERO,
-        pool: pool(),
-    };
+    let options = options(3, StageControl::default(), &std::env::temp_dir());
     let registry = Registry::new();
     let labelling = Labelling::start(watched(), &options, groups, complete_in, &registry).unwrap();
     let feeder = std::thread::spawn(move || (0..9).for_each(|number| groups_in.send(group(number)).unwrap()));
@@ -156,12 +159,7 @@ fn the_stage_ends_when_nobody_takes_its_groups() {
     let (groups_in, groups) = unbounded();
     let (complete_in, complete) = bounded(1);
     drop(complete);
-    let options = LabellingOptions {
-        depth: 2,
-        control: StageControl::default(),
-        recovery_interval: Duration::ZERO,
-        pool: pool(),
-    };
+    let options = options(2, StageControl::default(), &std::env::temp_dir());
     let labelling = Labelling::start(watched(), &options, groups, complete_in, &Registry::new()).unwrap();
     for number in 0..5 {
         let _ = groups_in.send(group(number)); // The stage may have ended already.
@@ -175,8 +173,7 @@ fn a_stop_leaves_no_group_incomplete() {
     let (groups_in, groups) = bounded(1);
     let (complete_in, complete) = bounded(1);
     let control = StageControl::default();
-    let options =
-        LabellingOptions { depth: 2, control: control.clone(), recovery_interval: Duration::ZERO, pool: pool() };
+    let options = options(2, control.clone(), &std::env::temp_dir());
     let labelling = Labelling::start(watched(), &options, groups, complete_in, &Registry::new()).unwrap();
     // Goes on sending for as long as anybody receives: the stop alone has to end the stage.
     let feeder = std::thread::spawn(move || (0..).map(group).all(|group| groups_in.send(group).is_ok()));
@@ -242,4 +239,79 @@ fn tails_are_drawn_by_seed_teacher_copy_and_position_alone() {
             assert!((mass - 1.0).abs() < 1e-5, "copy {number}: {mass}");
         }
     }
+}
+
+/// Refuses some batches as workers do that have tried time after time.
+struct Refusing {
+    runner: Runner,
+    refuses: fn(usize) -> bool,
+    batches: AtomicUsize,
+}
+
+impl Labeller for Refusing {
+    fn name(&self) -> &str {
+        self.runner.name()
+    }
+
+    fn index(&self) -> u16 {
+        self.runner.index()
+    }
+
+    fn begin(&self, copies: &[&MaskedCopy], end: SequenceNumber) -> Result<PendingLabels, TeacherError> {
+        if (self.refuses)(self.batches.fetch_add(1, Ordering::SeqCst)) {
+            let (teacher, reason) = (self.name().to_owned(), "worker one: no memory".to_owned());
+            return Err(TeacherError::Worker { teacher, reason });
+        }
+        Labeller::begin(&self.runner, copies, end)
+    }
+
+    fn flops(&self, copies: &[&MaskedCopy]) -> u64 {
+        Labeller::flops(&self.runner, copies)
+    }
+}
+
+/// What comes of six groups, two batches of each the teacher's that refuses some.
+fn refusing(refuses: fn(usize) -> bool, notes: &Path) -> (Vec<Vec<Entry>>, Result<(), TeacherError>) {
+    let (groups_in, groups) = unbounded();
+    let (complete_in, complete) = unbounded();
+    let options = options(1, StageControl::default(), notes);
+    (0..6).for_each(|number| groups_in.send(group(number)).unwrap());
+    drop(groups_in);
+    let refuser = Refusing { runner: runner(0), refuses, batches: AtomicUsize::new(0) };
+    let runners: Vec<(Arc<dyn Labeller>, TeacherWatch)> =
+        vec![(Arc::new(refuser), TeacherWatch::default()), (Arc::new(runner(1)), TeacherWatch::default())];
+    let labelling = Labelling::start(runners, &options, groups, complete_in, &Registry::new()).unwrap();
+    (complete.iter().collect(), labelling.join())
+}
+
+#[test]
+fn a_batch_that_nobody_can_label_goes_without_and_is_noted() {
+    let notes = tempfile::tempdir().unwrap();
+    // The second group's first batch: records 2 and 0.
+    let (out, ended) = refusing(|batch| batch == 2, notes.path());
+    ended.unwrap();
+    let labelled = |group: usize, record: usize, teacher: usize| match &out[group][record].payload {
+        Payload::Record(record) => record.copies[teacher].label.is_some(),
+        _ => panic!("no record"),
+    };
+    for (group, record) in (0..6).flat_map(|group| (0..3).map(move |record| (group, record))) {
+        assert_eq!(labelled(group, record, 0), group != 1 || record == 1, "group {group}, record {record}");
+        assert!(labelled(group, record, 1));
+    }
+    let files: Vec<_> = std::fs::read_dir(notes.path()).unwrap().collect();
+    let [note] = &files[..] else { panic!("{} notes", files.len()) };
+    let note: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(note.as_ref().unwrap().path()).unwrap()).unwrap();
+    assert_eq!((&note["teacher"], &note["error"]), (&"demo-en".into(), &"worker one: no memory".into()));
+    let sequences: Vec<_> = note["examples"].as_array().unwrap().iter().map(|one| one["sequence"].as_u64()).collect();
+    assert_eq!(sequences, [Some(6), Some(4)]);
+}
+
+#[test]
+fn a_teacher_whose_batches_all_fail_ends_labelling() {
+    let notes = tempfile::tempdir().unwrap();
+    let (out, ended) = refusing(|batch| batch >= 4, notes.path());
+    let error = ended.unwrap_err().to_string();
+    assert!(error.contains("4 batches in a row failed; the last one: worker one: no memory"), "{error}");
+    assert_eq!((out.len(), std::fs::read_dir(notes.path()).unwrap().count()), (3, 3));
 }

@@ -123,6 +123,7 @@ fn pauses_and_stops_find_a_batch_at_work() {
         control: control.clone(),
         recovery_interval: Duration::ZERO,
         pool: model::RolePool::alone("label", 1).unwrap(),
+        quarantine: std::env::temp_dir(),
     };
     let runners = vec![(runner, watch.clone())];
     let labelling = Labelling::start(runners, &options, groups, complete_in, &Registry::new()).unwrap();
@@ -179,6 +180,7 @@ fn waits_for_a_lost_device(first: Emulated) {
         control: StageControl::default(),
         recovery_interval: Duration::ZERO,
         pool: model::RolePool::alone("label", 1).unwrap(),
+        quarantine: std::env::temp_dir(),
     };
     let registry = Registry::new();
     let labelling = Labelling::start(vec![(runner, watch)], &options, groups, complete_in, &registry).unwrap();

@@ -33,7 +33,7 @@ impl Labeller for Gated {
         self.index
     }
 
-    fn begin(&self, copies: &[&MaskedCopy]) -> Result<PendingLabels, TeacherError> {
+    fn begin(&self, copies: &[&MaskedCopy], _: SequenceNumber) -> Result<PendingLabels, TeacherError> {
         if let Some(gate) = &self.gate {
             let _ = gate.recv(); // Disconnected: the gate is open for good.
         }
@@ -109,8 +109,13 @@ impl Stage {
         let (registry, control) = (Registry::new(), StageControl::default());
         // The slow one blocks a thread of the pool for as long as it likes.
         let pool = model::RolePool::alone("label", threads).unwrap();
-        let options =
-            LabellingOptions { depth: DEPTH, control: control.clone(), recovery_interval: Duration::ZERO, pool };
+        let options = LabellingOptions {
+            depth: DEPTH,
+            control: control.clone(),
+            recovery_interval: Duration::ZERO,
+            pool,
+            quarantine: std::env::temp_dir(),
+        };
         let runners = vec![
             (Gated { index: 0, gate: None }, quick.clone()),
             (Gated { index: 1, gate: Some(gated) }, watch.clone()),

@@ -35,6 +35,8 @@ pub(super) struct WatchedRunner {
     watch: TeacherWatch,
     stalled: IntGauge,
     dropped_copies: IntCounter,
+    /// Whether others label for it, elsewhere.
+    is_elsewhere: bool,
 }
 
 pub(super) struct Pending {
@@ -59,7 +61,14 @@ impl Assembler {
                         self.take(number, batch, labels);
                         pulse::beat();
                     }
-                    Ok(Message::Failed(error)) => return Err(error),
+                    Ok(Message::Unlabelled { number, batch }) => {
+                        self.go_without(number, batch);
+                        pulse::beat();
+                    }
+                    Ok(Message::Failed(error)) => {
+                        self.control.stop(); // Others may wait for labels that nobody needs any more.
+                        return Err(error);
+                    }
                     Ok(Message::Ended) => self.ended = true,
                     Ok(Message::Stopped) | Err(_) => return Ok(()),
                 },
@@ -82,6 +91,8 @@ impl Assembler {
             pulse::waits_for(Wait::Input);
         } else if self.control.paused() {
             pulse::waits_for(Wait::Pause);
+        } else if self.pending.values().all(|pending| pending.waits_for(&self.runners)) {
+            pulse::waits_for(Wait::Input); // Of others: they may be away for as long as they like.
         }
     }
 
@@ -101,6 +112,14 @@ impl Assembler {
         let Some(pending) = self.pending.get_mut(&number) else { return };
         if !pending.given_up[batch].load(Ordering::Relaxed) {
             pending.labels[batch] = Some(labels);
+            pending.missing -= 1;
+        }
+    }
+
+    /// Nobody could label a batch: its copies go to the log without labels.
+    fn go_without(&mut self, number: u64, batch: usize) {
+        let Some(pending) = self.pending.get_mut(&number) else { return };
+        if !pending.given_up[batch].swap(true, Ordering::Relaxed) {
             pending.missing -= 1;
         }
     }
@@ -167,6 +186,7 @@ impl WatchedRunner {
         name: &str,
         index: u16,
         watch: TeacherWatch,
+        is_elsewhere: bool,
     ) -> Result<Self, TeacherError> {
         let opts = |name: &str, help: &str, teacher: &str| Opts::new(name, help).const_label("teacher", teacher);
         let stalled = opts(
@@ -182,7 +202,7 @@ impl WatchedRunner {
         let (stalled, dropped_copies) = (IntGauge::with_opts(stalled)?, IntCounter::with_opts(dropped)?);
         registry.register(Box::new(stalled.clone()))?;
         registry.register(Box::new(dropped_copies.clone()))?;
-        Ok(Self { name: name.to_owned(), index, watch, stalled, dropped_copies })
+        Ok(Self { name: name.to_owned(), index, watch, stalled, dropped_copies, is_elsewhere })
     }
 
     fn warn(&self) {
@@ -198,6 +218,14 @@ impl WatchedRunner {
 }
 
 impl Pending {
+    /// Whether all that is missing is to come from elsewhere.
+    fn waits_for(&self, runners: &[WatchedRunner]) -> bool {
+        let missing = self.group.batches.iter().zip(&self.labels).zip(&*self.given_up);
+        let mut missing =
+            missing.filter(|((_, labels), given_up)| labels.is_none() && !given_up.load(Ordering::Relaxed));
+        missing.all(|((plan, _), _)| runners.iter().any(|runner| runner.index == plan.teacher && runner.is_elsewhere))
+    }
+
     /// Gives up the batches of `teacher` that are missing, if each of their records has another labelled copy, now or from a
     /// teacher that is not `stalled`; `note` is told of their copies.
     fn give_up(&mut self, teacher: u16, stalled: &[u16], note: impl Fn(u64)) {

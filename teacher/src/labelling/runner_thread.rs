@@ -3,17 +3,19 @@
 //! A runner on an accelerator has its next batch begun before it is done with one, so that the accelerator never waits for the processor to prepare what comes and to hand on what was.
 
 use super::hold_up::HoldUp;
+use super::quarantine::BatchQuarantine;
 use super::runner_metrics::{Clock, RunnerMetrics, Spent};
-use super::{Job, Message, PendingLabels};
+use super::{Job, Message, PendingLabels, members};
 use crate::{Labeller, TeacherError, TeacherWatch};
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Select, Sender, TryRecvError};
 use model::{RolePool, Working};
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use store::stage::StageControl;
-use store::{Group, Label, MaskedCopy, Payload};
+use store::{Group, Label, MaskedCopy, SequenceNumber};
 
 /// Times that a lost accelerator is opened anew before the teacher is given up.
 const RECOVERIES: u32 = 10;
@@ -29,6 +31,7 @@ pub(super) struct RunnerThread<L> {
     pub(super) results: Sender<Message>,
     pub(super) metrics: RunnerMetrics,
     pub(super) hold_up: Arc<HoldUp>,
+    pub(super) quarantine: BatchQuarantine,
 }
 
 /// A batch that was begun.
@@ -46,30 +49,65 @@ struct Begun {
 /// The thread ends: it was told to, or nobody wants its labels any more.
 struct End;
 
+/// What a runner does next.
+enum Next {
+    Begin(Job),
+    /// What was begun first.
+    EndOldest,
+    /// There will be no more jobs, and nothing is at work.
+    Nothing,
+}
+
 impl<L: Labeller> RunnerThread<L> {
     pub(super) fn run(&self, jobs: &Receiver<Job>) {
-        let (mut clock, mut working) = (self.metrics.clock(), None);
-        let mut at_work = None;
-        while let Some(job) = self.next(jobs, at_work.is_some(), &mut clock, &mut working) {
-            if self.turn(job, &mut at_work, &mut clock, &mut working).is_err() {
+        let (mut clock, mut working, mut at_work) = (self.metrics.clock(), None, VecDeque::new());
+        loop {
+            let done = match self.next(jobs, &at_work, &mut clock, &mut working) {
+                Next::Begin(job) => self.take_on(job, &mut at_work, &mut clock, &mut working),
+                Next::EndOldest => self.end_oldest(&mut at_work, &mut clock),
+                Next::Nothing => return,
+            };
+            if done.is_err() {
                 return;
             }
         }
     }
 
-    /// The next job, if there is one: while a batch is at work it is not waited for. `None`: there will be no more.
     fn next(
         &self,
         jobs: &Receiver<Job>,
-        at_work: bool,
+        at_work: &VecDeque<Begun>,
         clock: &mut Clock,
         working: &mut Option<Working>,
-    ) -> Option<Option<Job>> {
-        if let Ok(job) = jobs.try_recv() {
-            return Some(Some(job));
+    ) -> Next {
+        let Some(oldest) = at_work.front() else { return self.next_job(jobs, clock, working) };
+        if at_work.len() > self.runner.ahead() {
+            return Next::EndOldest;
         }
-        if at_work {
-            return Some(None);
+        let arrival = oldest.labels.as_ref().and_then(|labels| labels.as_ref().ok()).and_then(PendingLabels::arrival);
+        let Some(arrival) = arrival else { return jobs.try_recv().map_or(Next::EndOldest, Next::Begin) };
+        // Whichever comes first.
+        let mut select = Select::new();
+        select.recv(arrival);
+        select.recv(jobs);
+        loop {
+            match select.ready_timeout(LOOK_INTERVAL) {
+                Ok(0) => return Next::EndOldest,
+                Ok(_) => match jobs.try_recv() {
+                    Ok(job) => return Next::Begin(job),
+                    Err(TryRecvError::Disconnected) => return Next::EndOldest,
+                    Err(TryRecvError::Empty) => {}
+                },
+                Err(_) if self.control.stopping() => return Next::EndOldest,
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Waits for a job, while nothing is at work.
+    fn next_job(&self, jobs: &Receiver<Job>, clock: &mut Clock, working: &mut Option<Working>) -> Next {
+        if let Ok(job) = jobs.try_recv() {
+            return Next::Begin(job);
         }
         clock.spent(Spent::Labelling);
         *working = None; // The role is not at work while it waits.
@@ -78,23 +116,24 @@ impl<L: Labeller> RunnerThread<L> {
             let job = jobs.recv_timeout(LOOK_INTERVAL);
             clock.spent(if self.control.paused() { Spent::Paused } else { waits_for });
             match job {
-                Ok(job) => return Some(Some(job)),
+                Ok(job) => return Next::Begin(job),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Disconnected) => return Next::Nothing,
             }
         }
     }
 
-    /// Begins a job, then ends what was at work.
-    fn turn(
+    fn take_on(
         &self,
-        job: Option<Job>,
-        at_work: &mut Option<Begun>,
+        job: Job,
+        at_work: &mut VecDeque<Begun>,
         clock: &mut Clock,
         working: &mut Option<Working>,
     ) -> Result<(), End> {
-        if job.is_some() && (self.control.paused() || self.control.stopping()) {
-            at_work.take().map_or(Ok(()), |earlier| self.end(earlier, &mut None, clock))?;
+        if self.control.paused() || self.control.stopping() {
+            while !at_work.is_empty() {
+                self.end_oldest(at_work, clock)?;
+            }
             clock.spent(Spent::Labelling);
             *working = None;
             let proceeds = self.control.proceed();
@@ -104,18 +143,9 @@ impl<L: Labeller> RunnerThread<L> {
                 return Err(End);
             }
         }
-        let mut begun = job.and_then(|job| self.begin(job, at_work.is_some(), working));
-        if let Some(earlier) = at_work.take() {
-            self.end(earlier, &mut begun, clock)?;
-        }
-        // On the processor it is done already.
-        match begun {
-            Some(begun) if self.runner.needs_pool() => self.end(begun, &mut None, clock),
-            begun => {
-                *at_work = begun;
-                Ok(())
-            }
-        }
+        let begun = self.begin(job, !at_work.is_empty(), working);
+        at_work.extend(begun);
+        Ok(())
     }
 
     /// Begins a job's batch, unless nobody waits for it any more.
@@ -135,15 +165,21 @@ impl<L: Labeller> RunnerThread<L> {
         Some(Begun { number, batch, copies, group, since, labels })
     }
 
-    /// Waits for a batch's labels and hands them on; `later` was begun behind it.
-    fn end(&self, begun: Begun, later: &mut Option<Begun>, clock: &mut Clock) -> Result<(), End> {
-        let Begun { number, batch, copies, group, mut since, labels } = begun;
+    /// Waits for the labels of what was begun first, and hands them on.
+    fn end_oldest(&self, at_work: &mut VecDeque<Begun>, clock: &mut Clock) -> Result<(), End> {
+        let Some(begun) = at_work.pop_front() else { return Ok(()) };
+        let (Begun { number, batch, copies, group, mut since, labels }, later) = (begun, at_work);
         let message = match self.labels(&group, batch, (labels, &mut since), later, clock) {
             Ok(Some(labels)) => {
                 self.note(&group, batch, &labels, since.elapsed());
+                self.quarantine.note_success();
                 Message::Labelled { number, batch, labels }
             }
             Ok(None) => Message::Stopped,
+            Err(TeacherError::Worker { reason, .. }) => {
+                let kept = self.quarantine.keep(&group, batch, reason);
+                kept.map_or_else(Message::Failed, |()| Message::Unlabelled { number, batch })
+            }
             Err(error) => Message::Failed(error),
         };
         if let Some(seconds) = self.watch.end().map(|took| took.as_secs_f64()) {
@@ -155,9 +191,9 @@ impl<L: Labeller> RunnerThread<L> {
                 "the teacher that stalled has answered; it takes part again"
             );
         }
-        if let Some(later) = later {
+        if let Some(next) = later.front_mut() {
             self.watch.begin();
-            later.since = Instant::now();
+            next.since = Instant::now();
         }
         clock.spent(Spent::Labelling);
         let stopped = matches!(message, Message::Stopped);
@@ -172,12 +208,13 @@ impl<L: Labeller> RunnerThread<L> {
         group: &Group,
         batch: usize,
         (begun, since): (Option<Result<PendingLabels, TeacherError>>, &mut Instant),
-        later: &mut Option<Begun>,
+        later: &mut VecDeque<Begun>,
         clock: &mut Clock,
     ) -> Result<Option<Vec<Label>>, TeacherError> {
         let begin = || self.begin_labels(group, batch, false);
-        match begun.unwrap_or_else(begin).and_then(|labels| self.wait(labels)) {
-            Err(error) if error.is_lost_device() => {
+        match begun.unwrap_or_else(begin).map_or_else(|error| Some(Err(error)), |labels| self.wait(labels)) {
+            None => Ok(None),
+            Some(Err(error)) if error.is_lost_device() => {
                 // What was begun behind it is lost too, and may hold what has to go first.
                 later.iter_mut().for_each(|later| later.labels = None);
                 clock.spent(Spent::Labelling);
@@ -187,9 +224,9 @@ impl<L: Labeller> RunnerThread<L> {
                     return Ok(None);
                 }
                 *since = Instant::now();
-                begin().and_then(|labels| self.wait(labels)).map(Some)
+                self.wait(begin()?).transpose()
             }
-            labels => labels.map(Some),
+            Some(labels) => labels.map(Some),
         }
     }
 
@@ -224,11 +261,12 @@ impl<L: Labeller> RunnerThread<L> {
     /// Begins a batch. It is `at_work` where another one is, which is watched.
     fn begin_labels(&self, group: &Group, batch: usize, at_work: bool) -> Result<PendingLabels, TeacherError> {
         let copies: Vec<&MaskedCopy> = members(group, batch).map(|(_, copy)| copy).collect();
+        let group_end = group.entries.last().map_or(SequenceNumber(0), |entry| SequenceNumber(entry.sequence.0 + 1));
         let begin = || {
             if !at_work {
                 self.watch.begin();
             }
-            self.runner.begin(&copies)
+            self.runner.begin(&copies, group_end)
         };
         self.caught(|| match self.runner.needs_pool() {
             true => self.pool.install(begin), // Only there: others may be at work on all threads, for as long as they like.
@@ -236,8 +274,9 @@ impl<L: Labeller> RunnerThread<L> {
         })
     }
 
-    fn wait(&self, labels: PendingLabels) -> Result<Vec<Label>, TeacherError> {
-        self.caught(|| labels.wait())
+    /// `None`: a stop came before labels that somebody sends.
+    fn wait(&self, labels: PendingLabels) -> Option<Result<Vec<Label>, TeacherError>> {
+        self.caught(|| labels.wait_while(|| !self.control.stopping(), LOOK_INTERVAL).transpose()).transpose()
     }
 
     /// A panic is an error of the teacher's.
@@ -252,18 +291,5 @@ impl<L: Labeller> RunnerThread<L> {
         for ((language, _), label) in members(group, batch).zip(labels) {
             self.metrics.observe_retained_mass(language, label, self.runner.tail_samples());
         }
-    }
-}
-
-/// A batch's copies, and the languages of their records.
-fn members(group: &Group, batch: usize) -> impl Iterator<Item = (&str, &MaskedCopy)> {
-    group.batches[batch].members.iter().map(|&(entry, copy)| copy_of(group, entry, copy))
-}
-
-/// A copy, and the language of its record.
-fn copy_of(group: &Group, entry: u32, copy: u32) -> (&str, &MaskedCopy) {
-    match &group.entries[entry as usize].payload {
-        Payload::Record(record) => (&record.language, &record.copies[copy as usize]),
-        Payload::Skip(_) | Payload::End => unreachable!("a batch plan names only records"),
     }
 }
