@@ -4,10 +4,12 @@ mod bench;
 mod ctl;
 mod examples;
 mod finetune;
+mod link;
 mod log;
 mod place;
 mod replay;
 mod vocab;
+mod worker;
 
 pub use bench::{
     BenchBothArgs, BenchCommand, BenchCommonArgs, BenchIngestArgs, BenchLabelArgs, BenchStoreArgs, BenchTrainArgs,
@@ -17,11 +19,13 @@ pub use ctl::{CorpusAction, CtlAction, CtlArgs, PushArgs, QuarantineAction, Teac
 pub use examples::examples;
 pub use finetune::{FinetuneArgs, MetricArg, TaskArg};
 pub use log::{
-    LogArgs, LogAuditArgs, LogCommand, LogCopyArgs, LogDumpArgs, LogExportArgs, LogMergeArgs, LogRelabelArgs,
+    LogArgs, LogAuditArgs, LogCommand, LogCopyArgs, LogDumpArgs, LogExportArgs, LogFollowArgs, LogMergeArgs,
+    LogPublishArgs, LogRelabelArgs,
 };
 pub use place::PlaceArgs;
 pub use replay::ReplayArgs;
 pub use vocab::{LearnArgs, VocabCommand};
+pub use worker::WorkerArgs;
 
 use crate::color::Color;
 use clap::builder::RangedU64ValueParser;
@@ -82,6 +86,8 @@ pub enum Command {
     Run(RunArgs),
     /// Report everything that is wrong with a configuration, or print it with its defaults, or plan its run.
     Check(CheckArgs),
+    /// Label for a run on another machine.
+    Worker(WorkerArgs),
     /// Control a running daemon.
     Ctl(CtlArgs),
     /// Change what a daemon reads that does not run.

@@ -8,6 +8,7 @@ use std::fmt;
 use std::io::ErrorKind;
 use store::StoreError;
 use teacher::TeacherError;
+use teacher::remote::LogStreamError;
 use trainer::TrainerError;
 
 /// Exit codes, named as in sysexits(3).
@@ -140,12 +141,28 @@ impl From<IngestError> for Failure {
     }
 }
 
+impl From<LogStreamError> for Failure {
+    fn from(error: LogStreamError) -> Self {
+        let code = match error {
+            LogStreamError::Store(error) => return error.into(),
+            LogStreamError::Link(_) => ExitCode::TemporaryFailure,
+            LogStreamError::AnotherLog { .. } => ExitCode::Configuration,
+            LogStreamError::Gap { .. } | LogStreamError::Message(_) => ExitCode::DataError,
+            LogStreamError::Start(_) => ExitCode::Software,
+        };
+        Self::new(code, error)
+    }
+}
+
 impl From<TeacherError> for Failure {
     fn from(error: TeacherError) -> Self {
         let code = match &error {
             TeacherError::Model { source, .. } => ExitCode::of_model(source),
             TeacherError::NonFinite { .. } => ExitCode::DataError,
             TeacherError::FewWords { .. } | TeacherError::TailOnDevice { .. } => ExitCode::Configuration,
+            TeacherError::Worker { .. } => ExitCode::DataError,
+            TeacherError::Quarantine { .. } => ExitCode::IoError,
+            TeacherError::Link(_) => ExitCode::TemporaryFailure,
             TeacherError::Thread { .. } | TeacherError::Metrics(_) | TeacherError::Panicked(_) => ExitCode::Software,
         };
         Self::new(code, error)

@@ -8,6 +8,9 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 /// Where nobody says anything.
 pub const DEFAULT_LEVEL: &str = "info";
 
+/// A library that says of every message what becomes of it. What matters of that the program says itself.
+const QUIET: &str = "async_nats=error,";
+
 /// How much is logged. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Level(Arc<Shared>);
@@ -65,8 +68,13 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
                        e.g. \"info,store=debug\"";
         return Err(format!("\"{part}\" {message}"));
     }
+    // What is asked for comes later, and counts.
+    let quiet = if text.trim() == "off" { "" } else { QUIET };
     // Patterns could take all memory, and values are as well named in full.
-    EnvFilter::builder().with_regex(false).parse(text).map_err(|error| format!("\"{text}\": {error}"))
+    EnvFilter::builder()
+        .with_regex(false)
+        .parse(format!("{quiet}{text}"))
+        .map_err(|error| format!("\"{text}\": {error}"))
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod level;
 mod live;
 mod log_stage;
 mod pipeline;
+mod publishing;
 mod pumps;
 mod push;
 mod run;
@@ -81,6 +82,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Corpus(CorpusCommand::Remove { state_dir, name, json }) => {
             commands::remove_corpus(state_dir, name, *json)
         }
+        Command::Worker(args) => commands::worker(args),
         Command::Ctl(args) => commands::ctl(args),
         Command::Log(command) => commands::log(command),
         Command::Vocab(command) => commands::vocab(command),

@@ -3,11 +3,12 @@
 //! One named thread per stage, bounded queues between them. A queue's sender belongs to the stage before it, so a
 //! stage that ends — done, stopped or failed — closes its queue, and the stages after it drain and end in turn.
 
-use crate::configuration::{Configuration, Teacher};
+use crate::configuration::{Cluster, Configuration, Teacher};
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::{Inputs, LoadedTeacher};
 use crate::live::{Effective, Live, Standing};
 use crate::log_stage::{Keeping, LogStage};
+use crate::publishing::Publishing;
 use crate::push::Inboxes;
 use crate::state_folder::StateFolder;
 use crate::threads::Pools;
@@ -15,13 +16,15 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use ingest::quarantine::{Quarantine, retry_corpus};
 use ingest::{Changes, Ingest, IngestOptions, IngestStatus, IngestTeacher, Overrides};
 use prometheus::Registry;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use store::stage::{StageControl, StageMetrics};
 use store::{Arrivals, Entry, Group, LogOptions, LogReader, LogWriter, SequenceNumber};
-use teacher::{Labelling, LabellingOptions, Runner, RunnerOptions, TailOptions, TeacherWatch};
+use teacher::remote::{Coordinator, Follower, InProcess, Roster, RunSpec, TeacherSpec, WorkerOptions};
+use teacher::{Labeller, Labelling, LabellingOptions, Runner, RunnerOptions, TailOptions, TeacherWatch};
 use trainer::{Event, Outcome, Releases, Request, Trainer, TrainerError, TrainerProgress};
 
 /// How long a teacher whose GPU is lost waits before it opens it anew.
@@ -94,6 +97,8 @@ pub struct Pipeline {
     pub inboxes: Arc<Inboxes>,
     /// Changes what is read; `None`: there is no corpus.
     pub live: Option<Arc<Live>>,
+    /// Who labels on other machines; `None`: nobody is asked.
+    pub roster: Option<Roster>,
     /// How long it takes until documents are learnt from; `None`: nothing arrives, or nothing is learnt.
     pub arrivals: Option<Arrivals>,
     bodies: Vec<(&'static str, Body)>,
@@ -136,6 +141,8 @@ pub struct Setup<'a> {
     pub pools: Pools,
     /// Stop training after this step.
     pub until_step: Option<u64>,
+    /// What follows the log; `None`: it is written here, or whole.
+    pub follower: Option<Follower>,
     /// The log must reach this far, because a checkpoint or the journal refers to it.
     pub required: SequenceNumber,
 }
@@ -148,11 +155,17 @@ impl Pipeline {
         let progress = Arc::new(TrainerProgress::with_arrivals(arrivals.clone()));
         let mut bodies = Vec::new();
         let teachers = known_teachers(&setup);
-        let (log, reading, inboxes) = if setup.configuration.corpus.is_empty() {
-            (open_reader(&setup)?, None, Arc::default())
+        if let Some(follower) = setup.follower.take() {
+            let control = controls.log.clone();
+            let body = move || follower.run(&control).map(|()| Ended::Done).map_err(Failure::from);
+            bodies.push(("log", Box::new(body) as Body));
+        }
+        let (log, reading, inboxes, roster) = if setup.configuration.corpus.is_empty() {
+            (open_reader(&setup)?, None, Arc::default(), None)
         } else {
-            let (log, reading, inboxes) = open_labelling(&mut setup, &controls, &progress, &teachers, &mut bodies)?;
-            (log, Some(reading), inboxes)
+            let opened = open_labelling(&mut setup, &controls, &progress, &teachers, &mut bodies)?;
+            let Labels { log, reading, inboxes, roster } = opened;
+            (log, Some(reading), inboxes, roster)
         };
         let ingest = reading.as_ref().map(|reading| Arc::clone(&reading.status));
         crate::waits::register(setup.registry, setup.effective, &controls, &log, &progress, ingest)
@@ -188,6 +201,7 @@ impl Pipeline {
             teachers,
             inboxes,
             live,
+            roster,
             arrivals,
             bodies,
             threads,
@@ -228,13 +242,15 @@ pub fn spawn(stage: &'static str, body: Body, end: Sender<StageEnd>) -> Result<J
 
 /// The teachers of the inputs, each that labels with a watch.
 fn known_teachers(setup: &Setup<'_>) -> Vec<KnownTeacher> {
-    let labels = |index| setup.runners.iter().any(|runner| usize::from(runner.index()) == index);
-    let teachers = setup.inputs.teachers.iter().enumerate();
-    let known = teachers.map(|(index, teacher)| {
+    let is_labelled = !setup.configuration.corpus.is_empty();
+    let known = setup.inputs.teachers.iter().map(|teacher| {
         // When it stalls may have changed since it was opened.
         let now = setup.configuration.teacher.iter().find(|section| section.name == teacher.section.name);
         let stalls = now.unwrap_or(&teacher.section).stall_options();
-        KnownTeacher { section: teacher.section.clone(), watch: labels(index).then(|| TeacherWatch::new(stalls)) }
+        KnownTeacher {
+            section: teacher.section.clone(),
+            watch: (is_labelled && teacher.section.labels).then(|| TeacherWatch::new(stalls)),
+        }
     });
     known.collect()
 }
@@ -243,6 +259,14 @@ fn known_teachers(setup: &Setup<'_>) -> Vec<KnownTeacher> {
 struct Reading {
     status: Arc<IngestStatus>,
     changes: Changes,
+}
+
+/// What is held of ingest, teachers and log while they run.
+struct Labels {
+    log: LogReader,
+    reading: Reading,
+    inboxes: Arc<Inboxes>,
+    roster: Option<Roster>,
 }
 
 /// The trainer, and what is held of it while it runs.
@@ -260,15 +284,19 @@ fn open_labelling(
     progress: &Arc<TrainerProgress>,
     teachers: &[KnownTeacher],
     bodies: &mut Vec<(&'static str, Body)>,
-) -> Result<(LogReader, Reading, Arc<Inboxes>), Failure> {
-    let watched = |runner: Arc<Runner>| {
+) -> Result<Labels, Failure> {
+    let watched = |runner: Arc<dyn Labeller>| {
         let watch = teachers.get(usize::from(runner.index())).and_then(|teacher| teacher.watch.clone());
         (runner, watch.unwrap_or_default())
     };
-    let runners: Vec<_> = std::mem::take(&mut setup.runners).into_iter().map(watched).collect();
+    let mut here: BTreeMap<u16, Arc<dyn Labeller>> =
+        std::mem::take(&mut setup.runners).into_iter().map(|runner| (runner.index(), runner as _)).collect();
     let Setup { configuration, registry, .. } = *setup;
     let log = open_writer(setup)?;
     let reader = log.reader();
+    let Elsewhere { coordinator, teachers: elsewhere, workers } = open_coordinator(setup, &reader, &mut here)?;
+    let roster = coordinator.as_ref().map(Coordinator::roster);
+    let runners: Vec<_> = here.into_values().chain(elsewhere).map(watched).collect();
     let (inboxes, quarantine) = open_inboxes(setup, &log)?;
     let durable_end = Arc::new(AtomicU64::new(log.next().0));
     setup.state.resume_at(log.next().0)?;
@@ -292,21 +320,33 @@ fn open_labelling(
         control: controls.teacher.clone(),
         recovery_interval: RECOVERY_INTERVAL,
         pool: setup.pools.label()?,
+        quarantine: configuration.run.state_dir.join("quarantined-batches"),
     };
     let registry_of_teachers = registry.clone();
     let body = move || {
+        let start =
+            |(worker, teacher)| InProcess::start(worker, teacher, Arc::clone(&options.pool), options.control.child());
+        let workers = workers.into_iter().map(start).collect::<Result<Vec<_>, _>>()?;
         let labelling = Labelling::start(runners, &options, groups, complete_in, &registry_of_teachers)?;
-        labelling.join().map(|()| Ended::Done).map_err(Failure::from)
+        let ended = labelling.join().map(|()| Ended::Done).map_err(Failure::from);
+        drop(workers);
+        ended
     };
     bodies.push(("teacher", Box::new(body)));
 
     let metrics = StageMetrics::register(registry, "log")
         .map_err(|error| Failure::new(ExitCode::Software, format!("cannot register a metric: {error}")))?;
-    let keeping = keeping(setup, &reader, progress)?;
+    let (keeping, publishing) = keeping(setup, &reader, progress)?;
     let stage = LogStage::new(log, keeping, Arc::clone(&inboxes), controls.log.clone(), metrics);
-    let body = move || stage.run(&complete).map(|()| Ended::Done).map_err(Failure::from);
+    let body = move || {
+        let publishing = publishing.map(Publishing::start).transpose()?;
+        let ended = stage.run(&complete);
+        drop(publishing);
+        coordinator.into_iter().for_each(Coordinator::close); // Now all is durable that will be.
+        ended.map(|()| Ended::Done).map_err(Failure::from)
+    };
     bodies.push(("log", Box::new(body)));
-    Ok((reader, reading, inboxes))
+    Ok(Labels { log: reader, reading, inboxes, roster })
 }
 
 /// log → trainer → student
@@ -375,15 +415,26 @@ fn open_writer(setup: &Setup<'_>) -> Result<LogWriter, Failure> {
     Ok(log)
 }
 
-/// What is to be kept of the log. Without a trainer nobody needs more, unless one was at work in this state folder before.
-fn keeping(setup: &Setup<'_>, log: &LogReader, progress: &Arc<TrainerProgress>) -> Result<Keeping, Failure> {
+/// What is to be kept of the log, and what publishes it. Without a trainer nobody needs more, unless one was at work in this state folder before.
+fn keeping(
+    setup: &Setup<'_>,
+    log: &LogReader,
+    progress: &Arc<TrainerProgress>,
+) -> Result<(Keeping, Option<Publishing>), Failure> {
     let Setup { configuration, .. } = setup;
     let state_dir = &configuration.run.state_dir;
     let need = match &configuration.student {
         Some(_) => Some(progress.need.clone()),
         None => trainer::need_of_state(state_dir, log)?,
     };
-    Ok(Keeping { configuration: setup.effective.clone(), held_out: trainer::held_out_path(state_dir), need })
+    let options = configuration.cluster.as_ref().and_then(Cluster::publisher);
+    let publishing = options.map(|options| Publishing::open(options, log.clone(), setup.registry)).transpose()?;
+    let need = match &publishing {
+        Some(publishing) => Some(publishing.joined_to(need)),
+        None => need,
+    };
+    let held_out = trainer::held_out_path(state_dir);
+    Ok((Keeping { configuration: setup.effective.clone(), held_out, need }, publishing))
 }
 
 fn open_reader(setup: &Setup<'_>) -> Result<LogReader, Failure> {
@@ -466,7 +517,8 @@ pub fn load_runners(configuration: &Configuration, teachers: &[LoadedTeacher]) -
     if configuration.corpus.is_empty() {
         return Ok(Vec::new());
     }
-    let labelling = (0..).zip(teachers).filter(|(_, teacher)| teacher.section.labels);
+    let labelling =
+        (0..).zip(teachers).filter(|(_, teacher)| teacher.section.labels && teacher.section.labelled_by.is_here());
     labelling.map(|(index, teacher)| load_runner(configuration, index, teacher)).collect()
 }
 
@@ -479,6 +531,61 @@ pub fn load_runner(configuration: &Configuration, index: u16, teacher: &LoadedTe
     let runner = Runner::load(&teacher.section.path, &teacher.tokenizer, options)?;
     store::pulse::beat();
     Ok(Arc::new(runner))
+}
+
+/// What is labelled over the server.
+#[derive(Default)]
+struct Elsewhere {
+    coordinator: Option<Coordinator>,
+    /// Teachers whose batches go to whoever has time.
+    teachers: Vec<Arc<dyn Labeller>>,
+    /// Workers of this process, with what they label with.
+    workers: Vec<(WorkerOptions, Arc<dyn Labeller>)>,
+}
+
+/// The run's place on the server, if workers label for any of its teachers. Of those `here` that others label for too, workers of this process take
+/// care.
+fn open_coordinator(
+    setup: &Setup<'_>,
+    log: &LogReader,
+    here: &mut BTreeMap<u16, Arc<dyn Labeller>>,
+) -> Result<Elsewhere, Failure> {
+    let Setup { configuration, inputs, registry, .. } = setup;
+    let is_elsewhere = |section: &Teacher| section.labels && section.labelled_by.is_elsewhere();
+    let known: Vec<(u16, &LoadedTeacher)> =
+        (0..).zip(&inputs.teachers).filter(|(_, teacher)| is_elsewhere(&teacher.section)).collect();
+    let Some(cluster) = configuration.cluster.as_ref().filter(|_| !known.is_empty()) else {
+        return Ok(Elsewhere::default());
+    };
+    let spec = |(index, teacher): &(u16, &LoadedTeacher)| TeacherSpec {
+        name: teacher.section.name.clone(),
+        index: *index,
+        weights: teacher.weights_fingerprint.clone(),
+        tokenizer: teacher.tokenizer.fingerprint().to_owned(),
+        top_k: configuration.store.top_k,
+        tail_samples: configuration.store.tail_samples,
+        seed: configuration.run.seed,
+    };
+    let run = RunSpec::new(known.iter().map(spec).collect());
+    let coordinator = Coordinator::open(cluster.link(), run, cluster.attempts as u32, log.clone(), registry)?;
+    let (mut teachers, mut workers) = (Vec::new(), Vec::new());
+    for known in &known {
+        let section = &known.1.section;
+        let shape = model::Configuration::load(&section.path).map_err(TrainerError::from)?;
+        let own = here.remove(&known.0);
+        workers.extend(own.clone().map(|labeller| {
+            let options = WorkerOptions {
+                link: cluster.link(),
+                teacher: section.name.clone(),
+                name: format!("daemon/{}", section.name),
+                device: section.place.to_string(),
+            };
+            (options, labeller)
+        }));
+        let teacher = coordinator.teacher(spec(known), shape, cluster.in_flight, own);
+        teachers.push(Arc::new(teacher) as Arc<dyn Labeller>);
+    }
+    Ok(Elsewhere { coordinator: Some(coordinator), teachers, workers })
 }
 
 /// Backpressure: ingestion goes on while the log holds less than the limit that the trainer (or the release that outlives it)

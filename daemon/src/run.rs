@@ -15,8 +15,10 @@ use prometheus::Registry;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use serde_json::json;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use store::stage::StageControl;
 use teacher::Runner;
+use teacher::remote::Follower;
 
 /// A run: what its pipelines are opened with.
 pub struct Run {
@@ -25,6 +27,8 @@ pub struct Run {
     runners: Vec<Arc<Runner>>,
     state: Arc<StateFolder>,
     until_step: Option<u64>,
+    /// Until it runs.
+    follower: Mutex<Option<Follower>>,
 }
 
 impl Run {
@@ -36,6 +40,7 @@ impl Run {
         // Whatever may be wrong with a teacher comes before the state folder says whose it is.
         let runners = crate::pipeline::load_runners(&configuration, &inputs.teachers)?;
         let state = Arc::new(StateFolder::open(&configuration.run.state_dir)?);
+        let follower = Mutex::new(follow(&configuration)?);
         if configuration.corpus.is_empty() {
             let log = store::LogReader::open(&configuration.store.path)?;
             inputs.arrange_for(log.identity())?;
@@ -44,7 +49,7 @@ impl Run {
             state.check_identity(&inputs.identity(&configuration))?;
         }
         kept_configuration::keep(&configuration);
-        Ok(Self { configuration: Effective::new(configuration), inputs, runners, state, until_step })
+        Ok(Self { configuration: Effective::new(configuration), inputs, runners, state, until_step, follower })
     }
 
     /// The configuration, as it takes effect.
@@ -72,6 +77,7 @@ impl Run {
             inboxes,
             pools: Pools::open(configuration.threads)?,
             until_step: self.until_step,
+            follower: self.follower.lock().unwrap_or_else(PoisonError::into_inner).take(),
             required: trainer::required_position(&configuration.run.state_dir)?,
         };
         Pipeline::open(setup)
@@ -111,6 +117,18 @@ impl Run {
         });
         Ok(pipeline)
     }
+}
+
+/// The log that is followed, up to what is published at this moment: training from the same log begins with the same text.
+fn follow(configuration: &Configuration) -> Result<Option<Follower>, Failure> {
+    let Some(cluster) = configuration.cluster.as_ref().filter(|cluster| cluster.follow) else { return Ok(None) };
+    let control = StageControl::default(); // Until the stages run a signal ends the process.
+    let Some(mut follower) = Follower::open(cluster.link(), &configuration.store.path, &control)? else {
+        return Ok(None);
+    };
+    follower.catch_up(&control)?;
+    tracing::info!(end = follower.end().0, "the log is as it is published");
+    Ok(Some(follower))
 }
 
 /// Where metrics are.

@@ -20,6 +20,7 @@ use std::time::{Instant, UNIX_EPOCH};
 use store::pulse::Wait;
 use store::stage::StageControl;
 use store::{Arrivals, LogReader};
+use teacher::remote::Roster;
 use teacher::{Activity, TeacherWatch};
 use trainer::{Event, Releases, Request};
 
@@ -54,6 +55,7 @@ struct Stages {
     inboxes: Arc<Inboxes>,
     live: Option<Arc<Live>>,
     teachers: Vec<KnownTeacher>,
+    roster: Option<Roster>,
     arrivals: Option<Arrivals>,
 }
 
@@ -241,6 +243,7 @@ impl Stages {
             inboxes: Arc::clone(&pipeline.inboxes),
             live: pipeline.live.clone(),
             teachers: pipeline.teachers.clone(),
+            roster: pipeline.roster.clone(),
             arrivals: pipeline.arrivals.clone(),
         }
     }
@@ -267,6 +270,7 @@ impl Stages {
                 "index": index,
                 "languages": section.languages,
                 "labels": section.labels,
+                "labelled_by": section.labelled_by,
                 "paused": paused.contains(&section.name),
                 "state": state,
                 "since_unix_seconds": since,
@@ -328,6 +332,7 @@ impl ops::Control for Status {
                 "dropped": seen.figures.find("mergedistill_ingest_quarantine_dropped_total"),
             },
             "teachers": stages.teachers(&seen.figures),
+            "workers": stages.roster.as_ref().map(Roster::workers),
             "corpora": Self::corpora(&stages),
             "inboxes": stages.inboxes.status(),
             "arrival_to_gradient": stages.arrivals.as_ref().map(Arrivals::delays),

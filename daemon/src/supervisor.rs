@@ -13,7 +13,7 @@ use crate::status::Status;
 use crate::terminal::Terminal;
 use crate::watchdog::{Watch, Watchdog};
 use crossbeam::channel::{Receiver, bounded, select, tick};
-use ops::{Activated, CommandError, EventHub, Limits, OpsOptions, Server, Token};
+use ops::{Activated, CommandError, EventHub, Limits, OpsOptions, Server, Surface, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
@@ -66,7 +66,8 @@ pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Con
     let ops = &configuration.ops;
     let token = ops.token_file.as_deref().map(Token::read).transpose()?;
     let control = ops.controllers()?;
-    let options = OpsOptions { http: Some(ops.http), socket: Some(ops.socket.clone()), token, control };
+    let options =
+        OpsOptions { http: Some(ops.http), socket: Some(ops.socket.clone()), token, control, surface: Surface::All };
     let answers = Arc::clone(&status) as Arc<dyn ops::Control>;
     let server =
         Server::start_activated(activated, options, Limits::default(), metrics.all.clone(), answers, hub.clone())?;

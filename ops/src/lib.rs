@@ -103,5 +103,5 @@ pub use follow::{DaemonEvent, follow};
 pub use history::HistoryQuery;
 pub use limits::Limits;
 pub use revision::Revision;
-pub use server::{OpsOptions, Server};
+pub use server::{OpsOptions, Server, Surface};
 pub use token::Token;

@@ -4,7 +4,7 @@
 use crate::access::{self, Caller};
 use crate::reply::{self, Refusal, ReplyBody};
 use crate::request::Asked;
-use crate::server::Shared;
+use crate::server::{Shared, Surface};
 use crate::teachers;
 use crate::{Command, CommandError, Question, commands, corpora, documents, guard, history, operations, questions};
 use hyper::body::Incoming;
@@ -120,6 +120,9 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     command(Method::POST, "/v1/teachers/{name}/resume", teachers::resume),
 ];
 
+/// Paths of [`Surface::Watching`].
+const WATCHING: [&str; 4] = ["/metrics", "/healthz", "/readyz", "/v1/status"];
+
 /// A path that is known.
 struct Found<'a> {
     /// As it stands in the table.
@@ -133,6 +136,11 @@ impl<'a> Found<'a> {
         ENDPOINTS
             .iter()
             .find_map(|endpoint| matching(endpoint.path, path).map(|name| Self { path: endpoint.path, name }))
+    }
+
+    /// Whether a server of this surface has it.
+    fn is_on(&self, surface: Surface) -> bool {
+        surface == Surface::All || WATCHING.contains(&self.path)
     }
 
     /// What answers this method.
@@ -167,7 +175,7 @@ fn matching<'a>(form: &str, path: &'a str) -> Option<Option<&'a str>> {
 pub(crate) async fn answer(shared: &Arc<Shared>, caller: Caller, request: Request<Incoming>) -> Response<ReplyBody> {
     let started = Instant::now();
     let asked = request.uri().path().to_owned();
-    let found = Found::find(&asked);
+    let found = Found::find(&asked).filter(|found| found.is_on(shared.surface));
     let path = found.as_ref().map_or("other", |found| found.path);
     let mut response = respond(shared, caller, found, request).await.unwrap_or_else(Refusal::into_response);
     reply::add_defences(response.headers_mut());

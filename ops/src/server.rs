@@ -36,6 +36,18 @@ pub struct OpsOptions {
     pub token: Option<Token>,
     /// Who may change something over the socket; `None`: everybody whom its permissions let in.
     pub control: Option<Controllers>,
+    /// What there is to ask and to tell.
+    pub surface: Surface,
+}
+
+/// What a server answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Surface {
+    /// Everything.
+    #[default]
+    All,
+    /// Metrics, health and status.
+    Watching,
 }
 
 /// A running server. Dropping it stops it.
@@ -62,6 +74,7 @@ pub(crate) struct Shared {
     pub(crate) registry: Registry,
     pub(crate) events: EventHub,
     pub(crate) limits: Limits,
+    pub(crate) surface: Surface,
     pub(crate) metrics: HttpMetrics,
     pub(crate) page: Page,
     /// The OpenAPI document.
@@ -163,6 +176,7 @@ impl Server {
             control,
             registry,
             events,
+            surface: options.surface,
             metrics,
             page: Page::new(),
             document: openapi::served(),

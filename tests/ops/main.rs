@@ -8,4 +8,6 @@ mod control;
 mod harness;
 mod history;
 mod metrics;
+#[path = "../harness/nats.rs"]
+mod nats;
 mod tensorboard;

@@ -1,10 +1,13 @@
 //! Alert rules and dashboard ask for metrics and labels that a daemon has, each alert says what to do, and the reference lists what
 //! there is.
 
-use crate::harness::{Scene, configuration, http, text, until};
+use crate::harness::{Scene, configuration, http, mergedistill, text, until};
+use crate::nats::Server;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 
 const RULES: &str = include_str!("../../ops/prometheus/alerts.yml");
 const RULE_TESTS: &str = include_str!("../../ops/prometheus/alerts_test.yml");
@@ -27,12 +30,18 @@ struct Family {
     bounds: Vec<String>,
 }
 
-/// The metrics of a daemon to which everything has happened that metrics begin with.
+/// The metrics of a daemon to which everything has happened that metrics begin with, and of a worker.
 fn families() -> BTreeMap<String, Family> {
+    let server = Server::start();
+    let cluster = format!("[cluster]\nurl = \"{}\"\nrun = \"test\"\npublish = true\n", server.url());
     let scene = Scene::new(&format!(
-        "{}\n[[corpus]]\nname = \"files\"\nlanguage = \"de\"\npath = \"some.jsonl\"\nformat = \"jsonl\"\ndeduplicate = 8\n\
+        "{}\n{cluster}[[corpus]]\nname = \"files\"\nlanguage = \"de\"\npath = \"some.jsonl\"\nformat = \"jsonl\"\ndeduplicate = 8\n\
          [[corpus]]\nname = \"in\"\nlanguage = \"en\"\nsource = \"http\"\nformat = \"jsonl\"\n",
-        configuration().replace("steps = 12", "steps = 1000000")
+        configuration().replace("steps = 12", "steps = 1000000").replacen(
+            "languages = [",
+            "labelled_by = \"both\"\nlanguages = [",
+            1
+        )
     ));
     let twice = json!({"text": "Am Morgen lag das Boot noch im Hafen."});
     fs::write(scene.path("some.jsonl"), format!("{twice}\n{twice}\n{{\"title\": \"Mittags\"}}\n")).unwrap();
@@ -55,7 +64,26 @@ fn families() -> BTreeMap<String, Family> {
         ];
         all.iter().all(|line| happened(line)).then_some(scrape)
     });
-    parse(&scrape)
+    let mut families = parse(&scrape);
+    families.extend(of_worker(&server));
+    families
+}
+
+/// What a worker alone has.
+fn of_worker(server: &Server) -> impl Iterator<Item = (String, Family)> + use<> {
+    let teacher = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/teachers/demo-en");
+    let mut command = mergedistill(&["worker", "--run", "test", "--url", &server.url(), "--teacher", teacher]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let line = lines.find(|line| line.contains("metrics: http://")).unwrap();
+    let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let scrape = until("the worker waits for a batch", || {
+        let scrape = http(&address, "/metrics", &address).1;
+        scrape.contains("mergedistill_worker_seconds_total{").then_some(scrape)
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    parse(&scrape).into_iter().filter(|(name, _)| name.starts_with("mergedistill_worker_"))
 }
 
 fn parse(scrape: &str) -> BTreeMap<String, Family> {

@@ -23,6 +23,16 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "worker",
+        &[
+            ("", "worker --url nats://coordinator:4222 --run merge-1 --teacher models/english"),
+            (
+                "On a GPU, under the name that the run has for it:",
+                "worker --url nats://coordinator:4222 --run merge-1 --teacher /models/bert-base-cased --name english --device cuda:0",
+            ),
+        ],
+    ),
+    (
         "check",
         &[
             ("Every problem at once, or the configuration with its defaults:", "check --config merge.toml"),
@@ -143,6 +153,14 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("log audit", &[("", "log audit state/log --teacher teachers/en")]),
     ("log relabel", &[("", "log relabel state/log --out with-fi --teacher teachers/fi --languages fi")]),
     ("log export", &[("", "log export state/log --parquet labels.parquet --language de")]),
+    (
+        "log publish",
+        &[
+            ("", "log publish state/log --url nats://coordinator:4222 --run merge-1"),
+            ("Once, in three copies:", "log publish state/log --run merge-1 --once --replicas 3"),
+        ],
+    ),
+    ("log follow", &[("", "log follow copy/log --url nats://coordinator:4222 --run merge-1")]),
     ("vocab", &[("", "vocab union --out vocab teachers/en teachers/de")]),
     ("vocab union", &[("", "vocab union --out vocab teachers/en teachers/de")]),
     (
@@ -272,7 +290,7 @@ mod tests {
     }
 
     /// Commands that print nothing on standard output but help.
-    const SILENT: [&str; 2] = ["run", "generate"];
+    const SILENT: [&str; 5] = ["run", "worker", "log publish", "log follow", "generate"];
 
     #[test]
     fn what_prints_can_print_json() {

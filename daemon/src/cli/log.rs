@@ -1,5 +1,6 @@
 //! The command line of `log`.
 
+use super::link::LinkArgs;
 use super::place::PlaceArgs;
 use super::size;
 use clap::builder::RangedU64ValueParser;
@@ -50,6 +51,45 @@ pub enum LogCommand {
     /// masked_positions, gold_ids, and of labelled copies top_k, top_ids and top_logits (a list per masked position),
     /// log_sum_exp, gold_logits (null without a label), and the text (null where the log has none). pyarrow, pandas, polars and datasets read it.
     Export(LogExportArgs),
+    /// Publish a log to a NATS stream, while it grows or once: others make the same log of it (`log follow`), or train from it
+    /// (`[cluster] follow = true`).
+    Publish(LogPublishArgs),
+    /// Make the log that somebody publishes, byte for byte, and go on as it grows.
+    Follow(LogFollowArgs),
+}
+
+/// Arguments of `log publish`.
+#[derive(Debug, Args)]
+pub struct LogPublishArgs {
+    /// Folder of the log.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// The server and the run.
+    #[command(flatten)]
+    pub link: LinkArgs,
+    /// End when all that is durable is published.
+    #[arg(long)]
+    pub once: bool,
+    /// Copies that the server's cluster keeps of each message.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = size(1..=5))]
+    pub replicas: usize,
+    /// The most bytes that the stream holds; beyond, its oldest go. 0: all stay.
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    pub stream_bytes: u64,
+}
+
+/// Arguments of `log follow`.
+#[derive(Debug, Args)]
+pub struct LogFollowArgs {
+    /// Folder of the log that is made.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// The server and the run.
+    #[command(flatten)]
+    pub link: LinkArgs,
+    /// End when all that is published is there.
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// A log's folder.

@@ -10,8 +10,10 @@ mod generate;
 mod log;
 mod plan;
 mod remove_corpus;
+mod stop_signal;
 mod temporary_folder;
 mod vocab;
+mod worker;
 
 pub use bench::bench;
 pub use check::check;
@@ -23,6 +25,7 @@ pub use generate::generate;
 pub use log::log;
 pub use remove_corpus::remove_corpus;
 pub use vocab::vocab;
+pub use worker::worker;
 
 use crate::failure::{ExitCode, Failure};
 use crate::visible::{visible_json, visible_lines};

@@ -3,6 +3,7 @@
 //! Reading it never stops at the first mistake: all problems are collected, each with the key it is about.
 //! Relative paths are relative to the file.
 
+mod cluster_section;
 mod corpus_section;
 mod hub;
 mod ops_section;
@@ -14,9 +15,10 @@ mod table;
 mod threads;
 mod train_section;
 
+pub use cluster_section::Cluster;
 pub use corpus_section::{Corpus, CorpusOrigin};
 pub use placement::{Placement, StudentPlacement};
-pub use sections::{Configuration, Teacher};
+pub use sections::{Configuration, LabelledBy, Teacher};
 pub use threads::Threads;
 
 use crate::failure::{ExitCode, Failure};

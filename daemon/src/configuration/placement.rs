@@ -54,6 +54,12 @@ impl Placement {
     }
 }
 
+impl std::fmt::Display for Placement {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(to, "{}, {}", self.device, self.precision.name())
+    }
+}
+
 /// `device` and `precision` of the student, which several GPUs can train together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StudentPlacement {

@@ -1,5 +1,6 @@
 //! The sections of the file, with every default.
 
+use super::cluster_section::Cluster;
 use super::corpus_section::{Corpus, FORMATS};
 use super::hub;
 use super::ops_section::Ops;
@@ -44,11 +45,40 @@ pub struct Configuration {
     pub train: Train,
     /// `[evaluate]`
     pub evaluate: Evaluate,
+    /// `[cluster]`; none: everything is labelled here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Cluster>,
     /// `[ops]`
     pub ops: Ops,
     /// Where it was read from.
     #[serde(skip)]
     pub file: Option<PathBuf>,
+}
+
+/// Who labels for a teacher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LabelledBy {
+    /// The daemon.
+    Daemon,
+    /// Workers, on whichever machines.
+    Workers,
+    /// Whoever has time.
+    Both,
+}
+
+impl LabelledBy {
+    /// Whether the daemon does.
+    #[must_use]
+    pub fn is_here(self) -> bool {
+        self != Self::Workers
+    }
+
+    /// Whether workers do.
+    #[must_use]
+    pub fn is_elsewhere(self) -> bool {
+        self != Self::Daemon
+    }
 }
 
 impl Configuration {
@@ -112,6 +142,8 @@ pub struct Teacher {
     pub place: Placement,
     /// `false`: it lends only its tokenizer (gold labels alone).
     pub labels: bool,
+    /// Who labels for it.
+    pub labelled_by: LabelledBy,
     /// It stalls when it is longer than this at work on one batch.
     pub stall_seconds: f64,
     /// What happens then: labelling waits for it (`wait`), or what others label too goes to the log without its
@@ -196,6 +228,7 @@ impl Configuration {
         let student = root.table_if_present("student").map(Student::read);
         let train = Train::read(root.table("train"));
         let evaluate = Evaluate::read(root.table("evaluate"), folder);
+        let cluster = root.table_if_present("cluster").map(|table| Cluster::read(table, folder));
         let ops = Ops::read(root.table("ops"), folder, &run);
         root.finish();
         let labels = !corpus.is_empty() && teacher.iter().any(|teacher| teacher.labels);
@@ -213,6 +246,7 @@ impl Configuration {
             student,
             train,
             evaluate,
+            cluster,
             ops,
             file: None,
         };
@@ -266,6 +300,21 @@ impl Configuration {
         if let Some(teacher) = self.teacher.iter().find(on_gpu).filter(|_| self.store.tail_samples > 0) {
             let message = "a GPU does not draw from the tail (store.tail_samples); use \"cpu\"".to_owned();
             problems.add(format!("teacher[{}].device", teacher.name), message);
+        }
+        if let Some(teacher) =
+            self.teacher.iter().find(|teacher| teacher.labelled_by.is_elsewhere()).filter(|_| self.cluster.is_none())
+        {
+            let message = "workers need a server: add [cluster] with url and run".to_owned();
+            problems.add(format!("teacher[{}].labelled_by", teacher.name), message);
+        }
+        if let Some(cluster) = &self.cluster {
+            if cluster.follow && !self.corpus.is_empty() {
+                problems.add("cluster.follow", "a log that is followed is not written to: leave [[corpus]] out");
+            }
+            if cluster.publish && self.corpus.is_empty() {
+                let message = "nothing writes this log: `mergedistill log publish` publishes one that is there";
+                problems.add("cluster.publish", message);
+            }
         }
         for file in &self.evaluate.files {
             self.needs_teacher("evaluate.files", &file.language, problems);
@@ -364,6 +413,10 @@ impl Teacher {
             languages,
             place: Placement::read(&mut table),
             labels: table.boolean("labels", true),
+            labelled_by: table.choice(
+                "labelled_by",
+                &[("daemon", LabelledBy::Daemon), ("workers", LabelledBy::Workers), ("both", LabelledBy::Both)],
+            ),
             stall_seconds: table.number("stall_seconds", 600.0, 0.001..=1e7),
             on_stall: table.choice("on_stall", &[("wait", "wait"), ("drop-copy", "drop-copy")]),
         };

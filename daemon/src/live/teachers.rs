@@ -92,7 +92,8 @@ fn prepare(
     let added = inputs.teachers.len() - 1;
     let index = u16::try_from(added).map_err(|_| invalid(format!("there are {added} teachers, as many as can be")))?;
     let load = |teacher| load_runner(&configuration, index, teacher);
-    let labels = inputs.teachers.last().filter(|teacher| teacher.section.labels);
+    let labels =
+        inputs.teachers.last().filter(|teacher| teacher.section.labels && teacher.section.labelled_by.is_here());
     let runner = labels.map(load).transpose().map_err(|problem| invalid(problem.message))?;
     Ok(Addition { runner, change: Change::AddTeacher { teacher: noted }, teacher, inputs, answer })
 }

@@ -37,6 +37,9 @@ function notices() {
   const stalled = teachers.filter(([, teacher]) => teacher.state === "stalled");
   for (const [name, teacher] of teachers) if (teacher.state === "lost") add("lost-" + name, "bad", "The device of teacher " + name + " is lost",
     "Since " + moment(teacher.since_unix_seconds) + "; its batches wait until it is there again.");
+  for (const [name, teacher] of teachers) if (teacher.labelled_by === "workers" && !(status.workers || []).some(worker => worker.teacher === name && !worker.silent)) {
+    add("alone-" + name, "warn", "Nobody labels for teacher " + name + ".", "Its batches wait for a worker: mergedistill worker.");
+  }
   if (stalled.length) {
     const since = Math.min(...stalled.map(([, teacher]) => teacher.since_unix_seconds).filter(isNumber));
     const names = stalled.map(([name]) => name).join(", ");
@@ -69,7 +72,7 @@ function show() {
   showFlow(status);
   showTraining(status);
   showEvaluation(status.evaluation);
-  for (const part of [showTeachers, showCorpora, showLog, showInboxes, showQuarantine, showRelease, showChanges, showWarnings]) part(status);
+  for (const part of [showTeachers, showWorkers, showCorpora, showLog, showInboxes, showQuarantine, showRelease, showChanges, showWarnings]) part(status);
 }
 
 async function get(path) {

@@ -16,6 +16,18 @@ function showTeachers(status) {
     && { name: "teacher " + key, paused: Boolean(teacher.paused), path: "teachers/" + encodeURIComponent(key) + "/" }));
 }
 
+function showWorkers(status) {
+  const workers = status.workers || [];
+  $("workers-section").hidden = workers.length === 0;
+  const rows = workers.map(worker => {
+    const state = worker.silent ? "silent" : worker.in_flight ? "labelling" : "idle";
+    return { key: worker.worker, cells: [[worker.worker], [worker.teacher, "name"], [worker.device, "name"],
+      [state, "name " + (worker.silent ? "bad" : TEACHER_LOOKS[state] || "soft")], [compact(worker.tokens_per_second)], [number(worker.batches)],
+      [number(worker.in_flight)], [duration(Math.max(0, daemonNow() - worker.seen_unix_seconds)) + " ago"]] };
+  });
+  showTable($("workers"), rows, () => {});
+}
+
 function showCorpora(status) {
   const corpora = listOfCorpora(status), drawn = corpora.filter(corpus => !corpus.evaluation_only);
   const all = sum(drawn, "examples");

@@ -56,7 +56,7 @@ fn the_socket_has_permissions_instead() {
 #[test]
 fn only_loopback_addresses_are_listened_on() {
     let start = |http: &str| {
-        let options = OpsOptions { http: Some(http.parse().unwrap()), socket: None, token: None, control: None };
+        let options = OpsOptions { http: Some(http.parse().unwrap()), ..OpsOptions::default() };
         let daemon = Arc::new(crate::harness::Daemon::default());
         Server::start(options, Registry::new(), daemon, EventHub::new())
     };

@@ -222,8 +222,13 @@ impl Running {
             std::fs::write(&path, token).unwrap();
             Token::read(&path).unwrap()
         });
-        let options =
-            OpsOptions { http: Some("127.0.0.1:0".parse().unwrap()), socket: Some(socket.clone()), token, control };
+        let options = OpsOptions {
+            http: Some("127.0.0.1:0".parse().unwrap()),
+            socket: Some(socket.clone()),
+            token,
+            control,
+            surface: ops::Surface::All,
+        };
         let (daemon, events, registry) = (Arc::new(Daemon::default()), EventHub::new(), Registry::new());
         let control: Arc<dyn Control> = Arc::<Daemon>::clone(&daemon);
         let server = Server::start_with_limits(options, limits, registry.clone(), control, events.clone()).unwrap();

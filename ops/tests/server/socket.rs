@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 fn start(socket: &Path) -> Result<Server, OpsError> {
-    let options = OpsOptions { http: None, socket: Some(socket.to_owned()), token: None, control: None };
+    let options = OpsOptions { socket: Some(socket.to_owned()), ..OpsOptions::default() };
     Server::start(options, Registry::new(), Arc::new(Daemon::default()), EventHub::new())
 }
 

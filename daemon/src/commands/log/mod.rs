@@ -4,6 +4,7 @@ mod audit;
 mod copy;
 mod dump;
 mod parquet;
+mod publish;
 mod relabel;
 mod stat;
 mod verify;
@@ -26,6 +27,8 @@ pub fn log(command: &LogCommand) -> Result<(), Failure> {
         LogCommand::Audit(args) => audit::audit(args),
         LogCommand::Relabel(args) => relabel::relabel(args),
         LogCommand::Export(args) => parquet::export(args),
+        LogCommand::Publish(args) => publish::publish(args),
+        LogCommand::Follow(args) => publish::follow(args),
     }
 }
 

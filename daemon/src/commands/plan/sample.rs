@@ -5,7 +5,7 @@ use super::measuring::{Changes, Drought, Measured, wait};
 use super::sizes::Sizes;
 use crate::commands::bench::peak_rss_mib;
 use crate::commands::temporary_folder::TemporaryFolder;
-use crate::configuration::{Configuration, Corpus, CorpusOrigin};
+use crate::configuration::{Configuration, Corpus, CorpusOrigin, LabelledBy};
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::Inputs;
 use crate::live::Effective;
@@ -56,6 +56,7 @@ pub(super) fn measure(configuration: &Configuration, sizes: Sizes, seconds: f64)
         inboxes: None,
         pools,
         until_step: None,
+        follower: None,
         required: SequenceNumber(0),
     };
     let mut pipeline = Pipeline::open(setup)?;
@@ -91,6 +92,9 @@ pub(super) fn measure(configuration: &Configuration, sizes: Sizes, seconds: f64)
 /// read only once.
 fn sampled(configuration: &Configuration, folder: &Path) -> Result<Configuration, Failure> {
     let mut sampled = configuration.clone();
+    // What this machine does is measured; the run's streams are not touched.
+    sampled.cluster = None;
+    sampled.teacher.iter_mut().for_each(|teacher| teacher.labelled_by = LabelledBy::Daemon);
     sampled.run.state_dir = folder.join("state");
     let read_once =
         |origin: CorpusOrigin<'_>| matches!(origin, CorpusOrigin::Http | CorpusOrigin::Stdin | CorpusOrigin::Pipe(_));

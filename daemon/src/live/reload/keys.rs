@@ -35,6 +35,8 @@ const KEPT: &str = "every step depends on it; a run keeps it, another one needs 
 const SERVER: &str = "the server is opened with it";
 const TEACHER: &str = "the teachers are opened with it";
 
+const CLUSTER: &str = "the connection to the NATS server is opened with it";
+
 /// Every key. `[]` stands for a name.
 pub const KEYS: &[(&str, Class)] = &[
     ("run.state_dir", Restart("another folder is another run")),
@@ -53,6 +55,7 @@ pub const KEYS: &[(&str, Class)] = &[
     ("teacher[].device", Restart(TEACHER)),
     ("teacher[].precision", Restart(TEACHER)),
     ("teacher[].labels", Restart(TEACHER)),
+    ("teacher[].labelled_by", Restart(TEACHER)),
     ("teacher[].stall_seconds", Live(Part::Stages)),
     ("teacher[].on_stall", Live(Part::Stages)),
     ("masking.probability", Restart(IDENTITY)),
@@ -119,6 +122,22 @@ pub const KEYS: &[(&str, Class)] = &[
     ("evaluate.every_steps", Live(Part::Training)),
     ("evaluate.max_examples", Live(Part::Training)),
     ("evaluate.files", Restart("text that no teacher has seen is read before the rest")),
+    ("cluster", Restart(CLUSTER)),
+    ("cluster.url", Restart(CLUSTER)),
+    ("cluster.run", Restart(CLUSTER)),
+    ("cluster.user", Restart(CLUSTER)),
+    ("cluster.password_file", Restart(CLUSTER)),
+    ("cluster.credentials", Restart(CLUSTER)),
+    ("cluster.tls_ca", Restart(CLUSTER)),
+    ("cluster.tls_certificate", Restart(CLUSTER)),
+    ("cluster.tls_key", Restart(CLUSTER)),
+    ("cluster.in_flight", Restart(CLUSTER)),
+    ("cluster.attempts", Restart(CLUSTER)),
+    ("cluster.stream_bytes", Restart(CLUSTER)),
+    ("cluster.replicas", Restart(CLUSTER)),
+    ("cluster.publish", Restart(CLUSTER)),
+    ("cluster.log_bytes", Restart(CLUSTER)),
+    ("cluster.follow", Restart(CLUSTER)),
     ("ops.http", Restart(SERVER)),
     ("ops.socket", Restart(SERVER)),
     ("ops.token_file", Restart(SERVER)),
@@ -175,17 +194,30 @@ mod tests {
         [[evaluate.files]]
         language = "en"
         path = "fresh.txt"
+        [cluster]
+        run = "full"
+        user = "coordinator"
+        password_file = "password"
+        tls_ca = "ca.pem"
+        tls_certificate = "daemon.pem"
+        tls_key = "daemon-key.pem"
         [ops]
         token_file = "token"
     "#;
 
     #[test]
     fn every_key_is_in_exactly_one_class() {
-        let configuration = Configuration::parse(FULL, Path::new("/")).unwrap();
-        let forms: BTreeSet<String> = keys_of(&configuration).unwrap().iter().map(|key| form_of(key)).collect();
+        // Credentials stand for user and password.
+        let credentials = FULL.replace("user = \"coordinator\"", "credentials = \"run.creds\"");
+        let credentials = credentials.replace("password_file = \"password\"", "");
+        let forms: BTreeSet<String> = [FULL, &credentials]
+            .iter()
+            .flat_map(|text| keys_of(&Configuration::parse(text, Path::new("/")).unwrap()).unwrap())
+            .map(|key| form_of(&key))
+            .collect();
         // Not keys that have a value: the order of tables, and tables that appear or go.
         let known: Vec<&str> = KEYS.iter().map(|(key, _)| *key).collect();
-        let tables = ["teacher", "teacher[]", "student"];
+        let tables = ["teacher", "teacher[]", "student", "cluster"];
         for key in &forms {
             assert_eq!(known.iter().filter(|known| *known == key).count(), 1, "{key}: put it into the table of keys");
         }

@@ -88,6 +88,7 @@ fn lines(status: &Value, socket: &Path, now: f64, zone: &TimeZone) -> Vec<String
     for (name, tree) in [
         ("Stages", parts::stages(status)),
         ("Teachers", parts::teachers(status)),
+        ("Workers", parts::workers(status)),
         ("Corpora", parts::corpora(status)),
         ("Inboxes", parts::inboxes(status)),
         ("Scores", parts::scores(status)),
@@ -150,6 +151,8 @@ mod tests {
              └─trainer  in 64, out 64, in flight 0, waiting for labelled text of `de`
    Teachers: ├─en      labelling  en de
              └─日本語  paused     ja
+    Workers: ├─gpu-1/17  en      16,561 tokens/s, 120 batches, 2 in hand
+             └─gpu-2/4   日本語  0 tokens/s, 7 batches, 0 in hand, silent
     Corpora: └─wiki  en  reading  share 0.250 (set)  898 documents, 9,625 characters of 39,625 there, 3 quarantined
      Scores: ├─step 200
              └─en  en  student loss 6.100, top-1 0.100; teacher 5.700, 0.200; RDT -50.0 %

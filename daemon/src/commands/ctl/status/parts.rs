@@ -121,6 +121,30 @@ pub(super) fn teachers(status: &Value) -> Vec<String> {
     teachers.into_iter().map(line).collect()
 }
 
+/// Who labels over the server.
+pub(super) fn workers(status: &Value) -> Vec<String> {
+    let workers: Vec<&Value> = status["workers"].as_array().into_iter().flatten().collect();
+    let text = |worker: &Value, key: &str| worker[key].as_str().unwrap_or("?").to_owned();
+    let width = |key: &str| workers.iter().map(|worker| measure_text_width(&text(worker, key))).max().unwrap_or(0);
+    let widths = [width("worker"), width("teacher")];
+    let line = |worker: &&Value| {
+        let (name, teacher) = (text(worker, "worker"), text(worker, "teacher"));
+        let state = match worker["silent"] == json!(true) {
+            true => format!(", {}", bad().apply_to("silent")),
+            false => String::new(),
+        };
+        format!(
+            "{}  {}  {} tokens/s, {} batches, {} in hand{state}",
+            padded(&name, widths[0]),
+            padded(&teacher, widths[1]),
+            count(number(&worker["tokens_per_second"])),
+            count(number(&worker["batches"])),
+            count(number(&worker["in_flight"])),
+        )
+    };
+    workers.iter().map(line).collect()
+}
+
 fn teacher_state(teacher: &Value) -> (&str, Style) {
     match (teacher["paused"] == json!(true), teacher["labels"] == json!(false)) {
         (true, _) => ("paused", notable()),

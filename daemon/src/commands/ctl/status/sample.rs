@@ -21,6 +21,10 @@ pub(crate) fn sample() -> Value {
             "日本語": {"index": 1, "languages": ["ja"], "labels": true, "paused": true, "state": "idle"},
             "en": {"index": 0, "languages": ["en", "de"], "labels": true, "paused": false, "state": "labelling"},
         },
+        "workers": [
+            {"worker": "gpu-1/17", "teacher": "en", "tokens_per_second": 16561.4, "batches": 120, "in_flight": 2, "silent": false},
+            {"worker": "gpu-2/4", "teacher": "日本語", "tokens_per_second": 0.0, "batches": 7, "in_flight": 0, "silent": true},
+        ],
         "corpora": {
             "corpora": [{"name": "wiki", "language": "en", "state": "reading", "share": 0.25, "documents": 898,
                 "characters_available": 39625, "characters_consumed": 9625, "quarantined": 3}],
