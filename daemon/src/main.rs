@@ -10,6 +10,7 @@ mod commands;
 mod configuration;
 mod console;
 mod demo;
+mod elsewhere;
 mod failure;
 mod figures;
 mod history;

@@ -4,6 +4,7 @@
 //! stage that ends — done, stopped or failed — closes its queue, and the stages after it drain and end in turn.
 
 use crate::configuration::{Cluster, Configuration, Teacher};
+use crate::elsewhere::Elsewhere;
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::{Inputs, LoadedTeacher};
 use crate::live::{Effective, Live, Standing};
@@ -23,7 +24,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use store::stage::{StageControl, StageMetrics};
 use store::{Arrivals, Entry, Group, LogOptions, LogReader, LogWriter, SequenceNumber};
-use teacher::remote::{Coordinator, Follower, InProcess, Roster, RunSpec, TeacherSpec, WorkerOptions};
+use teacher::remote::{Coordinator, Follower, InProcess, Roster};
 use teacher::{Labeller, Labelling, LabellingOptions, Runner, RunnerOptions, TailOptions, TeacherWatch};
 use trainer::{Event, Outcome, Releases, Request, Trainer, TrainerError, TrainerProgress};
 
@@ -294,7 +295,8 @@ fn open_labelling(
     let Setup { configuration, registry, .. } = *setup;
     let log = open_writer(setup)?;
     let reader = log.reader();
-    let Elsewhere { coordinator, teachers: elsewhere, workers } = open_coordinator(setup, &reader, &mut here)?;
+    let Elsewhere { coordinator, teachers: elsewhere, workers } =
+        Elsewhere::open(configuration, setup.inputs, registry, &reader, &mut here)?;
     let roster = coordinator.as_ref().map(Coordinator::roster);
     let runners: Vec<_> = here.into_values().chain(elsewhere).map(watched).collect();
     let (inboxes, quarantine) = open_inboxes(setup, &log)?;
@@ -531,61 +533,6 @@ pub fn load_runner(configuration: &Configuration, index: u16, teacher: &LoadedTe
     let runner = Runner::load(&teacher.section.path, &teacher.tokenizer, options)?;
     store::pulse::beat();
     Ok(Arc::new(runner))
-}
-
-/// What is labelled over the server.
-#[derive(Default)]
-struct Elsewhere {
-    coordinator: Option<Coordinator>,
-    /// Teachers whose batches go to whoever has time.
-    teachers: Vec<Arc<dyn Labeller>>,
-    /// Workers of this process, with what they label with.
-    workers: Vec<(WorkerOptions, Arc<dyn Labeller>)>,
-}
-
-/// The run's place on the server, if workers label for any of its teachers. Of those `here` that others label for too, workers of this process take
-/// care.
-fn open_coordinator(
-    setup: &Setup<'_>,
-    log: &LogReader,
-    here: &mut BTreeMap<u16, Arc<dyn Labeller>>,
-) -> Result<Elsewhere, Failure> {
-    let Setup { configuration, inputs, registry, .. } = setup;
-    let is_elsewhere = |section: &Teacher| section.labels && section.labelled_by.is_elsewhere();
-    let known: Vec<(u16, &LoadedTeacher)> =
-        (0..).zip(&inputs.teachers).filter(|(_, teacher)| is_elsewhere(&teacher.section)).collect();
-    let Some(cluster) = configuration.cluster.as_ref().filter(|_| !known.is_empty()) else {
-        return Ok(Elsewhere::default());
-    };
-    let spec = |(index, teacher): &(u16, &LoadedTeacher)| TeacherSpec {
-        name: teacher.section.name.clone(),
-        index: *index,
-        weights: teacher.weights_fingerprint.clone(),
-        tokenizer: teacher.tokenizer.fingerprint().to_owned(),
-        top_k: configuration.store.top_k,
-        tail_samples: configuration.store.tail_samples,
-        seed: configuration.run.seed,
-    };
-    let run = RunSpec::new(known.iter().map(spec).collect());
-    let coordinator = Coordinator::open(cluster.link(), run, cluster.attempts as u32, log.clone(), registry)?;
-    let (mut teachers, mut workers) = (Vec::new(), Vec::new());
-    for known in &known {
-        let section = &known.1.section;
-        let shape = model::Configuration::load(&section.path).map_err(TrainerError::from)?;
-        let own = here.remove(&known.0);
-        workers.extend(own.clone().map(|labeller| {
-            let options = WorkerOptions {
-                link: cluster.link(),
-                teacher: section.name.clone(),
-                name: format!("daemon/{}", section.name),
-                device: section.place.to_string(),
-            };
-            (options, labeller)
-        }));
-        let teacher = coordinator.teacher(spec(known), shape, cluster.in_flight, own);
-        teachers.push(Arc::new(teacher) as Arc<dyn Labeller>);
-    }
-    Ok(Elsewhere { coordinator: Some(coordinator), teachers, workers })
 }
 
 /// Backpressure: ingestion goes on while the log holds less than the limit that the trainer (or the release that outlives it)
