@@ -159,7 +159,7 @@ impl From<TeacherError> for Failure {
         let code = match &error {
             TeacherError::Model { source, .. } => ExitCode::of_model(source),
             TeacherError::NonFinite { .. } => ExitCode::DataError,
-            TeacherError::FewWords { .. } | TeacherError::TailOnDevice { .. } => ExitCode::Configuration,
+            TeacherError::FewWords { .. } => ExitCode::Configuration,
             TeacherError::Worker { .. } => ExitCode::DataError,
             TeacherError::Quarantine { .. } => ExitCode::IoError,
             TeacherError::Link(_) => ExitCode::TemporaryFailure,

@@ -7,7 +7,7 @@ use std::time::Instant;
 fn main() -> ExitCode {
     let mut sound = true;
     for architecture in ARCHITECTURES {
-        for precision in [Precision::F32, Precision::Bf16] {
+        for precision in Precision::ALL {
             let start = Instant::now();
             let what = match compile(precision, architecture) {
                 Ok(code) => format!("{} bytes in {:.1} s", code.len(), start.elapsed().as_secs_f64()),

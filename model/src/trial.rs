@@ -10,6 +10,8 @@ pub(crate) struct Difference {
     pub(crate) apart: f32,
     /// The largest value.
     pub(crate) size: f32,
+    /// Whether all of the network's are finite.
+    pub(crate) finite: bool,
 }
 
 /// A few sequences of odd lengths.
@@ -44,6 +46,7 @@ pub(crate) fn difference(
     if !sound || (found.len() == expected.len() && found.iter().zip(&expected).all(agrees)) {
         return Ok(None);
     }
+    let finite = found.iter().all(|value| value.is_finite());
     let apart = found.iter().zip(&expected).map(|(found, expected)| (found - expected).abs());
-    Ok(Some(Difference { apart: apart.fold(0.0, f32::max), size }))
+    Ok(Some(Difference { apart: apart.fold(0.0, f32::max), size, finite }))
 }

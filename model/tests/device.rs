@@ -4,7 +4,7 @@
 
 use candle_core::Device;
 use kernel_emulator::accelerator;
-use model::device::{Best, Buffer, Network, Precision, TopK};
+use model::device::{Best, Buffer, Draws, Network, Precision, TopK};
 use model::random::Philox;
 use model::{Activation, Architecture, Configuration, Inference, Layout, PackedBatch, Parameters};
 
@@ -72,7 +72,7 @@ fn hidden_states_are_those_of_the_processor() {
         for typed in [false, true] {
             let batch = batch(&configuration, typed);
             let expected = reference.map_shards(&batch, |_, hidden| hidden.to_vec()).unwrap().concat();
-            for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 3e-2)] {
+            for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 3e-2), (Precision::F16, 4e-3)] {
                 let mut network = Network::new(&device, precision, &configuration, &parameters).unwrap();
                 // A smaller batch first: buffers grow, and what is in them does not matter.
                 let first = PackedBatch {
@@ -91,7 +91,14 @@ fn hidden_states_are_those_of_the_processor() {
 }
 
 /// Labels of rows of logits, which become hidden states of a decoder that is the identity.
-fn labelled(rows: &[Vec<f32>], bias: &[f32], words: usize, golds: &[u32], top_k: usize) -> Best {
+fn labelled(
+    rows: &[Vec<f32>],
+    bias: &[f32],
+    words: usize,
+    golds: &[u32],
+    top_k: usize,
+    draws: Option<Draws<'_>>,
+) -> Best {
     let device = accelerator();
     let vocabulary = bias.len();
     let identity: Vec<f32> =
@@ -103,7 +110,7 @@ fn labelled(rows: &[Vec<f32>], bias: &[f32], words: usize, golds: &[u32], top_k:
     // SAFETY: the buffers are alive, and hold what is asked for.
     #[allow(unsafe_code)]
     unsafe {
-        head.begin(hidden.at(), golds, top_k).unwrap().wait().unwrap()
+        head.begin(hidden.at(), golds, top_k, draws).unwrap().wait().unwrap()
     }
 }
 
@@ -126,7 +133,7 @@ fn check(rows: &[Vec<f32>], words: usize, top_k: usize) {
     let vocabulary = rows[0].len();
     let bias: Vec<f32> = (0..vocabulary).map(|word| (word % 3) as f32 * 0.25).collect();
     let golds: Vec<u32> = (0..rows.len()).map(|row| ((row * 71 + 5) % vocabulary) as u32).collect();
-    let found = labelled(rows, &bias, words, &golds, top_k);
+    let found = labelled(rows, &bias, words, &golds, top_k, None);
     let expected = expected(rows, &bias, words, &golds, top_k);
     assert_eq!((&found.top_ids, &found.top_logits), (&expected.top_ids, &expected.top_logits), "k = {top_k}");
     assert_eq!((&found.gold_logits, found.not_finite), (&expected.gold_logits, None));
@@ -166,7 +173,7 @@ fn many_equal_logits_are_settled_by_their_ids() {
     let mut head = TopK::new(&device, Precision::F32, (weight.at(), bias.at()), (vocabulary, vocabulary, 8)).unwrap();
     // SAFETY: the buffers are alive, and hold what is asked for.
     #[allow(unsafe_code)]
-    let found = unsafe { head.begin(hidden.at(), &[17], top_k).unwrap().wait().unwrap() };
+    let found = unsafe { head.begin(hidden.at(), &[17], top_k, None).unwrap().wait().unwrap() };
     assert_eq!(found.top_ids, [5000, 0, 1, 2, 3, 4, 5, 6, 7]);
     assert_eq!((found.gold_logits, found.top_logits[0], found.top_logits[8]), (vec![-1.0], 2.0, 1.0));
 }
@@ -175,12 +182,70 @@ fn many_equal_logits_are_settled_by_their_ids() {
 fn a_logit_that_is_not_finite_is_named() {
     let mut rows = rows(2, 300, 1 << 20);
     let bias = vec![0.0; 300];
-    assert_eq!(labelled(&rows, &bias, 300, &[0, 0], 8).not_finite, None);
+    assert_eq!(labelled(&rows, &bias, 300, &[0, 0], 8, None).not_finite, None);
     rows[1][250] = f32::NAN;
     rows[1][41] = f32::INFINITY;
     rows[0][99] = f32::NEG_INFINITY;
     // Zero times what is not finite is not finite either: a product spoils all of its row.
-    assert!(labelled(&rows, &bias, 300, &[0, 0], 8).not_finite.is_some());
+    assert!(labelled(&rows, &bias, 300, &[0, 0], 8, None).not_finite.is_some());
+}
+
+/// A row's labels of which `samples` are drawn from the tail, the slow way: all words but the exact ones side by side on one line.
+fn drawn(logits: &[f32], words: usize, top_k: usize, samples: usize, uniform: f64) -> (Vec<u32>, Vec<f32>) {
+    let mut order: Vec<usize> = (0..words).collect();
+    order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+    let largest = f64::from(logits[order[0]]);
+    let mass = |word: usize| (f64::from(logits[word]) - largest).exp();
+    let rest_after = |exact: usize| order[exact..].iter().map(|word| mass(*word)).sum::<f64>();
+    let mut exact = top_k - samples;
+    while exact < top_k && mass(order[exact]) * (top_k - exact) as f64 >= rest_after(exact) {
+        exact += 1;
+    }
+    if rest_after(top_k) < 1e-8 {
+        exact = top_k;
+    }
+    let mut ids: Vec<u32> = order[..exact].iter().map(|word| *word as u32).collect();
+    let mut found: Vec<f32> = order[..exact].iter().map(|word| logits[*word]).collect();
+    let weight = rest_after(exact) / (top_k - exact) as f64;
+    let (mut until, mut number) = (0.0, 0);
+    for word in (0..words).filter(|word| !order[..exact].contains(word)) {
+        until += mass(word);
+        while number < top_k - exact && (uniform + number as f64) * weight < until {
+            ids.push(word as u32);
+            found.push((largest + weight.ln()) as f32);
+            number += 1;
+        }
+    }
+    (ids, found)
+}
+
+#[test]
+fn tails_are_drawn_as_the_line_says() {
+    let (vocabulary, words) = (1305, 1301);
+    let stream = Philox::new(4, "tail test", &[]);
+    for (top_k, samples) in [(8, 4), (8, 7), (2, 1), (300, 200)] {
+        let mut rows = rows(12, vocabulary, 1 << 20);
+        // Steep ones: words that would be drawn for certain are exact, and of the last row hardly anything is left for a tail.
+        rows[10].iter_mut().for_each(|logit| *logit *= 4.0);
+        rows[11].iter_mut().enumerate().for_each(|(word, logit)| *logit = -(word as f32) / 2.0);
+        let bias: Vec<f32> = (0..vocabulary).map(|word| (word % 3) as f32 * 0.25).collect();
+        let uniforms: Vec<f64> = (0..rows.len() as u64).map(|row| stream.uniform(row, top_k as u64)).collect();
+        let golds = vec![1300; rows.len()];
+        let draws = Draws { samples, uniforms: &uniforms };
+        let found = labelled(&rows, &bias, words, &golds, top_k, Some(draws));
+        let best = labelled(&rows, &bias, words, &golds, top_k, None);
+        assert_eq!((&found.log_sum_exp, &found.gold_logits), (&best.log_sum_exp, &best.gold_logits));
+        for (row, uniform) in uniforms.iter().enumerate() {
+            let logits: Vec<f32> = rows[row].iter().zip(&bias).map(|(logit, bias)| logit + bias).collect();
+            let (ids, values) = drawn(&logits, words, top_k, samples, *uniform);
+            let of_row = row * top_k..(row + 1) * top_k;
+            assert_eq!(found.top_ids[of_row.clone()], ids, "row {row}: {samples} of {top_k}");
+            for (found, expected) in found.top_logits[of_row].iter().zip(values) {
+                assert!((found - expected).abs() < 1e-5 * expected.abs().max(1.0), "{found} for {expected}");
+            }
+        }
+        assert_ne!(found.top_ids, best.top_ids);
+    }
 }
 
 #[test]

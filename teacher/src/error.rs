@@ -16,7 +16,7 @@ pub enum TeacherError {
     },
     /// The teacher's output is not a number: its weights are broken, or they overflow.
     #[error(
-        "teacher `{teacher}`: a logit of token {token} is not finite; check its weights (a checkpoint that was trained in bfloat16 may overflow in float16)"
+        "teacher `{teacher}`: a logit of token {token} is not finite; check its weights, and if it labels in float16, which ends at 65,504, use precision = \"bfloat16\""
     )]
     NonFinite {
         /// Name in the configuration.
@@ -33,14 +33,6 @@ pub enum TeacherError {
         words: usize,
         /// Labels wanted per position.
         top_k: usize,
-    },
-    /// A sampled tail is drawn on the processor alone.
-    #[error(
-        "teacher `{teacher}`: a GPU does not draw from the tail (store.tail_samples); use device = \"cpu\", or tail_samples = 0"
-    )]
-    TailOnDevice {
-        /// Name in the configuration.
-        teacher: String,
     },
     /// Workers could not label a batch, time after time; others they may.
     #[error("teacher `{teacher}`: no worker could label a batch: {reason}")]

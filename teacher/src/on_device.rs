@@ -1,6 +1,7 @@
 //! A teacher on an accelerator.
 
-use model::device::{Accelerator, Best, DeviceError, Network, OnDevice, PendingBest, TopK};
+use crate::head::Tail;
+use model::device::{Accelerator, Best, DeviceError, Draws, Network, OnDevice, PendingBest, TopK};
 use model::{Bert, ModelError, PackedBatch};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,10 +70,15 @@ impl DeviceTeacher {
     ///
     /// # Errors
     /// When the batch does not fit the model, the accelerator has no room for one sequence, or fails.
-    pub(crate) fn begin(&self, batch: &PackedBatch, golds: &[u32]) -> Result<PendingParts, ModelError> {
+    pub(crate) fn begin(
+        &self,
+        batch: &PackedBatch,
+        golds: &[u32],
+        tail: Option<Tail<'_>>,
+    ) -> Result<PendingParts, ModelError> {
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         let mut parts = Vec::new();
-        self.begin_in_parts(&mut work, batch, golds, &mut parts)?;
+        self.begin_in_parts(&mut work, batch, golds, tail, &mut parts)?;
         Ok(PendingParts(parts))
     }
 
@@ -81,9 +87,10 @@ impl DeviceTeacher {
         work: &mut Work,
         batch: &PackedBatch,
         golds: &[u32],
+        tail: Option<Tail<'_>>,
         parts: &mut Vec<PendingBest>,
     ) -> Result<(), ModelError> {
-        match work.begin(batch, golds, self.top_k) {
+        match work.begin(batch, golds, self.top_k, tail) {
             Err(ModelError::Device(error @ DeviceError::OutOfMemory { .. })) if batch.lengths.len() > 1 => {
                 tracing::warn!(
                     sequences = batch.lengths.len(),
@@ -94,9 +101,12 @@ impl DeviceTeacher {
                 work.network.release()?;
                 work.head.release()?;
                 let (low, high) = batch.cut(2);
-                let (of_low, of_high) = golds.split_at(low.masked_rows.len());
-                self.begin_in_parts(work, &low, of_low, parts)?;
-                self.begin_in_parts(work, &high, of_high, parts)
+                let rows = low.masked_rows.len();
+                let (of_low, of_high) = golds.split_at(rows);
+                let [tail_of_low, tail_of_high] = [0..rows, rows..golds.len()]
+                    .map(|of| tail.map(|tail| Tail { uniforms: &tail.uniforms[of], ..tail }));
+                self.begin_in_parts(work, &low, of_low, tail_of_low, parts)?;
+                self.begin_in_parts(work, &high, of_high, tail_of_high, parts)
             }
             begun => begun.map(|part| parts.push(part)),
         }
@@ -104,11 +114,18 @@ impl DeviceTeacher {
 }
 
 impl Work {
-    fn begin(&mut self, batch: &PackedBatch, golds: &[u32], top_k: usize) -> Result<PendingBest, ModelError> {
+    fn begin(
+        &mut self,
+        batch: &PackedBatch,
+        golds: &[u32],
+        top_k: usize,
+        tail: Option<Tail<'_>>,
+    ) -> Result<PendingBest, ModelError> {
         let hidden = self.network.hidden(batch)?;
+        let draws = tail.map(|Tail { samples, uniforms }| Draws { samples, uniforms });
         // SAFETY: the network holds the hidden states of this batch until its next one, and its decoder for as long as it lives.
         #[allow(unsafe_code, reason = "places in an accelerator's memory are numbers")]
-        let begun = unsafe { self.head.begin(hidden, golds, top_k) };
+        let begun = unsafe { self.head.begin(hidden, golds, top_k, draws) };
         Ok(begun?)
     }
 }

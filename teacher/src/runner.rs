@@ -91,10 +91,7 @@ impl Runner {
         }
         let place = match &options.on {
             None => Place::Processor(Box::new(ProcessorTeacher::new(&bert, words).map_err(failed)?)),
-            Some(on) if options.tail.is_none() => {
-                Place::Device(on_device(on, &bert, words, options.top_k).map_err(failed)?)
-            }
-            Some(_) => return Err(TeacherError::TailOnDevice { teacher: options.name }),
+            Some(on) => Place::Device(on_device(on, &bert, words, options.top_k).map_err(failed)?),
         };
         let (path, place) = (path.to_owned(), RwLock::new(place));
         Ok(Self { options, path, words, configuration: bert.configuration, place })
@@ -149,15 +146,15 @@ impl Runner {
         let positions: Vec<usize> = copies.iter().map(|copy| copy.masked_positions.len()).collect();
         let (name, top_k) = (self.options.name.clone(), self.options.top_k);
         let failed = |source| TeacherError::Model { teacher: self.options.name.clone(), source: Box::new(source) };
+        let uniforms = self.options.tail.map(|tail| self.uniforms(tail.seed, copies));
+        let tail = uniforms.as_deref().map(|uniforms| Tail { samples: self.tail_samples(), uniforms });
         match &*self.place() {
             Place::Processor(teacher) => {
-                let uniforms = self.options.tail.map(|tail| self.uniforms(tail.seed, copies));
-                let tail = uniforms.as_deref().map(|uniforms| Tail { samples: self.tail_samples(), uniforms });
                 let label = teacher.label(&batch, &gold_ids, top_k, tail).map_err(failed)?;
                 finite(label, name).map(|label| PendingLabels::ready(split(&label, &positions)))
             }
             Place::Device(teacher) => {
-                let parts = teacher.begin(&batch, &gold_ids).map_err(failed)?;
+                let parts = teacher.begin(&batch, &gold_ids, tail).map_err(failed)?;
                 Ok(PendingLabels::later(move || {
                     let failed = |source| TeacherError::Model { teacher: name.clone(), source: Box::new(source) };
                     let label = label_of(parts.wait().map_err(failed)?, top_k);

@@ -52,19 +52,23 @@ fn assert_same(found: &[Label], expected: &[Label]) {
 
 #[test]
 fn labels_are_those_of_the_processor_also_in_parts() {
+    [None, TailOptions::of(3, 1)].into_iter().for_each(check_labels);
+}
+
+fn check_labels(tail: Option<TailOptions>) {
     let copies = copies();
     let all: Vec<&MaskedCopy> = copies.iter().collect();
-    let expected = load(None, None).unwrap().label(&all).unwrap();
+    let expected = load(None, tail).unwrap().label(&all).unwrap();
     let opened = Arc::new(Mutex::new(None));
     let kept = Arc::clone(&opened);
     let whole =
-        load(place(move || Ok(kept.lock().unwrap().insert(Arc::new(Emulated::default())).clone())), None).unwrap();
+        load(place(move || Ok(kept.lock().unwrap().insert(Arc::new(Emulated::default())).clone())), tail).unwrap();
     assert_same(&whole.label(&all).unwrap(), &expected);
     assert_eq!(whole.take_halvings(), 0);
 
     // As much as weights and trial take is there; a batch of many sequences needs more.
     let room = opened.lock().unwrap().as_ref().unwrap().peak();
-    let small = load(place(move || Ok(Arc::new(Emulated::with_capacity(room)))), None).unwrap();
+    let small = load(place(move || Ok(Arc::new(Emulated::with_capacity(room)))), tail).unwrap();
     let many: Vec<&MaskedCopy> = std::iter::repeat_n(&all, 12).flatten().copied().collect();
     let expected: Vec<Label> = std::iter::repeat_n(&expected, 12).flatten().cloned().collect();
     assert_same(&small.label(&many).unwrap(), &expected);
@@ -87,12 +91,6 @@ fn batches_are_begun_ahead() {
     for (batch, pending) in batches.iter().zip(pending) {
         assert_same(&pending.wait().unwrap(), &processor.label(batch).unwrap());
     }
-}
-
-#[test]
-fn a_sampled_tail_is_refused() {
-    let error = load(place(|| Ok(Arc::new(Emulated::default()))), TailOptions::of(2, 1)).unwrap_err().to_string();
-    assert!(error.contains("tail_samples") && error.contains("device = \"cpu\""), "{error}");
 }
 
 fn group(number: u64) -> Group {

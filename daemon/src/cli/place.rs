@@ -13,7 +13,7 @@ pub struct PlaceArgs {
     #[arg(long, value_name = "DEVICE", default_value_t)]
     pub device: DeviceChoice,
     /// What is multiplied there [default: float32 on the processor, bfloat16 on a GPU].
-    #[arg(long, value_name = "NUMBERS", value_parser = precision())]
+    #[arg(long, value_name = "NUMBERS", value_parser = precision(Precision::ALL))]
     pub precision: Option<Precision>,
 }
 
@@ -34,7 +34,7 @@ pub struct StudentPlaceArgs {
     #[arg(long, value_name = "DEVICES", value_delimiter = ',', default_values_t = [DeviceChoice::Cpu])]
     pub device: Vec<DeviceChoice>,
     /// What is multiplied there [default: float32 on the processor, bfloat16 on GPUs].
-    #[arg(long, value_name = "NUMBERS", value_parser = precision())]
+    #[arg(long, value_name = "NUMBERS", value_parser = precision(Precision::OF_TRAINING))]
     pub precision: Option<Precision>,
 }
 
@@ -49,8 +49,7 @@ impl StudentPlaceArgs {
     }
 }
 
-fn precision() -> impl TypedValueParser<Value = Precision> {
-    let all = [Precision::F32, Precision::Bf16];
+fn precision<const COUNT: usize>(all: [Precision; COUNT]) -> impl TypedValueParser<Value = Precision> {
     PossibleValuesParser::new(all.map(Precision::name))
         .map(move |name| all.into_iter().find(|precision| precision.name() == name).unwrap_or(Precision::F32))
 }

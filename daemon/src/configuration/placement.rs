@@ -4,7 +4,9 @@ use super::table::Table;
 use model::device::{DeviceChoice, DeviceError, DevicePlace, Precision, Ranks};
 use serde::{Serialize, Serializer};
 
-const NARROW_ON_PROCESSOR: &str = "the processor computes in float32; bfloat16 needs a GPU (device = \"cuda:0\")";
+const NARROW_ON_PROCESSOR: &str = "the processor computes in float32; others need a GPU (device = \"cuda:0\")";
+const NO_GRADIENTS: &str =
+    "a student is not trained in float16, in which small gradients vanish; use \"float32\" or \"bfloat16\"";
 
 /// `device` and `precision` of a teacher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -12,7 +14,7 @@ pub struct Placement {
     /// `cpu` or `cuda:N`.
     #[serde(serialize_with = "device_name")]
     pub device: DeviceChoice,
-    /// What is multiplied: float32, and on a GPU also bfloat16.
+    /// What is multiplied: float32, and on a GPU also bfloat16 and float16.
     #[serde(serialize_with = "precision_name")]
     pub precision: Precision,
 }
@@ -66,7 +68,7 @@ pub struct StudentPlacement {
     /// `cpu`, or one or several of `cuda:N`.
     #[serde(serialize_with = "device_names")]
     pub device: Vec<DeviceChoice>,
-    /// What is multiplied.
+    /// What is multiplied: float32, and on GPUs also bfloat16.
     #[serde(serialize_with = "precision_name")]
     pub precision: Precision,
 }
@@ -94,6 +96,9 @@ impl StudentPlacement {
     /// When devices do not train together, or cannot multiply such numbers.
     pub fn new(device: Vec<DeviceChoice>, precision: Option<Precision>) -> Result<Self, String> {
         check_together(&device)?;
+        if precision == Some(Precision::F16) {
+            return Err(NO_GRADIENTS.to_owned());
+        }
         Ok(Self { precision: precision_on(device[0], precision)?, device })
     }
 
@@ -134,11 +139,11 @@ fn check_together(devices: &[DeviceChoice]) -> Result<(), String> {
 }
 
 fn read_precision(table: &mut Table) -> Option<Precision> {
-    let all = [Precision::F32, Precision::Bf16];
     let name = table.optional_string("precision")?;
-    let precision = all.into_iter().find(|precision| precision.name() == name);
+    let precision = Precision::ALL.into_iter().find(|precision| precision.name() == name);
     if precision.is_none() {
-        table.problem("precision", format!("\"{name}\" is not known; use \"float32\" or \"bfloat16\""));
+        let known = Precision::ALL.map(|precision| format!("\"{}\"", precision.name())).join(" or ");
+        table.problem("precision", format!("\"{name}\" is not known; use {known}"));
     }
     precision
 }
@@ -146,8 +151,8 @@ fn read_precision(table: &mut Table) -> Option<Precision> {
 /// What is multiplied on a device: its usual numbers, unless others are asked for.
 fn precision_on(device: DeviceChoice, asked: Option<Precision>) -> Result<Precision, String> {
     match (device, asked) {
-        (DeviceChoice::Cpu, Some(Precision::Bf16)) => Err(NARROW_ON_PROCESSOR.to_owned()),
-        (DeviceChoice::Cpu, _) => Ok(Precision::F32),
+        (DeviceChoice::Cpu, Some(Precision::Bf16 | Precision::F16)) => Err(NARROW_ON_PROCESSOR.to_owned()),
+        (DeviceChoice::Cpu, None | Some(Precision::F32)) => Ok(Precision::F32),
         (DeviceChoice::Cuda(_), asked) => Ok(asked.unwrap_or(Precision::Bf16)),
     }
 }

@@ -296,11 +296,6 @@ impl Configuration {
             let language = corpus.language.as_deref().unwrap_or_default();
             self.needs_teacher(&format!("corpus[{}].language", corpus.name), language, problems);
         }
-        let on_gpu = |teacher: &&Teacher| teacher.labels && !teacher.place.is_processor();
-        if let Some(teacher) = self.teacher.iter().find(on_gpu).filter(|_| self.store.tail_samples > 0) {
-            let message = "a GPU does not draw from the tail (store.tail_samples); use \"cpu\"".to_owned();
-            problems.add(format!("teacher[{}].device", teacher.name), message);
-        }
         if let Some(teacher) =
             self.teacher.iter().find(|teacher| teacher.labelled_by.is_elsewhere()).filter(|_| self.cluster.is_none())
         {

@@ -105,12 +105,16 @@ fn a_gpu_multiplies_in_bfloat16_unless_it_is_told_not_to() {
         ("", shown("cpu", "float32")),
         ("device = \"cuda:1\"", shown("cuda:1", "bfloat16")),
         ("device = \"cuda:1\"\nprecision = \"float32\"", shown("cuda:1", "float32")),
+        ("device = \"cuda:1\"\nprecision = \"float16\"", shown("cuda:1", "float16")),
     ] {
         assert_eq!(place(text).unwrap(), expected, "{text}");
     }
     for (text, expected) in [
         ("precision = \"bfloat16\"", "teacher[en].precision: the processor computes in float32"),
-        ("precision = \"half\"", "teacher[en].precision: \"half\" is not known; use \"float32\" or \"bfloat16\""),
+        (
+            "precision = \"half\"",
+            "teacher[en].precision: \"half\" is not known; use \"float32\" or \"bfloat16\" or \"float16\"",
+        ),
     ] {
         assert!(place(text).unwrap_err()[0].to_string().contains(expected), "{text}");
     }
@@ -138,6 +142,10 @@ fn several_gpus_train_one_student() {
         (
             "device = [\"cuda:0\", \"cpu\"]",
             "student.device: a student is trained on the processor or on GPUs, not on both",
+        ),
+        (
+            "device = \"cuda:0\"\nprecision = \"float16\"",
+            "student.precision: a student is not trained in float16, in which small gradients vanish",
         ),
         ("device = []", "student.device: empty; give \"cpu\", or one or several GPUs"),
     ] {

@@ -175,7 +175,7 @@ impl Calls {
 
     /// Whether tensor cores do heads of this size.
     fn in_tiles(&self, size: usize) -> bool {
-        self.precision == Precision::Bf16 && [32, 64, 128].contains(&size)
+        self.precision != Precision::F32 && [32, 64, 128].contains(&size)
     }
 
     /// A kernel that has a row a warp.

@@ -3,11 +3,13 @@
 //! [`Accelerator`] is the narrow place: memory, copies, kernels by name, matrix products. What runs on one ([`Network`]) is written once, against it. Behind it is a
 //! GPU (`Cuda`, feature `cuda`), or, in tests, the kernels' own source on this processor (the crate `kernel-emulator`).
 //!
-//! The kernels ([`KERNELS`]) are CUDA C++, compiled when an accelerator is opened; nothing is needed to build this crate. Numbers are float32 or bfloat16
-//! ([`Precision`]); sums, LayerNorms, softmaxes, logits and all vectors of parameters are float32 in either.
+//! The kernels ([`KERNELS`]) are CUDA C++, compiled when an accelerator is opened; nothing is needed to build this crate. Numbers are float32, bfloat16 or
+//! float16 ([`Precision`]); sums, LayerNorms, softmaxes, logits and all vectors of parameters are float32 in all of them.
 
 #![allow(unsafe_code, reason = "places in an accelerator's memory are numbers")]
 
+use half::{bf16, f16};
+use std::borrow::Cow;
 use std::fmt::Debug;
 
 mod batch;
@@ -29,46 +31,65 @@ pub use cuda::{ARCHITECTURES, Cuda, Nccl, compile};
 pub use exchange::{Exchange, ThroughHost};
 pub use network::Network;
 pub use ranks::{Rank, Ranks};
-pub use top_k::{Best, PendingBest, TopK};
+pub use top_k::{Best, Draws, PendingBest, TopK};
 pub use training::{AdamwFactors, DeviceTraining, PositionOutcome, RowTargets};
 
 /// The kernels' source, in the order in which it is compiled.
-pub const KERNELS: [(&str, &str); 8] = [
+pub const KERNELS: [(&str, &str); 9] = [
     ("common.cuh", include_str!("kernels/common.cuh")),
     ("dropout.cuh", include_str!("kernels/dropout.cuh")),
     ("rows.cu", include_str!("kernels/rows.cu")),
     ("attention.cu", include_str!("kernels/attention.cu")),
     ("top_k.cu", include_str!("kernels/top_k.cu")),
+    ("tail.cu", include_str!("kernels/tail.cu")),
     ("training.cu", include_str!("kernels/training.cu")),
     ("attention_training.cu", include_str!("kernels/attention_training.cu")),
     ("loss.cu", include_str!("kernels/loss.cu")),
 ];
 
 /// What an accelerator's processor multiplies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// float32.
     F32,
     /// bfloat16, with sums in float32.
     Bf16,
+    /// float16, with sums in float32: three bits more than bfloat16, but nothing above 65,504. For labelling only: gradients would vanish.
+    F16,
 }
 
 impl Precision {
+    /// All that there are.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::F16];
+    /// Those that a student can be trained in.
+    pub const OF_TRAINING: [Self; 2] = [Self::F32, Self::Bf16];
+
     /// Bytes of a number.
     #[must_use]
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::Bf16 | Self::F16 => 2,
         }
     }
 
-    /// What configurations call it: `float32` or `bfloat16`.
+    /// What configurations call it: `float32`, `bfloat16` or `float16`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "float32",
             Self::Bf16 => "bfloat16",
+            Self::F16 => "float16",
+        }
+    }
+
+    /// Numbers as they lie in an accelerator's memory, rounded to the nearest.
+    fn bits_of(self, values: &[f32]) -> Cow<'_, [u8]> {
+        let narrow = |bits: fn(f32) -> u16| values.iter().flat_map(|value| bits(*value).to_ne_bytes()).collect();
+        match self {
+            Self::F32 => Cow::Borrowed(bytemuck::cast_slice(values)),
+            Self::Bf16 => narrow(|value| bf16::from_f32(value).to_bits()),
+            Self::F16 => narrow(|value| f16::from_f32(value).to_bits()),
         }
     }
 }
@@ -279,6 +300,12 @@ pub unsafe fn numbers(
     at: Address,
     count: usize,
 ) -> Result<Vec<f32>, DeviceError> {
+    let narrow = |number: fn(u16) -> f32| {
+        let mut bits = vec![0_u16; count];
+        // SAFETY: the caller's.
+        unsafe { device.download(at, bytemuck::cast_slice_mut(&mut bits))? };
+        Ok(bits.into_iter().map(number).collect())
+    };
     match precision {
         Precision::F32 => {
             let mut values = vec![0.0_f32; count];
@@ -286,11 +313,7 @@ pub unsafe fn numbers(
             unsafe { device.download(at, bytemuck::cast_slice_mut(&mut values))? };
             Ok(values)
         }
-        Precision::Bf16 => {
-            let mut bits = vec![0_u16; count];
-            // SAFETY: the caller's.
-            unsafe { device.download(at, bytemuck::cast_slice_mut(&mut bits))? };
-            Ok(bits.into_iter().map(|bits| half::bf16::from_bits(bits).to_f32()).collect())
-        }
+        Precision::Bf16 => narrow(|bits| bf16::from_bits(bits).to_f32()),
+        Precision::F16 => narrow(|bits| f16::from_bits(bits).to_f32()),
     }
 }

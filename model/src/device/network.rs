@@ -9,7 +9,6 @@ use super::{Accelerator, Address, Buffer, DeviceError, OnDevice, Precision};
 use crate::layout::{LayerSlots, NormVectors};
 use crate::trial::{self, Difference};
 use crate::{Bert, Configuration, Layout, ModelError, PackedBatch, Parameters};
-use half::bf16;
 use std::sync::Arc;
 
 /// A BERT or an ELECTRA generator without its decoder, on an accelerator.
@@ -56,13 +55,7 @@ impl Network {
         calls.check(configuration, false)?;
         let layout = Layout::of(configuration);
         let arena = layout.gather(parameters)?;
-        let numbers = match precision {
-            Precision::F32 => Buffer::of(device, bytemuck::cast_slice(&arena))?,
-            Precision::Bf16 => {
-                let narrow: Vec<u16> = arena.iter().map(|value| bf16::from_f32(*value).to_bits()).collect();
-                Buffer::of(device, bytemuck::cast_slice(&narrow))?
-            }
-        };
+        let numbers = Buffer::of(device, &precision.bits_of(&arena))?;
         let vectors = Buffer::of(device, &arena[..layout.matrices])?;
         let (batch, work) = (DeviceBatch::new(device)?, Workspace::new(device)?);
         Ok(Self { calls, configuration: configuration.clone(), layout, numbers, vectors, batch, work })
@@ -79,15 +72,22 @@ impl Network {
         let tolerance = match precision {
             Precision::F32 => 1e-3,
             Precision::Bf16 => 5e-2,
+            Precision::F16 => 1e-2,
         };
-        if let Some(Difference { apart, size }) =
+        if let Some(Difference { apart, size, finite }) =
             trial::difference(bert, tolerance, |batch| network.hidden_values(batch))?
         {
-            let reason = format!(
-                "hidden states in {} differ by {apart} from those of the processor (they go up to {size}): the kernels compute \
-                 something else on this GPU; please report its model and driver, and use device = \"cpu\"",
-                precision.name()
-            );
+            let reason = match (precision, finite) {
+                (Precision::F16, false) => {
+                    "this model goes beyond 65,504, the largest number of float16; use precision = \"bfloat16\""
+                        .to_owned()
+                }
+                _ => format!(
+                    "hidden states in {} differ by {apart} from those of the processor (they go up to {size}): the kernels \
+                     compute something else on this GPU; please report its model and driver, and use device = \"cpu\"",
+                    precision.name()
+                ),
+            };
             return Err(DeviceError::Unusable { device: device.name().to_owned(), reason }.into());
         }
         Ok(network)

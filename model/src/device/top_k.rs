@@ -9,6 +9,8 @@ const CANDIDATES: usize = 4096;
 /// Bytes of the logits that are in memory at a time.
 const LOGIT_BYTES: usize = 256 << 20;
 const NONE: u32 = u32::MAX;
+/// Words of a tile of the line on which a tail's points lie: as its source says.
+const TILE_WORDS: usize = 512;
 
 /// A decoder's place, and the buffers of its labels.
 #[derive(Debug)]
@@ -22,14 +24,24 @@ pub struct TopK {
     embedding: usize,
     logits: Buffer<f32>,
     golds: Buffer<u32>,
+    uniforms: Buffer<f64>,
     /// `[rows, k]`, twice, and `[rows]`, twice, one behind the other; the last number is the lowest token whose logit is not finite.
     labels: Buffer<u32>,
+}
+
+/// Of each row's labels, how many are drawn from the tail, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Draws<'a> {
+    /// At least 1, and fewer than k.
+    pub samples: usize,
+    /// `[rows]`, within 0 and 1: where the first point lies.
+    pub uniforms: &'a [f64],
 }
 
 /// What is kept of each row's logits.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Best {
-    /// `[rows, k]`: the largest logit first; of equal ones the lower id.
+    /// `[rows, k]`: the largest logit first; of equal ones the lower id. What was drawn is behind, by id.
     pub top_ids: Vec<u32>,
     /// `[rows, k]`.
     pub top_logits: Vec<f32>,
@@ -102,6 +114,7 @@ impl TopK {
             embedding,
             logits: Buffer::new(device, 0)?,
             golds: Buffer::new(device, 0)?,
+            uniforms: Buffer::new(device, 0)?,
             labels: Buffer::new(device, 0)?,
         })
     }
@@ -113,6 +126,7 @@ impl TopK {
     pub fn release(&mut self) -> Result<(), DeviceError> {
         self.logits = Buffer::new(&self.device, 0)?;
         self.golds = Buffer::new(&self.device, 0)?;
+        self.uniforms = Buffer::new(&self.device, 0)?;
         self.labels = Buffer::new(&self.device, 0)?;
         Ok(())
     }
@@ -120,17 +134,23 @@ impl TopK {
     /// The most labels a position can have.
     pub const MOST: usize = 1024;
 
-    /// Begins to label `hidden` `[golds, embedding]`, in the head's precision.
+    /// Begins to label `hidden` `[golds, embedding]`, in the head's precision. Without `draws` all labels are the best ones.
     ///
     /// # Errors
     /// When the accelerator fails or has no room.
     ///
     /// # Panics
-    /// When `top_k` is 0, more than there are words, or more than [`TopK::MOST`].
+    /// When `top_k` is 0, more than there are words, or more than [`TopK::MOST`], or all labels would be drawn.
     ///
     /// # Safety
     /// `hidden` holds as many rows, and the decoder that the head was made with is still there.
-    pub unsafe fn begin(&mut self, hidden: Address, golds: &[u32], top_k: usize) -> Result<PendingBest, DeviceError> {
+    pub unsafe fn begin(
+        &mut self,
+        hidden: Address,
+        golds: &[u32],
+        top_k: usize,
+        draws: Option<Draws<'_>>,
+    ) -> Result<PendingBest, DeviceError> {
         assert!((1..=self.words.min(Self::MOST)).contains(&top_k), "the top {top_k} of {} words", self.words);
         assert!(golds.iter().all(|gold| (*gold as usize) < self.vocabulary), "gold ids beyond {}", self.vocabulary);
         let rows = golds.len();
@@ -139,6 +159,12 @@ impl TopK {
         self.logits.grow(at_a_time * stride)?;
         self.golds.grow(rows)?;
         self.golds.write(golds)?;
+        if let Some(Draws { samples, uniforms }) = draws {
+            assert!((1..top_k).contains(&samples), "{samples} samples of a top {top_k}");
+            assert_eq!(uniforms.len(), rows, "a uniform number per gold id");
+            self.uniforms.grow(rows)?;
+            self.uniforms.write(uniforms)?;
+        }
         let count = 2 * rows * (top_k + 1) + 1;
         self.labels.grow(count)?;
         // The kernel only lowers it.
@@ -192,6 +218,23 @@ impl TopK {
                 self.device.multiply(&product)?;
                 self.device.launch(&launch)?;
             }
+            let Some(Draws { samples, .. }) = draws else { continue };
+            let arguments = [
+                Argument::Address(self.logits.at()),
+                Argument::U32(stride as u32),
+                Argument::Address(self.bias),
+                Argument::U32(self.words as u32),
+                Argument::U32(top_k as u32),
+                Argument::U32(samples as u32),
+                Argument::Address(self.uniforms.at() + 8 * first as u64),
+                Argument::Address(place(2 * rows * top_k + first)),
+                Argument::Address(place(first * top_k)),
+                Argument::Address(place((rows + first) * top_k)),
+            ];
+            let shared = 8 * self.words.div_ceil(TILE_WORDS) + 16 * top_k;
+            let launch = Launch { kernel: "draw_tail", shared_bytes: shared as u32, arguments: &arguments, ..launch };
+            // SAFETY: as above; `uniforms` has a number for each row.
+            unsafe { self.device.launch(&launch)? };
         }
         // SAFETY: the buffer has `count` numbers.
         let arrival = unsafe { self.device.fetch(self.labels.at(), 4 * count)? };

@@ -73,7 +73,7 @@ impl Inference {
     pub fn checked(bert: &Bert) -> Result<Self, ModelError> {
         let network = Self::new(&bert.configuration, &bert.parameters)?;
         let hidden = |batch: &PackedBatch| Ok(network.map_shards(batch, |_, hidden| hidden.to_vec())?.concat());
-        if let Some(Difference { apart, size }) = trial::difference(bert, TOLERANCE, hidden)? {
+        if let Some(Difference { apart, size, .. }) = trial::difference(bert, TOLERANCE, hidden)? {
             return Err(ModelError::Instructions { apart, size });
         }
         Ok(network)

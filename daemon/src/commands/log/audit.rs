@@ -30,6 +30,10 @@ const FLOAT_DIVERGENCE: f64 = 1e-5;
 const BF16_TOLERANCE: f64 = 0.1;
 const BF16_DIVERGENCE: f64 = 1e-3;
 
+/// In float16, which has eleven: an eighth of that, and of a divergence, which goes with the square, less yet.
+const F16_TOLERANCE: f64 = 0.0125;
+const F16_DIVERGENCE: f64 = 5e-5;
+
 /// What `precision = "compact"` guarantees: of every log-probability and log-sum-exp, and of the mean KL divergence.
 const COMPACT_TOLERANCE: f64 = 1.0 / 32.0;
 const COMPACT_DIVERGENCE: f64 = 2e-4;
@@ -236,6 +240,7 @@ impl Report {
         let (tolerance, divergence) = match place.precision {
             Numbers::F32 => (FLOAT_TOLERANCE, FLOAT_DIVERGENCE),
             Numbers::Bf16 => (BF16_TOLERANCE, BF16_DIVERGENCE),
+            Numbers::F16 => (F16_TOLERANCE, F16_DIVERGENCE),
         };
         let (bound, kl_bound) = match precision == Precision::Exact {
             true => (tolerance, divergence),

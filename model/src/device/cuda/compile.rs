@@ -36,9 +36,14 @@ fn compile_source(precision: Precision, architecture: &str) -> Result<Vec<u8>, S
     let source = KERNELS.map(|(_, text)| text).join("\n");
     let source = CString::new(source).map_err(|error| error.to_string())?;
     let failed = |error: nvrtc::NvrtcError| format!("kernels cannot be compiled for {architecture}: {error}");
+    let number = match precision {
+        Precision::F32 => 0,
+        Precision::Bf16 => 1,
+        Precision::F16 => 2,
+    };
     let options = [
         format!("--gpu-architecture={architecture}"),
-        format!("-DREAL_IS_BF16={}", u32::from(precision == Precision::Bf16)),
+        format!("-DREAL={number}"),
         "-std=c++17".to_owned(),
         "-default-device".to_owned(),
     ];

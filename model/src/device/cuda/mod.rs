@@ -82,8 +82,8 @@ unsafe impl Sync for Cuda {}
 /// A product but for its places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Shape {
-    narrow: bool,
-    narrow_out: bool,
+    precision: Precision,
+    out_precision: Precision,
     rows: usize,
     columns: usize,
     inner: usize,
@@ -245,6 +245,7 @@ impl Cuda {
         let number = |precision| match precision {
             Precision::F32 => blas_sys::cudaDataType_t::CUDA_R_32F,
             Precision::Bf16 => blas_sys::cudaDataType_t::CUDA_R_16BF,
+            Precision::F16 => blas_sys::cudaDataType_t::CUDA_R_16F,
         };
         // A matrix [rows, columns] that lies row after row is one of [columns, rows] to cuBLASLt.
         let layout = |precision, (rows, columns): (usize, usize), transposed: bool, stride: usize| {
@@ -368,8 +369,8 @@ impl Accelerator for Cuda {
         self.bind()?;
         let Product { precision, rows, columns, inner, left, right, out, out_precision, accumulate } = *product;
         let shape = Shape {
-            narrow: precision == Precision::Bf16,
-            narrow_out: out_precision == Precision::Bf16,
+            precision,
+            out_precision,
             rows,
             columns,
             inner,

@@ -68,7 +68,7 @@ __device__ __forceinline__ void attend_plainly(const Attention& a, u32 longest) 
 
 KERNEL(attend, ATTENTION_THREADS, ATTENTION_PARAMETERS, u32 longest) { attend_plainly(ATTENTION_ARGUMENTS, longest); }
 
-#if REAL_IS_BF16
+#if REAL != FLOAT32
 // Queries of a block (16 a warp), and keys in shared memory at a time.
 #define QUERIES 64
 #define KEYS 64
@@ -78,10 +78,15 @@ KERNEL(attend, ATTENTION_THREADS, ATTENTION_PARAMETERS, u32 longest) { attend_pl
 #ifdef EMULATED
 #include "tensor_cores.h"
 #else
-// c += a · b for 16 × 16 (rows) and 16 × 8 (columns) of bfloat16. Of lane 4·g + t: a is at rows g and g + 8, columns 2t and 2t + 8; b at rows 2t and 2t + 8,
+#if REAL == BFLOAT16
+#define NUMBERS "bf16"
+#else
+#define NUMBERS "f16"
+#endif
+// c += a · b for 16 × 16 (rows) and 16 × 8 (columns) of narrow numbers. Of lane 4·g + t: a is at rows g and g + 8, columns 2t and 2t + 8; b at rows 2t and 2t + 8,
 // column g; c at rows g and g + 8, columns 2t and 2t + 1.
 __device__ __forceinline__ void multiply_tile(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NUMBERS "." NUMBERS ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -96,7 +101,7 @@ __device__ __forceinline__ void load_transposed(u32& b0, u32& b1, const real* ro
 // Two numbers in a row, with their bias.
 __device__ __forceinline__ u32 load_pair(const real* x, const float* bias) {
     const u32 bits = *(const u32*)x;
-    return pack(__uint_as_float(bits << 16) + bias[0], __uint_as_float(bits & 0xffff0000u) + bias[1]);
+    return pack(first_of(bits) + bias[0], second_of(bits) + bias[1]);
 }
 
 template <int SIZE>

@@ -170,7 +170,7 @@ KERNEL(attend_keys, ATTENTION_THREADS, ATTENTION_PARAMETERS, u32 longest, GRADIE
     }
 }
 
-#if REAL_IS_BF16
+#if REAL != FLOAT32
 // Which of the probabilities of 64 queries from `first_row` on (`end`: behind the last one) and of the 64 keys from `begin` on are dropped: bit i of [query][w] is that of
 // key begin + 16 · w + i.
 __device__ __forceinline__ void drop_tile(const Mask& mask, u32 head, u32 first_row, u32 end, u32 begin, unsigned short (*dropped)[4]) {

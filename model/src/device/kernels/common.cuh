@@ -1,5 +1,9 @@
-// What all kernels use. Compiled twice: REAL_IS_BF16 = 0 (float32) and 1 (bfloat16, with sums in float32). Nothing is included on a device, so that the
-// run-time compiler needs no headers; EMULATED is the processor (tests/gpu/emulator).
+// What all kernels use. Compiled three times: REAL = FLOAT32, BFLOAT16 and FLOAT16 (the narrow ones with sums in float32). Nothing is included on a device, so
+// that the run-time compiler needs no headers; EMULATED is the processor (tests/gpu/emulator).
+
+#define FLOAT32 0
+#define BFLOAT16 1
+#define FLOAT16 2
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -16,12 +20,12 @@ extern __shared__ __align__(16) u8 dynamic_shared[];
 #define INFINITE __int_as_float(0x7f800000)
 #endif
 
-#if REAL_IS_BF16
+// Of narrow numbers: to the nearest, ties to even, and two of them in 32 bits, the first one low.
+#if REAL == BFLOAT16
 struct real { unsigned short bits; };
 
 __device__ __forceinline__ float to_float(real x) { return __uint_as_float((u32)x.bits << 16); }
 
-// To the nearest, ties to even.
 __device__ __forceinline__ real to_real(float x) {
     real rounded;
 #ifdef EMULATED
@@ -33,6 +37,34 @@ __device__ __forceinline__ real to_real(float x) {
 #endif
     return rounded;
 }
+
+__device__ __forceinline__ float first_of(u32 pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float second_of(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+#elif REAL == FLOAT16
+struct real { unsigned short bits; };
+
+__device__ __forceinline__ float to_float(real x) {
+#ifdef EMULATED
+    return emulator::of_half(x.bits);
+#else
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
+    return wide;
+#endif
+}
+
+__device__ __forceinline__ real to_real(float x) {
+    real rounded;
+#ifdef EMULATED
+    rounded.bits = emulator::to_half(x);
+#else
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(x));
+#endif
+    return rounded;
+}
+
+__device__ __forceinline__ float first_of(u32 pair) { return to_float(real{(unsigned short)pair}); }
+__device__ __forceinline__ float second_of(u32 pair) { return to_float(real{(unsigned short)(pair >> 16)}); }
 #else
 typedef float real;
 
@@ -57,8 +89,20 @@ __device__ __forceinline__ void store_floats(float* to, const Eight& x) {
     ((float4*)to)[1] = make_float4(x.at[4], x.at[5], x.at[6], x.at[7]);
 }
 
-#if REAL_IS_BF16
-__device__ __forceinline__ u32 pack(float low, float high) { return (u32)to_real(low).bits | (u32)to_real(high).bits << 16; }
+#if REAL != FLOAT32
+__device__ __forceinline__ u32 pack(float first, float second) {
+#ifdef EMULATED
+    return (u32)to_real(first).bits | (u32)to_real(second).bits << 16;
+#else
+    u32 pair;
+#if REAL == BFLOAT16
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+#else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+#endif
+    return pair;
+#endif
+}
 
 __device__ __forceinline__ Eight load_eight(const real* from) {
     const uint4 bits = *(const uint4*)from;
@@ -66,8 +110,8 @@ __device__ __forceinline__ Eight load_eight(const real* from) {
     Eight out;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        out.at[2 * i] = __uint_as_float(pairs[i] << 16);
-        out.at[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+        out.at[2 * i] = first_of(pairs[i]);
+        out.at[2 * i + 1] = second_of(pairs[i]);
     }
     return out;
 }

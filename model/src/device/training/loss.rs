@@ -161,7 +161,7 @@ impl DeviceTraining {
         )?;
         let of_logits = match calls.precision {
             Precision::F32 => room.logits.at(),
-            Precision::Bf16 => room.of_logits.at(),
+            Precision::Bf16 | Precision::F16 => room.of_logits.at(),
         };
         let target = |list: usize| at(room.targets.at() + 4 * (entries + list * rows + first) as u64);
         let arguments = [

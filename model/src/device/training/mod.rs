@@ -104,7 +104,7 @@ impl DeviceTraining {
         let moments = || Buffer::new(device, rank.own(layout.length(), EIGHT).len());
         let narrow = match precision {
             Precision::F32 => None,
-            Precision::Bf16 => Some(Buffer::new(device, length * precision.bytes())?),
+            Precision::Bf16 | Precision::F16 => Some(Buffer::new(device, length * precision.bytes())?),
         };
         let training = Self {
             parameters: arena()?,

@@ -209,7 +209,7 @@ impl Room {
         self.partial.grow(Calls::partials((2 * hidden).max(wide).max(stride)))?;
         let positions = positions_at_a_time(c.vocabulary_size, masked);
         self.logits.grow(positions * stride)?;
-        if precision == Precision::Bf16 {
+        if precision != Precision::F32 {
             self.of_logits.grow(bytes(positions, stride))?;
         }
         self.golds.grow(masked)?;

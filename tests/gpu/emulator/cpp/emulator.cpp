@@ -77,9 +77,34 @@ bool release(unsigned first, unsigned end, State barrier) {
     return waiting;
 }
 
+// In which order a block's threads go on. What depends on it is a race, so blocks take turns.
+enum class Schedule {
+    // All warps from one barrier of a warp to the next.
+    Together,
+    // The first warp as far as it comes, then the next one.
+    FirstWarpFirst,
+    // The last thread of the last warp first.
+    LastWarpFirst,
+};
+
+// Runs those of a warp that can go on. Returns whether there are some.
+bool run_warp(unsigned first, unsigned end, bool backwards) {
+    bool ran = false;
+    for (unsigned turn = 0; turn < end - first; turn++) {
+        const unsigned at = backwards ? end - 1 - turn : first + turn;
+        if (threads[at].state != State::Ready) continue;
+        current = at;
+        threadIdx = threads[at].place;
+        take_up();
+        ran = true;
+    }
+    return ran;
+}
+
 // Runs a block to its end; false: its threads wait for each other at different barriers.
-bool run_block() {
-    const unsigned count = (unsigned)threads.size();
+bool run_block(Schedule schedule) {
+    const unsigned count = (unsigned)threads.size(), warps = (count + 31) / 32;
+    const bool backwards = schedule == Schedule::LastWarpFirst;
     for (Thread& thread : threads) {
         thread.state = State::Ready;
         thread.begun = false;
@@ -90,23 +115,20 @@ bool run_block() {
         makecontext(&thread.context, enter, 0);
     }
     for (;;) {
-        bool ran = false, ended = true;
-        for (unsigned at = 0; at < count; at++) {
-            if (threads[at].state == State::Ready) {
-                current = at;
-                threadIdx = threads[at].place;
-                take_up();
-                ran = true;
-            }
-            ended &= threads[at].state == State::Ended;
+        bool went_on = false, ended = true;
+        for (unsigned turn = 0; turn < warps; turn++) {
+            const unsigned first = 32 * (backwards ? warps - 1 - turn : turn), end = first + 32 < count ? first + 32 : count;
+            bool more;
+            do {
+                went_on |= run_warp(first, end, backwards);
+                more = release(first, end, State::AtWarpBarrier);
+                went_on |= more;
+            } while (more && schedule != Schedule::Together);
         }
+        for (const Thread& thread : threads) ended &= thread.state == State::Ended;
         if (ended) return true;
-        bool released = false;
-        for (unsigned first = 0; first < count; first += 32) {
-            released |= release(first, first + 32 < count ? first + 32 : count, State::AtWarpBarrier);
-        }
-        released |= release(0, count, State::AtBlockBarrier);
-        if (!ran && !released) return false;
+        went_on |= release(0, count, State::AtBlockBarrier);
+        if (!went_on) return false;
     }
 }
 
@@ -152,7 +174,8 @@ extern "C" int emulator_launch(const char* precision, const char* name, const un
                 // Whatever a block before has left: kernels must not count on zeros.
                 shared.assign(shared_bytes + 16, 0xa5);
                 blockIdx = Place{x, y, z};
-                if (!run_block()) return 3;
+                const unsigned turn = x + y + z + grid[0] + grid[1] + grid[2];
+                if (!run_block((Schedule)(turn % 3))) return 3;
             }
         }
     }

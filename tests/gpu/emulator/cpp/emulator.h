@@ -38,6 +38,26 @@ T exchange(T value, unsigned from) {
     return out;
 }
 
+// float16, to the nearest, ties to even.
+inline float of_half(unsigned short bits) {
+    const int exponent = bits >> 10 & 31, rest = bits & 1023;
+    const float size = exponent == 31 ? (rest ? NAN : INFINITY) : exponent == 0 ? ldexpf(rest, -24) : ldexpf(1024 + rest, exponent - 25);
+    return bits >> 15 ? -size : size;
+}
+
+inline unsigned short to_half(float x) {
+    if (x != x) return 0x7fff;
+    const unsigned short sign = std::signbit(x) ? 0x8000 : 0;
+    const float size = fabsf(x);
+    if (size >= 65520.0f) return sign | 0x7c00;
+    int exponent;
+    frexpf(size, &exponent);
+    // Below the smallest normal number, 2^-14, the distance stays that of there.
+    if (size == 0.0f || exponent < -13) exponent = -13;
+    const unsigned units = (unsigned)nearbyintf(ldexpf(size, 11 - exponent));
+    return sign | (unsigned short)(((exponent + 13) << 10) + units);
+}
+
 template <typename Function, Function function>
 struct Unpack;
 template <typename... Arguments, void (*function)(Arguments...)>
@@ -64,8 +84,9 @@ extern emulator::Place threadIdx, blockIdx, blockDim, gridDim;
     static const emulator::Registration registration_of_##NAME(PRECISION, #NAME, THREADS, &emulator::Unpack<decltype(&NAME), &NAME>::call); \
     static void NAME(__VA_ARGS__)
 
-struct float4 { float x, y, z, w; };
-struct uint4 { unsigned x, y, z, w; };
+// Only at multiples of 16 bytes, as on a device (see build.rs).
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
@@ -79,6 +100,9 @@ template <typename T>
 T __shfl_xor_sync(unsigned, T x, unsigned apart) { return emulator::exchange(x, emulator::lane() ^ apart); }
 template <typename T>
 T __shfl_sync(unsigned, T x, unsigned from) { return emulator::exchange(x, from); }
+
+// The lowest bit that is set, from 1 on; 0: none is.
+static inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 // Bit l: what lane l says.
 static inline unsigned __ballot_sync(unsigned, bool here) {

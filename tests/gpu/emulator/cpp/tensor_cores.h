@@ -2,8 +2,6 @@
 
 static void multiply_tile(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     const unsigned lane = emulator::lane(), g = lane / 4, t = lane % 4;
-    auto low = [](u32 pair) { return __uint_as_float(pair << 16); };
-    auto high = [](u32 pair) { return __uint_as_float(pair & 0xffff0000u); };
     for (unsigned other = 0; other < 4; other++) {
         u32 of_a[4], of_b[2][2];
         for (int i = 0; i < 4; i++) of_a[i] = emulator::exchange(a[i], 4 * g + other);
@@ -13,7 +11,8 @@ static void multiply_tile(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         }
         for (unsigned i = 0; i < 4; i++) {
             const u32 *of_column = of_b[i % 2], first = of_a[i / 2], second = of_a[2 + i / 2];
-            c[i] += low(first) * low(of_column[0]) + high(first) * high(of_column[0]) + low(second) * low(of_column[1]) + high(second) * high(of_column[1]);
+            c[i] += first_of(first) * first_of(of_column[0]) + second_of(first) * second_of(of_column[0]) + first_of(second) * first_of(of_column[1]) +
+                    second_of(second) * second_of(of_column[1]);
         }
     }
 }

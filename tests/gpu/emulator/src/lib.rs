@@ -5,11 +5,11 @@
 
 #![allow(unsafe_code, reason = "places in memory are numbers here")]
 
-use half::bf16;
+use half::{bf16, f16};
 use model::device::{
     Accelerator, Address, Argument, Arrival, DeviceChoice, DeviceError, Factor, Launch, Precision, Product,
 };
-use std::alloc::Layout;
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -85,8 +85,8 @@ struct Fetched {
     bytes: Arc<Mutex<Vec<u8>>>,
 }
 
-/// As an accelerator's allocator aligns.
-const ALIGNMENT: usize = 256;
+/// What kernels count on: a thread reads so many bytes at a time.
+const ALIGNMENT: usize = 16;
 
 impl Emulated {
     /// With room for so many bytes.
@@ -230,6 +230,26 @@ impl Arrival for Fetched {
 
 const NAME: &str = "emulator";
 
+/// Of so many reserved bytes: how many their pages have, with those around them, and how many of these come before the reserved ones.
+fn extent(bytes: usize) -> (usize, usize) {
+    let page = rustix::param::page_size();
+    let room = bytes.next_multiple_of(page);
+    (room + 2 * page, page + room - bytes.next_multiple_of(ALIGNMENT))
+}
+
+/// Memory that ends at a page which nobody may touch; so does the one before it. A kernel that reads or writes beyond is stopped (SIGSEGV).
+fn fenced(bytes: usize) -> rustix::io::Result<*mut u8> {
+    let (pages, of_begin) = extent(bytes);
+    let page = rustix::param::page_size();
+    // SAFETY: nothing is mapped there before.
+    unsafe {
+        let begin = rustix::mm::mmap_anonymous(std::ptr::null_mut(), pages, ProtFlags::empty(), MapFlags::PRIVATE)?;
+        let inner = begin.cast::<u8>().add(page).cast();
+        rustix::mm::mprotect(inner, pages - 2 * page, MprotectFlags::READ | MprotectFlags::WRITE)?;
+        Ok(begin.cast::<u8>().add(of_begin))
+    }
+}
+
 impl Accelerator for Emulated {
     fn name(&self) -> &str {
         NAME
@@ -237,15 +257,10 @@ impl Accelerator for Emulated {
 
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
         let full = || DeviceError::OutOfMemory { device: NAME.to_owned(), bytes };
-        let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| full())?;
         if self.0.capacity.is_some_and(|capacity| self.reserved() + bytes > capacity) {
             return Err(full());
         }
-        // SAFETY: callers ask for at least one byte.
-        let at = unsafe { std::alloc::alloc(layout) };
-        if at.is_null() {
-            return Err(full());
-        }
+        let at = fenced(bytes).map_err(|_| full())?;
         // What nobody has written must not look like zeros.
         // SAFETY: as many bytes were just reserved.
         unsafe { at.write_bytes(0xa5, bytes) };
@@ -257,11 +272,10 @@ impl Accelerator for Emulated {
 
     unsafe fn release(&self, at: Address) {
         let _ = self.0.catch_up(); // Whoever waits hears of it.
-        if let Some(bytes) = self.0.reserved().remove(&at)
-            && let Ok(layout) = Layout::from_size_align(bytes, ALIGNMENT)
-        {
-            // SAFETY: it was reserved with this layout, and is no longer in the list.
-            unsafe { std::alloc::dealloc(at as *mut u8, layout) };
+        if let Some(bytes) = self.0.reserved().remove(&at) {
+            let (pages, of_begin) = extent(bytes);
+            // SAFETY: these are its pages, and it is no longer in the list. Should they stay, only memory is lost.
+            let _ = unsafe { rustix::mm::munmap((at as usize - of_begin) as *mut c_void, pages) };
         }
     }
 
@@ -313,6 +327,10 @@ unsafe fn multiply(product: &Product) {
                         let at = (out.at as *mut bf16).add(place);
                         at.write(bf16::from_f32(if accumulate { at.read().to_f32() + sum } else { sum }));
                     }
+                    Precision::F16 => {
+                        let at = (out.at as *mut f16).add(place);
+                        at.write(f16::from_f32(if accumulate { at.read().to_f32() + sum } else { sum }));
+                    }
                 }
             }
         }
@@ -336,6 +354,7 @@ unsafe fn read(precision: Precision, factor: Factor, rows: usize, columns: usize
                 match precision {
                     Precision::F32 => (factor.at as *const f32).add(place).read(),
                     Precision::Bf16 => (factor.at as *const bf16).add(place).read().to_f32(),
+                    Precision::F16 => (factor.at as *const f16).add(place).read().to_f32(),
                 }
             });
         }
@@ -345,4 +364,53 @@ unsafe fn read(precision: Precision, factor: Factor, rows: usize, columns: usize
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+    use super::*;
+    use model::device::{Buffer, numbers};
+
+    #[test]
+    fn numbers_are_narrowed_as_the_processor_narrows_them() {
+        let device: Arc<dyn Accelerator> = Arc::new(Emulated::default());
+        // Halves between two narrow numbers, the smallest ones, the largest ones, and what lies beyond.
+        let mut wide =
+            vec![0.0, -0.0, 1.0, 1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0];
+        wide.extend([65_504.0, 65_519.9, 65_520.0, 1e30, f32::MAX, f32::INFINITY, f32::NAN]);
+        wide.extend((-30..-10).flat_map(|power| [1.0, 1.25, 1.5, 1.999].map(|by: f32| by * 2.0_f32.powi(power))));
+        wide.extend((0..1000).map(|at| (at as f32 - 500.0) * 0.377));
+        wide.resize(wide.len().next_multiple_of(8), -3.7e-6);
+        let from = Buffer::of(&device, &wide).unwrap();
+        for precision in [Precision::Bf16, Precision::F16] {
+            let to = Buffer::<u16>::new(&device, wide.len()).unwrap();
+            let arguments =
+                [Argument::Address(from.at()), Argument::U64(wide.len() as u64), Argument::Address(to.at())];
+            let launch = Launch {
+                kernel: "narrow",
+                precision,
+                blocks: [1, 1, 1],
+                threads: 256,
+                shared_bytes: 0,
+                arguments: &arguments,
+            };
+            // SAFETY: the buffers are alive, and have as many numbers.
+            let found = unsafe {
+                device.launch(&launch).unwrap();
+                numbers(device.as_ref(), precision, to.at(), wide.len()).unwrap()
+            };
+            for (wide, found) in wide.iter().zip(found) {
+                let expected = match precision {
+                    Precision::F16 => f16::from_f32(*wide).to_f32(),
+                    _ => bf16::from_f32(*wide).to_f32(),
+                };
+                assert!(
+                    found == expected || (found.is_nan() && expected.is_nan()),
+                    "{wide} becomes {found}, not {expected}"
+                );
+            }
+        }
+    }
 }

@@ -4,9 +4,9 @@ use crate::failure::{ExitCode, Failure};
 use ingest::{LaterTeacher, NoCopy};
 use rayon::prelude::*;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use store::{Entry, MaskedCopy, Payload, Record};
-use teacher::Runner;
+use teacher::{Labeller, Runner};
 
 /// What became of the records of the teacher's languages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -98,16 +98,20 @@ impl Relabeller {
         }))
     }
 
-    /// Labels copies, which are in the order of their lengths.
+    /// Labels copies, which are in the order of their lengths. On an accelerator the next batch is begun before this one's labels are waited for.
     fn label(&self, copies: &mut [(usize, MaskedCopy)]) -> Result<(), Failure> {
-        let mut rest = copies;
-        while !rest.is_empty() {
-            let (batch, after) = rest.split_at_mut(batch_length(rest, self.batch_tokens));
-            rest = after;
-            let labels = self.runner.label(&batch.iter().map(|(_, copy)| copy).collect::<Vec<_>>())?;
-            batch.iter_mut().zip(labels).for_each(|((_, copy), label)| copy.label = Some(label));
+        let (mut rest, mut at_work) = (copies, VecDeque::new());
+        loop {
+            if !rest.is_empty() && at_work.len() <= self.runner.ahead() {
+                let (batch, after) = rest.split_at_mut(batch_length(rest, self.batch_tokens));
+                rest = after;
+                let labels = self.runner.begin(&batch.iter().map(|(_, copy)| copy).collect::<Vec<_>>())?;
+                at_work.push_back((batch, labels));
+                continue;
+            }
+            let Some((batch, labels)) = at_work.pop_front() else { return Ok(()) };
+            batch.iter_mut().zip(labels.wait()?).for_each(|((_, copy), label)| copy.label = Some(label));
         }
-        Ok(())
     }
 }
 
