@@ -4,7 +4,7 @@
 
 use candle_core::Device;
 use kernel_emulator::accelerator;
-use model::device::{Best, Buffer, Draws, Network, Precision, TopK};
+use model::device::{Best, Buffer, DecoderPlace, Draws, Network, Precision, TopK};
 use model::random::Philox;
 use model::{Activation, Architecture, Configuration, Inference, Layout, PackedBatch, Parameters};
 
@@ -106,7 +106,8 @@ fn labelled(
     let (weight, bias) = (Buffer::of(&device, &identity).unwrap(), Buffer::of(&device, bias).unwrap());
     let hidden = Buffer::of(&device, &rows.concat()).unwrap();
     let sizes = (vocabulary, words, vocabulary);
-    let mut head = TopK::new(&device, Precision::F32, (weight.at(), bias.at()), sizes).unwrap();
+    let decoder = DecoderPlace { weight: weight.at(), bias: bias.at(), rows: vocabulary };
+    let mut head = TopK::new(&device, Precision::F32, decoder, sizes).unwrap();
     // SAFETY: the buffers are alive, and hold what is asked for.
     #[allow(unsafe_code)]
     unsafe {
@@ -170,7 +171,8 @@ fn many_equal_logits_are_settled_by_their_ids() {
     bias[17] = -1.0;
     let bias = Buffer::of(&device, &bias).unwrap();
     let hidden = Buffer::of(&device, &[1.0_f32; 8]).unwrap();
-    let mut head = TopK::new(&device, Precision::F32, (weight.at(), bias.at()), (vocabulary, vocabulary, 8)).unwrap();
+    let decoder = DecoderPlace { weight: weight.at(), bias: bias.at(), rows: vocabulary };
+    let mut head = TopK::new(&device, Precision::F32, decoder, (vocabulary, vocabulary, 8)).unwrap();
     // SAFETY: the buffers are alive, and hold what is asked for.
     #[allow(unsafe_code)]
     let found = unsafe { head.begin(hidden.at(), &[17], top_k, None).unwrap().wait().unwrap() };

@@ -20,7 +20,9 @@ use teacher::{
 const TOP_K: usize = 8;
 
 fn load(on: Option<DevicePlace>, tail: Option<TailOptions>) -> Result<Runner, TeacherError> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../daemon/demo/teachers/demo-en");
+    // Of the time it runs: the program may be carried to a machine with a GPU.
+    let folder = std::env::var_os("CARGO_MANIFEST_DIR").unwrap();
+    let path = PathBuf::from(folder).join("../daemon/demo/teachers/demo-en");
     let tokenizer = Tokenizer::load(&path).unwrap();
     Runner::load(&path, &tokenizer, RunnerOptions { name: "en".to_owned(), index: 0, top_k: TOP_K, tail, on })
 }

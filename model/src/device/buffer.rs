@@ -71,9 +71,14 @@ impl<T: bytemuck::Pod> Buffer<T> {
     /// When there is no room; the buffer is then empty.
     pub fn grow(&mut self, length: usize) -> Result<(), DeviceError> {
         if length > self.length {
-            // First the old room goes, so that both are never needed.
+            // A quarter more than before at least, so that batches which are each a little larger do not all wait for the accelerator to reserve; where there is no
+            // room for that, what is needed. First the old room goes, so that both are never needed.
+            let more = length.max(self.length + self.length / 4);
             *self = Self::new(&self.device, 0)?;
-            *self = Self::new(&self.device, length)?;
+            *self = match Self::new(&self.device, more) {
+                Err(DeviceError::OutOfMemory { .. }) if more > length => Self::new(&self.device, length)?,
+                grown => grown?,
+            };
         }
         Ok(())
     }

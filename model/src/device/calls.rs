@@ -191,14 +191,30 @@ impl Calls {
     }
 
     /// A kernel that goes over `count` numbers, eight at a time.
+    ///
+    /// # Panics
+    /// When they are so many that their eights have no 32-bit numbers.
     pub(super) fn elements(
         &self,
         kernel: &'static str,
         count: usize,
         arguments: &[Argument],
     ) -> Result<(), DeviceError> {
+        assert!(count / EIGHT <= i32::MAX as usize, "{count} numbers at a time");
         let blocks = count.div_ceil(EIGHT * ELEMENT_THREADS as usize).min(BLOCKS);
         self.launch(kernel, [blocks as u32, 1, 1], ELEMENT_THREADS, 0, arguments)
+    }
+
+    /// A kernel that sums groups of rows: a warp has a group and 256 columns.
+    pub(super) fn groups(
+        &self,
+        kernel: &'static str,
+        groups: usize,
+        columns: usize,
+        arguments: &[Argument],
+    ) -> Result<(), DeviceError> {
+        let blocks = [groups.div_ceil(ROWS_PER_BLOCK) as u32, columns.div_ceil(SUM_COLUMNS) as u32, 1];
+        self.launch(kernel, blocks, ROW_THREADS, 0, arguments)
     }
 
     /// Any kernel; none without blocks.
@@ -419,7 +435,7 @@ impl Calls {
         partial: Address,
         sum: Address,
     ) -> Result<(), DeviceError> {
-        let per_block = rows.div_ceil(SUM_BLOCKS).max(WARPS * EIGHT);
+        let per_block = rows_per_block(rows);
         let blocks = rows.div_ceil(per_block);
         let (types, of_type) = typed.unwrap_or_default();
         let arguments = [at(a), at(b), at(types), n(of_type), n(rows), n(columns), n(per_block), at(partial)];
@@ -433,9 +449,9 @@ impl Calls {
         self.launch("add_partials", grid, ELEMENT_THREADS, 0, &arguments)
     }
 
-    /// Numbers that [`Calls::sum_rows`] needs for `columns`.
-    pub(super) fn partials(columns: usize) -> usize {
-        SUM_BLOCKS * columns
+    /// Numbers that [`Calls::sum_rows`] needs for so many rows and columns.
+    pub(super) fn partials(rows: usize, columns: usize) -> usize {
+        rows.div_ceil(rows_per_block(rows)) * columns
     }
 
     /// Σ x² over `count` numbers; `partial` is grown to what that takes.
@@ -452,6 +468,11 @@ impl Calls {
         partial.read(&mut sums)?;
         Ok(sums.iter().sum())
     }
+}
+
+/// Rows that one of the blocks sums which share them out.
+fn rows_per_block(rows: usize) -> usize {
+    rows.div_ceil(SUM_BLOCKS).max(WARPS * EIGHT)
 }
 
 /// The arguments of a mask; `numbers`: those of its rows, or 0.

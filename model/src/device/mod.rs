@@ -31,7 +31,7 @@ pub use cuda::{ARCHITECTURES, Cuda, Nccl, compile};
 pub use exchange::{Exchange, ThroughHost};
 pub use network::Network;
 pub use ranks::{Rank, Ranks};
-pub use top_k::{Best, Draws, PendingBest, TopK};
+pub use top_k::{Best, DecoderPlace, Draws, PendingBest, TopK};
 pub use training::{AdamwFactors, DeviceTraining, PositionOutcome, RowTargets};
 
 /// The kernels' source, in the order in which it is compiled.

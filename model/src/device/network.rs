@@ -4,8 +4,8 @@
 //! comes after them, for masked rows only.
 
 use super::batch::DeviceBatch;
-use super::calls::{Attention, Calls, Norm, Places, at, f, kind, n};
-use super::{Accelerator, Address, Buffer, DeviceError, OnDevice, Precision};
+use super::calls::{Attention, Calls, EIGHT, Norm, Places, at, f, kind, n};
+use super::{Accelerator, Address, Buffer, DecoderPlace, DeviceError, OnDevice, Precision};
 use crate::layout::{LayerSlots, NormVectors};
 use crate::trial::{self, Difference};
 use crate::{Bert, Configuration, Layout, ModelError, PackedBatch, Parameters};
@@ -19,7 +19,7 @@ pub struct Network {
     layout: Layout,
     /// The arena in the network's precision: tables and matrices are read from it.
     numbers: Buffer<u8>,
-    /// The arena up to the matrices: vectors are read from it.
+    /// The arena from the first vector up to the matrices.
     vectors: Buffer<f32>,
     batch: DeviceBatch,
     work: Workspace,
@@ -56,7 +56,7 @@ impl Network {
         let layout = Layout::of(configuration);
         let arena = layout.gather(parameters)?;
         let numbers = Buffer::of(device, &precision.bits_of(&arena))?;
-        let vectors = Buffer::of(device, &arena[..layout.matrices])?;
+        let vectors = Buffer::of(device, &arena[layout.embedding.vectors.start..layout.matrices])?;
         let (batch, work) = (DeviceBatch::new(device)?, Workspace::new(device)?);
         Ok(Self { calls, configuration: configuration.clone(), layout, numbers, vectors, batch, work })
     }
@@ -136,15 +136,21 @@ impl Network {
         Ok(unsafe { super::numbers(self.calls.device.as_ref(), self.calls.precision, at, count)? })
     }
 
-    /// Places of the decoder's weight `[vocabulary, embedding]`, in the network's precision, and of its bias, float32.
+    /// The decoder's weight `[vocabulary, embedding]`, in the network's precision, and its bias, float32.
     #[must_use]
-    pub fn decoder(&self) -> (Address, Address) {
+    pub fn decoder(&self) -> DecoderPlace {
         let (weight, bias) = self.layout.decoder();
-        (self.places().number(weight.start), self.places().vector(bias.start))
+        let c = &self.configuration;
+        let padded = c.vocabulary_size.next_multiple_of(EIGHT);
+        let readable = weight.start + padded * c.embedding_size <= self.layout.length();
+        let rows = if readable { padded } else { c.vocabulary_size };
+        DecoderPlace { weight: self.places().number(weight.start), bias: self.places().vector(bias.start), rows }
     }
 
     fn places(&self) -> Places {
-        Places { numbers: self.numbers.at(), vectors: self.vectors.at(), precision: self.calls.precision }
+        // Where an arena would begin of which only this part is there.
+        let vectors = self.vectors.at().wrapping_sub(4 * self.layout.embedding.vectors.start as u64);
+        Places { numbers: self.numbers.at(), vectors, precision: self.calls.precision }
     }
 
     fn norm(&self, first: usize, vectors: &NormVectors) -> Norm {

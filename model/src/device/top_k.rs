@@ -12,13 +12,23 @@ const NONE: u32 = u32::MAX;
 /// Words of a tile of the line on which a tail's points lie: as its source says.
 const TILE_WORDS: usize = 512;
 
+/// Where a decoder lies.
+#[derive(Clone, Copy, Debug)]
+pub struct DecoderPlace {
+    /// `[rows, embedding]`.
+    pub weight: Address,
+    /// `[vocabulary]`, float32, at a multiple of 16 bytes.
+    pub bias: Address,
+    /// Rows that can be read: the vocabulary's, and where something is behind them enough for a multiple of eight, which products are fast with.
+    pub rows: usize,
+}
+
 /// A decoder's place, and the buffers of its labels.
 #[derive(Debug)]
 pub struct TopK {
     device: Arc<dyn Accelerator>,
     precision: Precision,
-    weight: Address,
-    bias: Address,
+    decoder: DecoderPlace,
     vocabulary: usize,
     words: usize,
     embedding: usize,
@@ -101,14 +111,13 @@ impl TopK {
     pub fn new(
         device: &Arc<dyn Accelerator>,
         precision: Precision,
-        (weight, bias): (Address, Address),
+        decoder: DecoderPlace,
         (vocabulary, words, embedding): (usize, usize, usize),
     ) -> Result<Self, DeviceError> {
         Ok(Self {
             device: Arc::clone(device),
             precision,
-            weight,
-            bias,
+            decoder,
             vocabulary,
             words,
             embedding,
@@ -177,14 +186,14 @@ impl TopK {
             let product = Product {
                 precision: self.precision,
                 rows: now,
-                columns: self.vocabulary,
+                columns: self.decoder.rows,
                 inner: self.embedding,
                 left: Factor {
                     at: hidden + (first * self.embedding * self.precision.bytes()) as u64,
                     stride: self.embedding,
                     transposed: false,
                 },
-                right: Factor { at: self.weight, stride: self.embedding, transposed: true },
+                right: Factor { at: self.decoder.weight, stride: self.embedding, transposed: true },
                 out: Factor { at: self.logits.at(), stride, transposed: false },
                 out_precision: Precision::F32,
                 accumulate: false,
@@ -192,7 +201,7 @@ impl TopK {
             let arguments = [
                 Argument::Address(self.logits.at()),
                 Argument::U32(stride as u32),
-                Argument::Address(self.bias),
+                Argument::Address(self.decoder.bias),
                 Argument::Address(self.golds.at() + 4 * first as u64),
                 Argument::U32(self.vocabulary as u32),
                 Argument::U32(self.words as u32),
@@ -222,7 +231,7 @@ impl TopK {
             let arguments = [
                 Argument::Address(self.logits.at()),
                 Argument::U32(stride as u32),
-                Argument::Address(self.bias),
+                Argument::Address(self.decoder.bias),
                 Argument::U32(self.words as u32),
                 Argument::U32(top_k as u32),
                 Argument::U32(samples as u32),

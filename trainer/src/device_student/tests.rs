@@ -164,6 +164,30 @@ fn gradients_are_those_of_the_processor() {
     }
 }
 
+/// As with [MASK]: sums of so many rows are cut into parts.
+#[test]
+fn a_token_may_be_there_many_times() {
+    let configuration = Configuration { layers: 1, ..shape(Architecture::Bert, 32, 32, 1) };
+    let mut copies: Vec<TrainingCopy> = [70, 70, 60]
+        .into_iter()
+        .enumerate()
+        .map(|(number, length)| copy(number, length, configuration.vocabulary_size))
+        .collect();
+    for tokens in copies.iter_mut().map(|copy| &mut copy.copy.token_ids) {
+        tokens.iter_mut().enumerate().filter(|(at, _)| at % 10 != 3).for_each(|(at, id)| *id = 4 + at as u32 % 2);
+    }
+    let batch = Batch::new(copies, targets()[0], LossNorm::Batch, 1 << 20);
+    let part = &batch.micro_batches[0];
+    let (mut reference, optimiser) = student(&configuration);
+    let mut device = DeviceStudent::new(&on(Precision::F32), &reference, &optimiser).unwrap();
+    reference.accumulate(&part.packed, &part.targets(), 0.6, None).unwrap();
+    device.accumulate(vec![(part, None)], 0.6).unwrap();
+    let mut gradients = vec![0.0; reference.layout().length()];
+    device.replicas[0].training.read_gradients(&mut gradients).unwrap();
+    let (apart, name) = furthest(reference.layout(), &gradients, reference.gradients());
+    assert!(apart < 2e-5, "{name} is {apart} apart");
+}
+
 #[test]
 fn ten_steps_end_where_the_processor_ends() {
     let configuration = Configuration { layers: 1, ..shape(Architecture::Bert, 32, 32, 1) };

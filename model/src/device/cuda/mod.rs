@@ -1,5 +1,6 @@
 //! An NVIDIA GPU. The CUDA libraries are looked for when one is opened, so the program starts without them.
 
+mod cache;
 mod compile;
 mod nccl;
 mod staging;
@@ -228,7 +229,7 @@ impl Cuda {
         if let Some(module) = modules.get(precision.name()) {
             return Ok(Arc::clone(module));
         }
-        let code = compile(precision, self.architecture).map_err(|reason| self.failed(reason))?;
+        let code = compile::compiled(precision, self.architecture).map_err(|reason| self.failed(reason))?;
         let module =
             self.context.load_module(Ptx::from_binary(code.to_vec())).map_err(|error| self.of_driver(error))?;
         modules.insert(precision.name(), Arc::clone(&module));
@@ -241,6 +242,7 @@ impl Cuda {
         use blas_sys::cublasLtMatmulPreferenceAttributes_t::{
             CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
             CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+            CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
         };
         let number = |precision| match precision {
             Precision::F32 => blas_sys::cudaDataType_t::CUDA_R_32F,
@@ -269,20 +271,23 @@ impl Cuda {
         ];
         let preference = blas::create_matmul_pref()?;
         let most = WORKSPACE_BYTES;
+        // Parts of a sum that is cut are added up in float32, not in the numbers of the result.
+        let schemes = blas_sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         let attribute = blas_sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         // Without these it takes every matrix to begin at a multiple of 256 bytes.
         let [of_left, of_right, of_out] = alignments(product);
-        let alignments = [
+        let numbers = [
             (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, of_right),
             (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, of_left),
             (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, of_out),
             (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, of_out),
+            (CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes),
         ];
         // SAFETY: the attributes are a size and 32-bit numbers; all descriptions are there.
         let found = unsafe {
             blas::set_matmul_pref_attribute(preference, attribute, (&raw const most).cast(), size_of::<usize>())?;
-            for (attribute, alignment) in alignments {
-                blas::set_matmul_pref_attribute(preference, attribute, (&raw const alignment).cast(), 4)?;
+            for (attribute, number) in numbers {
+                blas::set_matmul_pref_attribute(preference, attribute, (&raw const number).cast(), 4)?;
             }
             let [left, right, out] = layouts;
             blas::get_matmul_algo_heuristic(self.blas, description, right, left, out, out, preference)

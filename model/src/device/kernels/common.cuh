@@ -124,6 +124,30 @@ __device__ __forceinline__ Eight load_eight(const real* from) { return load_floa
 __device__ __forceinline__ void store_eight(real* to, const Eight& x) { store_floats(to, x); }
 #endif
 
+struct Four { float at[4]; };
+#define EACH_OF_FOUR(I) _Pragma("unroll") for (int I = 0; I < 4; I++)
+
+// The logits of four words from `word` on, a multiple of four. Words from `vocabulary` on have −∞; the row goes on until the next multiple of four.
+__device__ __forceinline__ Four load_logits(const float* row, const float* bias, u32 word, u32 vocabulary) {
+    const float4 x = *(const float4*)(row + word);
+    Four out = {{x.x, x.y, x.z, x.w}};
+    if (word + 4 <= vocabulary) {
+        const float4 b = *(const float4*)(bias + word);
+        out.at[0] += b.x; out.at[1] += b.y; out.at[2] += b.z; out.at[3] += b.w;
+    } else {
+        EACH_OF_FOUR(i) out.at[i] = word + i < vocabulary ? out.at[i] + bias[word + i] : -INFINITE;
+    }
+    return out;
+}
+
+__device__ __forceinline__ float largest_of(const Four& x) { return fmaxf(fmaxf(x.at[0], x.at[1]), fmaxf(x.at[2], x.at[3])); }
+
+#if REAL != FLOAT32
+__device__ __forceinline__ void store_four(real* to, const Four& x) { *(uint2*)to = make_uint2(pack(x.at[0], x.at[1]), pack(x.at[2], x.at[3])); }
+#else
+__device__ __forceinline__ void store_four(real* to, const Four& x) { *(float4*)to = make_float4(x.at[0], x.at[1], x.at[2], x.at[3]); }
+#endif
+
 __device__ __forceinline__ float warp_sum(float x) {
     for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(WHOLE_WARP, x, step);
     return x;

@@ -45,16 +45,18 @@ KERNEL(distil, LOSS_THREADS, float* logits, u32 stride, const float* bias, u32 v
 
     // All others. The largest is finite, so that a position of nothing but −∞ has sum 0 and not NaN; what is not a number is found in the sum.
     float largest = -3.402823466e38f, sum = 0.0f;
-    for (u32 word = threadIdx.x; word < vocabulary; word += LOSS_THREADS) {
-        const float logit = x[word] + bias[word];
-        if (logit > largest) {
-            sum = sum * expf(largest - logit) + 1.0f;
-            largest = logit;
-        } else {
-            sum += expf(logit - largest);
+    for (u32 word = 4 * threadIdx.x; word < vocabulary; word += 4 * LOSS_THREADS) {
+        const Four four = load_logits(x, bias, word, vocabulary);
+        const float largest_here = largest_of(four);
+        if (largest_here > largest) {
+            sum *= expf(largest - largest_here);
+            largest = largest_here;
         }
-        const u64 here = rank(logit, word);
-        best = here > best ? here : best;
+        EACH_OF_FOUR(i) {
+            sum += expf(four.at[i] - largest);
+            const u64 here = rank(four.at[i], word + i);
+            best = here > best ? here : best;
+        }
     }
     ranks[threadIdx.x] = best;
     sums[threadIdx.x] = (double)largest;
@@ -105,7 +107,12 @@ KERNEL(distil, LOSS_THREADS, float* logits, u32 stride, const float* bias, u32 v
         const float whole = full * expf(logit - of_z);
         return of_tail == 0.0f ? whole : whole - of_tail * expf(logit - of_z_tail);
     };
-    for (u32 word = threadIdx.x; word < vocabulary; word += LOSS_THREADS) g[word] = to_real(plain(x[word] + bias[word]));
+    // Behind the vocabulary, where logits are −∞, it is 0: products go on until the stride.
+    for (u32 word = 4 * threadIdx.x; word < stride; word += 4 * LOSS_THREADS) {
+        Four four = load_logits(x, bias, word, vocabulary);
+        EACH_OF_FOUR(i) four.at[i] = plain(four.at[i]);
+        store_four(g + word, four);
+    }
     __syncthreads();
     // Again where a label adds something: the gold token, unless it is one of the teacher's.
     bool mine = false;

@@ -106,24 +106,24 @@ KERNEL(activate_norm, ROW_THREADS, const real* dense, const float* dense_bias, u
 // x = act(x + bias), or x + bias where `kind` is none of the activations.
 #define NO_ACTIVATION 4
 KERNEL(add_bias, ELEMENT_THREADS, real* x, const float* bias, u32 kind, u32 rows, u32 columns) {
-    const u64 eights = (u64)rows * columns / 8;
-    for (u64 eight = (u64)blockIdx.x * blockDim.x + threadIdx.x; eight < eights; eight += (u64)gridDim.x * blockDim.x) {
-        const Eight of_bias = load_floats(bias + eight * 8 % columns);
-        Eight of_x = load_eight(x + eight * 8);
+    const u32 per_row = columns / 8, eights = rows * per_row;
+    for (u32 eight = blockIdx.x * blockDim.x + threadIdx.x; eight < eights; eight += gridDim.x * blockDim.x) {
+        const Eight of_bias = load_floats(bias + eight % per_row * 8);
+        Eight of_x = load_eight(x + (u64)eight * 8);
         EACH_OF_EIGHT(i) {
             const float sum = of_x.at[i] + of_bias.at[i];
             of_x.at[i] = kind == NO_ACTIVATION ? sum : activate(kind, sum);
         }
-        store_eight(x + eight * 8, of_x);
+        store_eight(x + (u64)eight * 8, of_x);
     }
 }
 
 // out[row] = x[at[row]].
 KERNEL(gather, ELEMENT_THREADS, const real* x, const u32* at, u32 rows, u32 columns, real* out) {
-    const u64 eights = (u64)rows * columns / 8;
-    for (u64 eight = (u64)blockIdx.x * blockDim.x + threadIdx.x; eight < eights; eight += (u64)gridDim.x * blockDim.x) {
-        const u64 row = eight * 8 / columns, column = eight * 8 % columns;
-        store_eight(out + eight * 8, load_eight(x + (u64)at[row] * columns + column));
+    const u32 per_row = columns / 8, eights = rows * per_row;
+    for (u32 eight = blockIdx.x * blockDim.x + threadIdx.x; eight < eights; eight += gridDim.x * blockDim.x) {
+        const u32 row = eight / per_row, column = eight % per_row * 8;
+        store_eight(out + (u64)eight * 8, load_eight(x + (u64)at[row] * columns + column));
     }
 }
 

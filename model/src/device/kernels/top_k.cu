@@ -69,24 +69,27 @@ __device__ __forceinline__ void top_k_of_row(const float* logits, const float* b
     for (int group = 0; group < GROUPS; group++) {
         of_group[group] = 0;
     }
-    for (u32 first = 0; first < vocabulary; first += GROUPS * TOP_K_THREADS) {
+    for (u32 first = 0; first < vocabulary; first += 4 * GROUPS * TOP_K_THREADS) {
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
-            const u32 word = first + group * TOP_K_THREADS + threadIdx.x;
+            const u32 word = first + 4 * (group * TOP_K_THREADS + threadIdx.x);
             if (word >= vocabulary) continue;
-            const float logit = logits[word] + bias[word];
-            if (!(fabsf(logit) < INFINITE)) atomicMin(not_finite, word);
-            if (logit > maximum) {
-                sum = sum * expf(maximum - logit) + 1.0f;
-                maximum = logit;
-            } else {
+            const Four four = load_logits(logits, bias, word, vocabulary);
+            const float largest_here = largest_of(four);
+            if (largest_here > maximum) {
+                sum *= expf(maximum - largest_here);
+                maximum = largest_here;
+            }
+            EACH_OF_FOUR(i) {
+                const float logit = four.at[i];
+                if (word + i < vocabulary && !(fabsf(logit) < INFINITE)) atomicMin(not_finite, word + i);
                 sum += expf(logit - maximum);
+                if (word + i < words) {
+                    const u32 key = ordered(logit);
+                    of_group[group] = key > of_group[group] ? key : of_group[group];
+                }
+                if (word + i == gold) *gold_logit = logit;
             }
-            if (word < words) {
-                const u32 key = ordered(logit);
-                of_group[group] = key > of_group[group] ? key : of_group[group];
-            }
-            if (word == gold) *gold_logit = logit;
         }
     }
 #pragma unroll
@@ -109,11 +112,14 @@ __device__ __forceinline__ void top_k_of_row(const float* logits, const float* b
         __syncthreads();
         if (threadIdx.x == 0) *counter = 0;
         __syncthreads();
-        for (u32 word = threadIdx.x; word < words; word += TOP_K_THREADS) {
-            const u32 key = key_of(word);
-            if (!wanted(word, key)) continue;
-            const u32 place = atomicAdd(counter, 1u);
-            if (place < CANDIDATES) candidates[place] = (u64)key << 32 | (u64)(~word);
+        for (u32 first = 4 * threadIdx.x; first < words; first += 4 * TOP_K_THREADS) {
+            const Four four = load_logits(logits, bias, first, vocabulary);
+            EACH_OF_FOUR(i) {
+                const u32 word = first + i, key = ordered(four.at[i]);
+                if (word >= words || !wanted(word, key)) continue;
+                const u32 place = atomicAdd(counter, 1u);
+                if (place < CANDIDATES) candidates[place] = (u64)key << 32 | (u64)(~word);
+            }
         }
         __syncthreads();
         return *counter;

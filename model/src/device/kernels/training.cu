@@ -126,35 +126,35 @@ __device__ __forceinline__ float derivative(u32 kind, float x) {
 
 // before = x + bias, after = act(before); x is where `before` goes.
 KERNEL(activate_saving, ELEMENT_THREADS, real* x, const float* bias, u32 kind, u32 rows, u32 columns, real* after) {
-    const u64 eights = (u64)rows * columns / 8;
-    for (u64 eight = (u64)blockIdx.x * blockDim.x + threadIdx.x; eight < eights; eight += (u64)gridDim.x * blockDim.x) {
-        const Eight of_bias = load_floats(bias + eight * 8 % columns);
-        Eight of_x = load_eight(x + eight * 8);
+    const u32 per_row = columns / 8, eights = rows * per_row;
+    for (u32 eight = blockIdx.x * blockDim.x + threadIdx.x; eight < eights; eight += gridDim.x * blockDim.x) {
+        const Eight of_bias = load_floats(bias + eight % per_row * 8);
+        Eight of_x = load_eight(x + (u64)eight * 8);
         EACH_OF_EIGHT(i) of_x.at[i] += of_bias.at[i];
-        store_eight(x + eight * 8, of_x);
+        store_eight(x + (u64)eight * 8, of_x);
         EACH_OF_EIGHT(i) of_x.at[i] = activate(kind, of_x.at[i]);
-        store_eight(after + eight * 8, of_x);
+        store_eight(after + (u64)eight * 8, of_x);
     }
 }
 
 // gradient *= act'(before); after = act(before), unless that is null.
 KERNEL(activate_backward, ELEMENT_THREADS, const real* before, u32 kind, u32 rows, u32 columns, real* gradient, real* after) {
-    const u64 eights = (u64)rows * columns / 8;
-    for (u64 eight = (u64)blockIdx.x * blockDim.x + threadIdx.x; eight < eights; eight += (u64)gridDim.x * blockDim.x) {
-        const Eight x = load_eight(before + eight * 8);
-        Eight of_gradient = load_eight(gradient + eight * 8), y;
+    const u32 per_row = columns / 8, eights = rows * per_row;
+    for (u32 eight = blockIdx.x * blockDim.x + threadIdx.x; eight < eights; eight += gridDim.x * blockDim.x) {
+        const Eight x = load_eight(before + (u64)eight * 8);
+        Eight of_gradient = load_eight(gradient + (u64)eight * 8), y;
         EACH_OF_EIGHT(i) { of_gradient.at[i] *= derivative(kind, x.at[i]); y.at[i] = activate(kind, x.at[i]); }
-        store_eight(gradient + eight * 8, of_gradient);
-        if (after) store_eight(after + eight * 8, y);
+        store_eight(gradient + (u64)eight * 8, of_gradient);
+        if (after) store_eight(after + (u64)eight * 8, y);
     }
 }
 
 // out[at[row]] = x[row]; rows that are not in the list stay.
 KERNEL(spread, ELEMENT_THREADS, const real* x, const u32* at, u32 rows, u32 columns, real* out) {
-    const u64 eights = (u64)rows * columns / 8;
-    for (u64 eight = (u64)blockIdx.x * blockDim.x + threadIdx.x; eight < eights; eight += (u64)gridDim.x * blockDim.x) {
-        const u64 row = eight * 8 / columns, column = eight * 8 % columns;
-        store_eight(out + (u64)at[row] * columns + column, load_eight(x + eight * 8));
+    const u32 per_row = columns / 8, eights = rows * per_row;
+    for (u32 eight = blockIdx.x * blockDim.x + threadIdx.x; eight < eights; eight += gridDim.x * blockDim.x) {
+        const u32 row = eight / per_row, column = eight % per_row * 8;
+        store_eight(out + (u64)at[row] * columns + column, load_eight(x + (u64)eight * 8));
     }
 }
 
@@ -201,19 +201,37 @@ KERNEL(add_partials, ELEMENT_THREADS, const float* partial, u32 blocks, u32 colu
     sum[column] += whole;
 }
 
-// table[targets[group]] += Σ rows[order[i]], for i in starts[group] .. starts[group + 1]: the gradient of an embedding, in a fixed order. A warp has a group.
-KERNEL(scatter, ROW_THREADS, const real* rows, const u32* order, const u32* starts, const u32* targets, u32 groups, u32 columns, float* table) {
-    const u32 lane = threadIdx.x % WARP, group = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP;
-    if (group >= groups) return;
-    for (u32 column = lane * 8; column < columns; column += WARP * 8) {
-        float* to = table + (u64)targets[group] * columns + column;
-        Eight sum = load_floats(to);
-        for (u32 at = starts[group]; at < starts[group + 1]; at++) {
-            const Eight x = load_eight(rows + (u64)order[at] * columns + column);
-            EACH_OF_EIGHT(i) sum.at[i] += x.at[i];
-        }
-        store_floats(to, sum);
+// The gradient of an embedding, in a fixed order. A group has the rows order[i], for i in starts[group] .. starts[group + 1]; their sum is added to row targets[group] of the
+// table, or, if that has the bit PART, is a row of `parts`. A warp has a group, and 256 of its columns.
+#define PART 0x80000000u
+KERNEL(scatter, ROW_THREADS, const real* rows, const u32* order, const u32* starts, const u32* targets, u32 groups, u32 columns, float* table, float* parts) {
+    const u32 lane = threadIdx.x % WARP, group = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP, column = (blockIdx.y * WARP + lane) * 8;
+    if (group >= groups || column >= columns) return;
+    const u32 target = targets[group];
+    float* to = (target & PART ? parts : table) + (u64)(target & ~PART) * columns + column;
+    Eight sum = {};
+    for (u32 at = starts[group]; at < starts[group + 1]; at++) {
+        const Eight x = load_eight(rows + (u64)order[at] * columns + column);
+        EACH_OF_EIGHT(i) sum.at[i] += x.at[i];
     }
+    if (!(target & PART)) {
+        const Eight before = load_floats(to);
+        EACH_OF_EIGHT(i) sum.at[i] += before.at[i];
+    }
+    store_floats(to, sum);
+}
+
+// The groups that were cut into parts: table[targets[group]] += Σ parts[i], for i in starts[group] .. starts[group + 1].
+KERNEL(scatter_parts, ROW_THREADS, const float* parts, const u32* starts, const u32* targets, u32 groups, u32 columns, float* table) {
+    const u32 lane = threadIdx.x % WARP, group = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP, column = (blockIdx.y * WARP + lane) * 8;
+    if (group >= groups || column >= columns) return;
+    float* to = table + (u64)targets[group] * columns + column;
+    Eight sum = load_floats(to);
+    for (u32 at = starts[group]; at < starts[group + 1]; at++) {
+        const Eight x = load_floats(parts + (u64)at * columns + column);
+        EACH_OF_EIGHT(i) sum.at[i] += x.at[i];
+    }
+    store_floats(to, sum);
 }
 
 // partial[block] = Σ x², in double precision.

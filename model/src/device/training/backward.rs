@@ -1,12 +1,16 @@
 //! The backward pass: from `room.of_hidden` to the gradients of all parameters but the decoder's.
 
 use super::super::calls::{AttentionGradients, Saved, at, kind, mask_arguments, n};
-use super::super::{Address, Buffer, DeviceError, Precision};
+use super::super::{Address, DeviceError, Precision};
 use super::DeviceTraining;
+use super::room::PART_ROWS;
 use crate::fused::dropout::{Mask, Site};
 use crate::layout::NormVectors;
 use crate::{ModelError, PackedBatch};
 use std::ops::Range;
+
+/// Says that a group's sum is a part of another one's: as the kernels' source says.
+const PART: u32 = 1 << 31;
 
 impl DeviceTraining {
     /// Adds the gradients of the last batch, of which [`DeviceTraining::distil`] made the loss, to those that have added up so far. `batch` is that batch.
@@ -179,30 +183,36 @@ impl DeviceTraining {
         let columns = self.configuration.embedding_size;
         let mut order: Vec<u32> = (0..rows.len() as u32).collect();
         order.sort_by_key(|at| rows[*at as usize]);
-        let (mut starts, mut targets) = (Vec::new(), Vec::new());
-        for (place, at) in order.iter().enumerate() {
-            let row = rows[*at as usize];
-            if targets.last() != Some(&row) {
-                starts.push(place as u32);
-                targets.push(row);
+        let (mut starts, mut targets, mut first) = (vec![0], Vec::new(), 0);
+        // Groups that are cut, by their parts.
+        let (mut part_starts, mut part_targets, mut parts) = (vec![0], Vec::new(), 0);
+        for group in order.chunk_by(|one, other| rows[*one as usize] == rows[*other as usize]) {
+            let row = rows[group[0] as usize];
+            let is_cut = group.len() > PART_ROWS;
+            for part in group.chunks(PART_ROWS) {
+                first += part.len() as u32;
+                starts.push(first);
+                targets.push(if is_cut { PART | parts } else { row });
+                parts += u32::from(is_cut);
+            }
+            if is_cut {
+                part_starts.push(parts);
+                part_targets.push(row);
             }
         }
-        starts.push(order.len() as u32);
-        let lists: [(&mut Buffer<u32>, &[u32]); 3] =
-            [(&mut self.room.order, &order), (&mut self.room.groups, &starts), (&mut self.room.group_rows, &targets)];
-        for (buffer, values) in lists {
-            buffer.write(values)?;
-        }
-        let room = &self.room;
-        let arguments = [
-            at(x),
-            at(room.order.at()),
-            at(room.groups.at()),
-            at(room.group_rows.at()),
-            n(targets.len()),
-            n(columns),
-            at(table),
-        ];
-        self.calls.rows("scatter", targets.len(), columns, &arguments)
+        let (groups, cut) = (targets.len(), part_targets.len());
+        let behind = |values: &[u32]| 4 * values.len() as u64;
+        let (of_part_starts, of_part_targets) = (behind(&starts), behind(&targets));
+        let room = &mut self.room;
+        room.order.write(&order)?;
+        room.groups.write(&[starts, part_starts].concat())?;
+        room.group_rows.write(&[targets, part_targets].concat())?;
+        let (starts, targets, partial) = (room.groups.at(), room.group_rows.at(), room.partial.at());
+        let arguments =
+            [at(x), at(room.order.at()), at(starts), at(targets), n(groups), n(columns), at(table), at(partial)];
+        self.calls.groups("scatter", groups, columns, &arguments)?;
+        let (starts, targets) = (starts + of_part_starts, targets + of_part_targets);
+        let arguments = [at(partial), at(starts), at(targets), n(cut), n(columns), at(table)];
+        self.calls.groups("scatter_parts", cut, columns, &arguments)
     }
 }

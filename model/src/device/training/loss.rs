@@ -152,13 +152,9 @@ impl DeviceTraining {
         let (hidden, of_hidden) = (room.hidden.at() + bytes, room.of_hidden.at() + bytes);
         let decoder = places.number(weight.start);
         let logits = (room.logits.at(), stride, Precision::F32);
-        calls.multiply_strided(
-            [count, columns, vocabulary],
-            (hidden, None, false),
-            (decoder, None, true),
-            logits,
-            false,
-        )?;
+        // Rows of a multiple of eight are what products are fast with. What comes behind the table counts nothing: those columns of the gradient are 0.
+        let words = if weight.start + stride * columns <= self.layout.length() { stride } else { vocabulary };
+        calls.multiply_strided([count, columns, words], (hidden, None, false), (decoder, None, true), logits, false)?;
         let of_logits = match calls.precision {
             Precision::F32 => room.logits.at(),
             Precision::Bf16 | Precision::F16 => room.of_logits.at(),
@@ -186,16 +182,10 @@ impl DeviceTraining {
             return Ok(());
         }
         let (left, right) = ((of_logits, Some(stride), false), (decoder, None, false));
-        calls.multiply_strided(
-            [count, vocabulary, columns],
-            left,
-            right,
-            (of_hidden, columns, calls.precision),
-            false,
-        )?;
+        calls.multiply_strided([count, words, columns], left, right, (of_hidden, columns, calls.precision), false)?;
         let (left, right) = ((of_logits, Some(stride), true), (hidden, None, false));
         let out = (self.gradient(weight.start), columns, Precision::F32);
-        calls.multiply_strided([vocabulary, count, columns], left, right, out, true)?;
+        calls.multiply_strided([words, count, columns], left, right, out, true)?;
         let sizes = [count, stride, vocabulary];
         calls.sum_rows((of_logits, 0), None, sizes, room.partial.at(), self.gradient(bias.start))
     }

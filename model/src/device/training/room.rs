@@ -60,6 +60,7 @@ pub(super) struct Room {
     pub(super) of_inner: Buffer<u8>,
     /// `[tokens, heads]`.
     pub(super) dots: Buffer<f32>,
+    /// Sums that are summed up again.
     pub(super) partial: Buffer<f32>,
     /// `[positions, stride]`: some positions' logits, and their gradient, unless that takes their place.
     pub(super) logits: Buffer<f32>,
@@ -73,7 +74,7 @@ pub(super) struct Room {
     pub(super) losses: Buffer<f64>,
     pub(super) found: Buffer<u32>,
     pub(super) squares: Buffer<f64>,
-    /// Rows by the embedding's row that they have: the order, where each group begins, and whose it is.
+    /// Rows by the embedding's row that they have: the order, where each group begins, and whose it is; behind them the groups that are cut, by their parts.
     pub(super) order: Buffer<u32>,
     pub(super) groups: Buffer<u32>,
     pub(super) group_rows: Buffer<u32>,
@@ -82,6 +83,15 @@ pub(super) struct Room {
 /// Numbers from one position's logits to the next.
 pub(super) fn stride(vocabulary: usize) -> usize {
     vocabulary.next_multiple_of(EIGHT)
+}
+
+/// Rows of one group of an embedding's gradient that a warp sums; those of larger groups are cut.
+pub(super) const PART_ROWS: usize = 64;
+
+/// Parts of all groups that are cut, at most.
+fn most_parts(tokens: usize) -> usize {
+    // Each has more than PART_ROWS rows, so its parts are half as long at least.
+    tokens.div_ceil(PART_ROWS / 2)
 }
 
 /// Positions whose logits are in memory at a time, of `rows`.
@@ -206,8 +216,9 @@ impl Room {
         }
         self.dots.grow(tokens * c.heads)?;
         let stride = stride(c.vocabulary_size);
-        self.partial.grow(Calls::partials((2 * hidden).max(wide).max(stride)))?;
         let positions = positions_at_a_time(c.vocabulary_size, masked);
+        let sums = Calls::partials(tokens, (2 * hidden).max(wide)).max(Calls::partials(positions, stride));
+        self.partial.grow(sums.max(most_parts(tokens) * embedding))?;
         self.logits.grow(positions * stride)?;
         if precision != Precision::F32 {
             self.of_logits.grow(bytes(positions, stride))?;
@@ -220,7 +231,7 @@ impl Room {
         self.found.grow(3 * masked)?;
         self.squares.grow(SQUARE_BLOCKS)?;
         self.order.grow(tokens)?;
-        self.groups.grow(tokens + 1)?;
-        self.group_rows.grow(tokens)
+        self.groups.grow(tokens + most_parts(tokens) + 2)?;
+        self.group_rows.grow(tokens + most_parts(tokens))
     }
 }
