@@ -178,6 +178,15 @@ impl Layout {
         (self.decoder_weight.clone(), self.decoder_bias.clone())
     }
 
+    /// Rows of the decoder's weight that may be read: those of the vocabulary, and where others are behind them so many more that they are a multiple of `unit`, with
+    /// which products are fast.
+    pub(crate) fn padded_words(&self, unit: usize) -> usize {
+        let vocabulary = self.decoder_bias.len();
+        let (padded, columns) = (vocabulary.next_multiple_of(unit), self.decoder_weight.len() / vocabulary.max(1));
+        let is_there = self.decoder_weight.start + padded * columns <= self.length;
+        if is_there { padded } else { vocabulary }
+    }
+
     /// An arena that holds `parameters`, which must be those of this layout's model.
     ///
     /// # Errors

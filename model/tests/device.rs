@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use candle_core::Device;
-use kernel_emulator::accelerator;
-use model::device::{Best, Buffer, DecoderPlace, Draws, Network, Precision, TopK};
+use kernel_emulator::{Emulated, accelerator};
+use model::device::{Accelerator, Best, Buffer, DecoderPlace, Draws, Network, OnDevice, Precision, TopK};
 use model::random::Philox;
-use model::{Activation, Architecture, Configuration, Inference, Layout, PackedBatch, Parameters};
+use model::{Activation, Architecture, Bert, Configuration, Inference, Layout, PackedBatch, Parameters};
+use std::sync::Arc;
 
 fn shape(architecture: Architecture, embedding_size: usize, hidden_size: usize, heads: usize) -> Configuration {
     Configuration {
@@ -248,6 +249,28 @@ fn tails_are_drawn_as_the_line_says() {
         }
         assert_ne!(found.top_ids, best.top_ids);
     }
+}
+
+/// A model with weights so large that what is between its LayerNorms overflows: float16 is refused, with what to do.
+#[test]
+fn a_model_that_is_too_large_for_float16_is_refused() {
+    let configuration = Configuration { initializer_range: 3e4, ..shape(Architecture::Bert, 64, 64, 2) };
+    let parameters = Parameters::initialise(&configuration, 3, &Device::Cpu).unwrap();
+    let bert = Bert { configuration, parameters };
+    let on = |precision| OnDevice { device: accelerator(), precision };
+    let error = Network::checked(&on(Precision::F16), &bert).unwrap_err().to_string();
+    assert!(error.contains("65,504") && error.contains("precision = \"bfloat16\""), "{error}");
+}
+
+#[test]
+fn a_buffer_grows_by_a_quarter_where_there_is_room() {
+    let device: Arc<dyn Accelerator> = Arc::new(Emulated::with_capacity(1000));
+    let mut buffer = Buffer::<u8>::new(&device, 784).unwrap();
+    buffer.grow(800).unwrap();
+    assert_eq!(buffer.len(), 980);
+    buffer.grow(990).unwrap();
+    assert_eq!(buffer.len(), 990);
+    assert!(buffer.grow(1001).is_err());
 }
 
 #[test]

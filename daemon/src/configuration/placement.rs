@@ -29,7 +29,7 @@ impl Placement {
             table.problem("device", message);
             DeviceChoice::Cpu
         });
-        Self::new(device, read_precision(table)).unwrap_or_else(|message| {
+        Self::new(device, read_precision(table, &Precision::ALL)).unwrap_or_else(|message| {
             table.problem("precision", message);
             Self::PROCESSOR
         })
@@ -78,7 +78,7 @@ impl StudentPlacement {
     pub(super) fn read(table: &mut Table) -> Self {
         let names = table.strings_or("device", &["cpu"]);
         let devices: Result<Vec<DeviceChoice>, String> = names.iter().map(|name| name.parse()).collect();
-        let (precision, processor) = (read_precision(table), vec![DeviceChoice::Cpu]);
+        let (precision, processor) = (read_precision(table, &Precision::OF_TRAINING), vec![DeviceChoice::Cpu]);
         let devices =
             devices.and_then(|devices| check_together(&devices).map(|()| devices)).unwrap_or_else(|message| {
                 table.problem("device", message);
@@ -138,11 +138,13 @@ fn check_together(devices: &[DeviceChoice]) -> Result<(), String> {
     }
 }
 
-fn read_precision(table: &mut Table) -> Option<Precision> {
+/// `wanted`: what there is for whoever is placed.
+fn read_precision(table: &mut Table, wanted: &[Precision]) -> Option<Precision> {
     let name = table.optional_string("precision")?;
     let precision = Precision::ALL.into_iter().find(|precision| precision.name() == name);
     if precision.is_none() {
-        let known = Precision::ALL.map(|precision| format!("\"{}\"", precision.name())).join(" or ");
+        let known: Vec<String> = wanted.iter().map(|precision| format!("\"{}\"", precision.name())).collect();
+        let known = known.join(" or ");
         table.problem("precision", format!("\"{name}\" is not known; use {known}"));
     }
     precision

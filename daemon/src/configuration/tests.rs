@@ -143,6 +143,7 @@ fn several_gpus_train_one_student() {
             "device = [\"cuda:0\", \"cpu\"]",
             "student.device: a student is trained on the processor or on GPUs, not on both",
         ),
+        ("precision = \"half\"", "student.precision: \"half\" is not known; use \"float32\" or \"bfloat16\""),
         (
             "device = \"cuda:0\"\nprecision = \"float16\"",
             "student.precision: a student is not trained in float16, in which small gradients vanish",

@@ -55,7 +55,7 @@ pub(super) struct Calls {
 pub(super) struct Places {
     /// The arena in `precision`: tables and matrices.
     pub(super) numbers: Address,
-    /// The arena in float32, up to the matrices at least: vectors.
+    /// Where the arena in float32 begins, or would begin: vectors. They are there; what else is not known.
     pub(super) vectors: Address,
     pub(super) precision: Precision,
 }
@@ -68,7 +68,7 @@ impl Places {
 
     /// A place in the arena of vectors.
     pub(super) fn vector(&self, place: usize) -> Address {
-        self.vectors + 4 * place as u64
+        self.vectors.wrapping_add(4 * place as u64)
     }
 }
 
@@ -159,7 +159,7 @@ impl Calls {
         let attention = match (training, self.in_tiles(c.head_size())) {
             (_, true) => 0,
             (false, false) => c.head_size() + c.max_position_embeddings,
-            (true, false) => 4 * c.head_size() + 2 * c.max_position_embeddings,
+            (true, false) => 2 * c.head_size() + 2 * c.max_position_embeddings,
         };
         let needs =
             [("a row", ROWS_PER_BLOCK * 4 * c.hidden_size.max(c.embedding_size)), ("attention", WARPS * 4 * attention)];
@@ -413,7 +413,7 @@ impl Calls {
                 true => 0,
                 false => {
                     arguments.push(n(longest));
-                    WARPS * 4 * (4 * size + numbers * longest)
+                    WARPS * 4 * (2 * size + numbers * longest)
                 }
             };
             let AttentionGradients { of_context, log_sum_exp, dots, of_query, of_key_value } = of;
@@ -449,9 +449,10 @@ impl Calls {
         self.launch("add_partials", grid, ELEMENT_THREADS, 0, &arguments)
     }
 
-    /// Numbers that [`Calls::sum_rows`] needs for so many rows and columns.
+    /// Numbers that [`Calls::sum_rows`] needs for so many rows, or fewer, and columns.
     pub(super) fn partials(rows: usize, columns: usize) -> usize {
-        rows.div_ceil(rows_per_block(rows)) * columns
+        // As many blocks at most: more rows may make fewer of them.
+        rows.div_ceil(WARPS * EIGHT).min(SUM_BLOCKS) * columns
     }
 
     /// Σ x² over `count` numbers; `partial` is grown to what that takes.
@@ -491,5 +492,20 @@ pub(super) fn kind(activation: Activation) -> usize {
         Activation::GeluTanh => 1,
         Activation::Relu => 2,
         Activation::Silu => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_for_sums_is_enough_for_fewer_rows_too() {
+        let blocks = |rows: usize| rows.div_ceil(rows_per_block(rows));
+        let mut most = 0;
+        for rows in 0..20_000 {
+            most = most.max(blocks(rows));
+            assert!(most <= Calls::partials(rows, 1), "{rows} rows");
+        }
     }
 }

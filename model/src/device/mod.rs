@@ -3,7 +3,7 @@
 //! [`Accelerator`] is the narrow place: memory, copies, kernels by name, matrix products. What runs on one ([`Network`]) is written once, against it. Behind it is a
 //! GPU (`Cuda`, feature `cuda`), or, in tests, the kernels' own source on this processor (the crate `kernel-emulator`).
 //!
-//! The kernels ([`KERNELS`]) are CUDA C++, compiled when an accelerator is opened; nothing is needed to build this crate. Numbers are float32, bfloat16 or
+//! The kernels ([`KERNELS`]) are CUDA C++, compiled when the first of them is run; nothing is needed to build this crate. Numbers are float32, bfloat16 or
 //! float16 ([`Precision`]); sums, LayerNorms, softmaxes, logits and all vectors of parameters are float32 in all of them.
 
 #![allow(unsafe_code, reason = "places in an accelerator's memory are numbers")]

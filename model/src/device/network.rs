@@ -106,13 +106,24 @@ impl Network {
     /// When the batch does not fit the model, or the accelerator fails.
     pub fn hidden(&mut self, batch: &PackedBatch) -> Result<Address, ModelError> {
         batch.validate(&self.configuration)?;
-        let grown = self.work.grow(batch.tokens(), &self.configuration, self.calls.precision);
-        if let Err(error) = grown.and_then(|()| self.batch.take(batch)) {
+        let mut taken = self.take(batch);
+        if let Err(DeviceError::OutOfMemory { .. }) = taken {
+            // Once more without what was there before, and so without anything to spare.
+            self.release()?;
+            taken = self.take(batch);
+        }
+        if let Err(error) = taken {
             // A smaller batch may fit where this one's first buffers are.
             self.release()?;
             return Err(error.into());
         }
         Ok(self.forward()?)
+    }
+
+    /// Makes room for a batch, and takes it there.
+    fn take(&mut self, batch: &PackedBatch) -> Result<(), DeviceError> {
+        self.work.grow(batch.tokens(), &self.configuration, self.calls.precision)?;
+        self.batch.take(batch)
     }
 
     /// Gives the room of batches back.
@@ -140,10 +151,7 @@ impl Network {
     #[must_use]
     pub fn decoder(&self) -> DecoderPlace {
         let (weight, bias) = self.layout.decoder();
-        let c = &self.configuration;
-        let padded = c.vocabulary_size.next_multiple_of(EIGHT);
-        let readable = weight.start + padded * c.embedding_size <= self.layout.length();
-        let rows = if readable { padded } else { c.vocabulary_size };
+        let rows = self.layout.padded_words(EIGHT);
         DecoderPlace { weight: self.places().number(weight.start), bias: self.places().vector(bias.start), rows }
     }
 

@@ -108,12 +108,17 @@ impl TopK {
     ///
     /// # Errors
     /// When there is no room.
+    ///
+    /// # Panics
+    /// When the decoder has fewer rows, or more than up to the next multiple of eight.
     pub fn new(
         device: &Arc<dyn Accelerator>,
         precision: Precision,
         decoder: DecoderPlace,
         (vocabulary, words, embedding): (usize, usize, usize),
     ) -> Result<Self, DeviceError> {
+        let rows = vocabulary..=vocabulary.next_multiple_of(8);
+        assert!(rows.contains(&decoder.rows), "{} rows of a decoder of {vocabulary} words", decoder.rows);
         Ok(Self {
             device: Arc::clone(device),
             precision,
@@ -163,7 +168,7 @@ impl TopK {
         assert!((1..=self.words.min(Self::MOST)).contains(&top_k), "the top {top_k} of {} words", self.words);
         assert!(golds.iter().all(|gold| (*gold as usize) < self.vocabulary), "gold ids beyond {}", self.vocabulary);
         let rows = golds.len();
-        let stride = self.vocabulary.next_multiple_of(8);
+        let stride = self.stride();
         let at_a_time = (LOGIT_BYTES / (4 * stride)).clamp(1, rows.max(1));
         self.logits.grow(at_a_time * stride)?;
         self.golds.grow(rows)?;
@@ -180,73 +185,138 @@ impl TopK {
         let not_finite = self.labels.at() + 4 * (count - 1) as u64;
         // SAFETY: the buffer has `count` numbers.
         unsafe { self.device.upload(bytemuck::bytes_of(&NONE), not_finite)? };
-        let place = |numbers: usize| self.labels.at() + 4 * numbers as u64;
         for first in (0..rows).step_by(at_a_time) {
-            let now = at_a_time.min(rows - first);
-            let product = Product {
-                precision: self.precision,
-                rows: now,
-                columns: self.decoder.rows,
-                inner: self.embedding,
-                left: Factor {
-                    at: hidden + (first * self.embedding * self.precision.bytes()) as u64,
-                    stride: self.embedding,
-                    transposed: false,
-                },
-                right: Factor { at: self.decoder.weight, stride: self.embedding, transposed: true },
-                out: Factor { at: self.logits.at(), stride, transposed: false },
-                out_precision: Precision::F32,
-                accumulate: false,
-            };
-            let arguments = [
-                Argument::Address(self.logits.at()),
-                Argument::U32(stride as u32),
-                Argument::Address(self.decoder.bias),
-                Argument::Address(self.golds.at() + 4 * first as u64),
-                Argument::U32(self.vocabulary as u32),
-                Argument::U32(self.words as u32),
-                Argument::U32(top_k as u32),
-                Argument::Address(place(first * top_k)),
-                Argument::Address(place((rows + first) * top_k)),
-                Argument::Address(place(2 * rows * top_k + first)),
-                Argument::Address(place(2 * rows * top_k + rows + first)),
-                Argument::Address(not_finite),
-            ];
-            let (kernel, groups) = if top_k <= 128 { ("top_128", 1) } else { ("top_1024", 8) };
-            let shared = 8 * CANDIDATES + THREADS as usize * (4 * groups + 4 + 8) + 8;
-            let launch = Launch {
-                kernel,
-                precision: self.precision,
-                blocks: [now as u32, 1, 1],
-                threads: THREADS,
-                shared_bytes: shared as u32,
-                arguments: &arguments,
-            };
+            let part = Part { first, rows: at_a_time.min(rows - first), of: rows, top_k, labels: self.labels.at() };
             // SAFETY: the caller's hidden states and decoder, and buffers that were grown to these rows.
             unsafe {
-                self.device.multiply(&product)?;
-                self.device.launch(&launch)?;
+                self.multiply(hidden, &part)?;
+                self.choose(&part, not_finite)?;
+                if let Some(Draws { samples, .. }) = draws {
+                    self.draw(&part, samples)?;
+                }
             }
-            let Some(Draws { samples, .. }) = draws else { continue };
-            let arguments = [
-                Argument::Address(self.logits.at()),
-                Argument::U32(stride as u32),
-                Argument::Address(self.decoder.bias),
-                Argument::U32(self.words as u32),
-                Argument::U32(top_k as u32),
-                Argument::U32(samples as u32),
-                Argument::Address(self.uniforms.at() + 8 * first as u64),
-                Argument::Address(place(2 * rows * top_k + first)),
-                Argument::Address(place(first * top_k)),
-                Argument::Address(place((rows + first) * top_k)),
-            ];
-            let shared = 8 * self.words.div_ceil(TILE_WORDS) + 16 * top_k;
-            let launch = Launch { kernel: "draw_tail", shared_bytes: shared as u32, arguments: &arguments, ..launch };
-            // SAFETY: as above; `uniforms` has a number for each row.
-            unsafe { self.device.launch(&launch)? };
         }
         // SAFETY: the buffer has `count` numbers.
         let arrival = unsafe { self.device.fetch(self.labels.at(), 4 * count)? };
         Ok(PendingBest { arrival, rows, top_k })
+    }
+
+    /// Numbers from one row's logits to the next.
+    fn stride(&self) -> usize {
+        self.vocabulary.next_multiple_of(8)
+    }
+
+    /// The logits of some rows, without the bias.
+    ///
+    /// # Safety
+    /// See [`TopK::begin`].
+    unsafe fn multiply(&self, hidden: Address, part: &Part) -> Result<(), DeviceError> {
+        let left = hidden + (part.first * self.embedding * self.precision.bytes()) as u64;
+        let product = Product {
+            precision: self.precision,
+            rows: part.rows,
+            columns: self.decoder.rows,
+            inner: self.embedding,
+            left: Factor { at: left, stride: self.embedding, transposed: false },
+            right: Factor { at: self.decoder.weight, stride: self.embedding, transposed: true },
+            out: Factor { at: self.logits.at(), stride: self.stride(), transposed: false },
+            out_precision: Precision::F32,
+            accumulate: false,
+        };
+        // SAFETY: the caller's.
+        unsafe { self.device.multiply(&product) }
+    }
+
+    /// The best labels of rows whose logits are there.
+    ///
+    /// # Safety
+    /// See [`TopK::begin`].
+    unsafe fn choose(&self, part: &Part, not_finite: Address) -> Result<(), DeviceError> {
+        let (kernel, groups) = if part.top_k <= 128 { ("top_128", 1) } else { ("top_1024", 8) };
+        let arguments = [
+            Argument::Address(self.logits.at()),
+            Argument::U32(self.stride() as u32),
+            Argument::Address(self.decoder.bias),
+            Argument::Address(self.golds.at() + 4 * part.first as u64),
+            Argument::U32(self.vocabulary as u32),
+            Argument::U32(self.words as u32),
+            Argument::U32(part.top_k as u32),
+            Argument::Address(part.top_ids()),
+            Argument::Address(part.top_logits()),
+            Argument::Address(part.log_sum_exp()),
+            Argument::Address(part.gold_logits()),
+            Argument::Address(not_finite),
+        ];
+        let shared = 8 * CANDIDATES + THREADS as usize * (4 * groups + 4 + 8) + 8;
+        // SAFETY: the caller's.
+        unsafe { self.launch(kernel, part, shared, &arguments) }
+    }
+
+    /// Draws the last labels of these rows from their tails.
+    ///
+    /// # Safety
+    /// See [`TopK::begin`].
+    unsafe fn draw(&self, part: &Part, samples: usize) -> Result<(), DeviceError> {
+        let arguments = [
+            Argument::Address(self.logits.at()),
+            Argument::U32(self.stride() as u32),
+            Argument::Address(self.decoder.bias),
+            Argument::U32(self.words as u32),
+            Argument::U32(part.top_k as u32),
+            Argument::U32(samples as u32),
+            Argument::Address(self.uniforms.at() + 8 * part.first as u64),
+            Argument::Address(part.log_sum_exp()),
+            Argument::Address(part.top_ids()),
+            Argument::Address(part.top_logits()),
+        ];
+        let shared = 8 * self.words.div_ceil(TILE_WORDS) + 16 * part.top_k;
+        // SAFETY: the caller's.
+        unsafe { self.launch("draw_tail", part, shared, &arguments) }
+    }
+
+    /// A kernel whose blocks have a row each.
+    ///
+    /// # Safety
+    /// See [`TopK::begin`].
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        part: &Part,
+        shared_bytes: usize,
+        arguments: &[Argument],
+    ) -> Result<(), DeviceError> {
+        let (precision, blocks) = (self.precision, [part.rows as u32, 1, 1]);
+        let shared_bytes = shared_bytes as u32;
+        // SAFETY: the caller's.
+        unsafe { self.device.launch(&Launch { kernel, precision, blocks, threads: THREADS, shared_bytes, arguments }) }
+    }
+}
+
+/// Rows whose logits are in memory at a time, and the places of their labels.
+struct Part {
+    first: usize,
+    rows: usize,
+    /// All rows.
+    of: usize,
+    top_k: usize,
+    /// Of all rows: see [`TopK::labels`].
+    labels: Address,
+}
+
+impl Part {
+    fn top_ids(&self) -> Address {
+        self.labels + 4 * (self.first * self.top_k) as u64
+    }
+
+    fn top_logits(&self) -> Address {
+        self.labels + 4 * ((self.of + self.first) * self.top_k) as u64
+    }
+
+    fn log_sum_exp(&self) -> Address {
+        self.labels + 4 * (2 * self.of * self.top_k + self.first) as u64
+    }
+
+    fn gold_logits(&self) -> Address {
+        self.log_sum_exp() + 4 * self.of as u64
     }
 }

@@ -16,11 +16,13 @@ pub(super) struct Cache {
 impl Cache {
     /// Where caches belong: the folder that systemd gives a service (`CacheDirectory=`), or the user's. `None`: there is neither.
     pub(super) fn of_user() -> Option<Self> {
-        let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let of_service = || std::env::split_paths(&std::env::var_os("CACHE_DIRECTORY")?).next();
+        let named = |name: &str| {
+            let first = std::env::split_paths(&std::env::var_os(name)?).next()?;
+            first.is_absolute().then_some(first)
+        };
         let of_user = || named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")));
-        let folder = of_service().or_else(|| Some(of_user()?.join("mergedistill")))?;
-        folder.is_absolute().then(|| Self { folder: folder.join("kernels") })
+        let folder = named("CACHE_DIRECTORY").or_else(|| Some(of_user()?.join("mergedistill")))?;
+        Some(Self { folder: folder.join("kernels") })
     }
 
     /// What was kept of this `kind` (its precision and architecture) and `source` (with all else that matters); `None` also where it is damaged.
@@ -40,10 +42,10 @@ impl Cache {
 
     fn write(&self, kind: &str, path: &Path, code: &[u8]) -> io::Result<()> {
         std::fs::create_dir_all(&self.folder)?;
-        let begin = format!("{kind}-");
+        let begins = [format!("{kind}-"), format!("{kind}.")];
         for entry in std::fs::read_dir(&self.folder)? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(&begin) {
+            if begins.iter().any(|begin| entry.file_name().to_string_lossy().starts_with(begin)) {
                 let _ = std::fs::remove_file(entry.path()); // Another process may have been faster.
             }
         }

@@ -79,15 +79,18 @@ KERNEL(attend_training, ATTENTION_THREADS, ATTENTION_PARAMETERS, u32 longest, fl
     if (lane == 0) log_sum_exp[(u64)row * heads + head] = (largest + logf(sum)) * LOG2_E;
 }
 
-// P, M · (dO Vᵀ) and dS of a query and a key; query, of_context, key and value are `size` numbers each.
+// P · M and dS of a query and a key. All lanes of a warp call it and get the same; each reads every 32nd of the `size` numbers of both and of their gradients.
 struct Pair { float masked, of_score; };
-__device__ __forceinline__ Pair pair_of(const Attention& a, const Mask& mask, const AttentionGradients& of, u32 row, u32 head, u32 key, const float* query,
-                                        const float* of_context, const float* of_key, const float* of_value) {
+template <typename Query, typename Dense, typename Key, typename Value>
+__device__ __forceinline__ Pair pair_of(const Attention& a, const Mask& mask, const AttentionGradients& of, u32 row, u32 head, u32 key, const Query& query,
+                                        const Dense& dense, const Key& of_key, const Value& of_value) {
     float score = 0.0f, of_probability = 0.0f;
-    for (u32 i = 0; i < a.size; i++) {
-        score += query[i] * of_key[i];
-        of_probability += of_context[i] * of_value[i];
+    for (u32 i = threadIdx.x % WARP; i < a.size; i += WARP) {
+        score += query(i) * of_key(i);
+        of_probability += dense(i) * of_value(i);
     }
+    score = warp_sum(score);
+    of_probability = warp_sum(of_probability);
     const u64 at = (u64)row * a.heads + head;
     const float probability = exp2f(score * a.scale * LOG2_E - of.log_sum_exp[at]);
     float kept = 1.0f;
@@ -95,7 +98,7 @@ __device__ __forceinline__ Pair pair_of(const Attention& a, const Mask& mask, co
     return Pair{probability * kept, probability * (of_probability * kept - of.dots[at]) * a.scale};
 }
 
-// Any head size: dQ, with a query a warp; behind its query and of_context are a key, a value, and `longest` numbers.
+// Any head size: dQ, with a query a warp; behind the query and its gradient's context are `longest` numbers.
 KERNEL(attend_queries, ATTENTION_THREADS, ATTENTION_PARAMETERS, u32 longest, GRADIENT_PARAMETERS, MASK_PARAMETERS) {
     DYNAMIC_SHARED(shared);
     const Attention a = ATTENTION_ARGUMENTS;
@@ -105,20 +108,18 @@ KERNEL(attend_queries, ATTENTION_THREADS, ATTENTION_PARAMETERS, u32 longest, GRA
     const u32 row = row_starts[sequence] + blockIdx.z * (ATTENTION_THREADS / WARP) + warp;
     if (row >= row_starts[sequence + 1]) return;
     const u32 first = starts[sequence], length = starts[sequence + 1] - first;
-    float* of_row = (float*)shared + (u64)warp * (4 * size + longest);
-    float *dense = of_row + size, *of_key = dense + size, *of_value = of_key + size, *of_scores = of_value + size;
+    float* of_row = (float*)shared + (u64)warp * (2 * size + longest);
+    float *dense = of_row + size, *of_scores = dense + size;
     for (u32 i = lane; i < size; i += WARP) {
         of_row[i] = query_at(a, row, head, i);
         dense[i] = to_float(of_context[((u64)row * heads + head) * size + i]);
     }
     for (u32 key = 0; key < length; key++) {
-        __syncwarp();
-        for (u32 i = lane; i < size; i += WARP) {
-            of_key[i] = key_value_at(a, first + key, head, i, 1);
-            of_value[i] = key_value_at(a, first + key, head, i, 2);
-        }
-        __syncwarp();
-        if (lane == 0) of_scores[key] = pair_of(a, mask, of, row, head, key, of_row, dense, of_key, of_value).of_score;
+        // A lane reads what it has written itself.
+        const Pair pair = pair_of(
+            a, mask, of, row, head, key, [&](u32 i) { return of_row[i]; }, [&](u32 i) { return dense[i]; },
+            [&](u32 i) { return key_value_at(a, first + key, head, i, 1); }, [&](u32 i) { return key_value_at(a, first + key, head, i, 2); });
+        if (lane == 0) of_scores[key] = pair.of_score;
     }
     __syncwarp();
     for (u32 i = lane; i < size; i += WARP) {
@@ -128,7 +129,7 @@ KERNEL(attend_queries, ATTENTION_THREADS, ATTENTION_PARAMETERS, u32 longest, GRA
     }
 }
 
-// Any head size: dK and dV, with a key a warp; behind its key and value are a query, its of_context, and twice `longest` numbers.
+// Any head size: dK and dV, with a key a warp; behind its key and value are twice `longest` numbers.
 KERNEL(attend_keys, ATTENTION_THREADS, ATTENTION_PARAMETERS, u32 longest, GRADIENT_PARAMETERS, MASK_PARAMETERS) {
     DYNAMIC_SHARED(shared);
     const Attention a = ATTENTION_ARGUMENTS;
@@ -138,21 +139,19 @@ KERNEL(attend_keys, ATTENTION_THREADS, ATTENTION_PARAMETERS, u32 longest, GRADIE
     const u32 key = blockIdx.z * (ATTENTION_THREADS / WARP) + warp, first = starts[sequence];
     if (first + key >= starts[sequence + 1]) return;
     const u32 first_row = row_starts[sequence], rows = row_starts[sequence + 1] - first_row, hidden = heads * size;
-    float* of_key = (float*)shared + (u64)warp * (4 * size + 2 * longest);
-    float *of_value = of_key + size, *of_row = of_value + size, *dense = of_row + size, *of_scores = dense + size, *masked = of_scores + longest;
+    float* of_key = (float*)shared + (u64)warp * (2 * size + 2 * longest);
+    float *of_value = of_key + size, *of_scores = of_value + size, *masked = of_scores + longest;
     for (u32 i = lane; i < size; i += WARP) {
         of_key[i] = key_value_at(a, first + key, head, i, 1);
         of_value[i] = key_value_at(a, first + key, head, i, 2);
     }
+    auto dense_at = [&](u32 row, u32 i) { return to_float(of_context[((u64)row * heads + head) * size + i]); };
     for (u32 row = 0; row < rows; row++) {
-        __syncwarp();
-        for (u32 i = lane; i < size; i += WARP) {
-            of_row[i] = query_at(a, first_row + row, head, i);
-            dense[i] = to_float(of_context[((u64)(first_row + row) * heads + head) * size + i]);
-        }
-        __syncwarp();
+        // A lane reads what it has written itself.
+        const Pair pair = pair_of(
+            a, mask, of, first_row + row, head, key, [&](u32 i) { return query_at(a, first_row + row, head, i); },
+            [&](u32 i) { return dense_at(first_row + row, i); }, [&](u32 i) { return of_key[i]; }, [&](u32 i) { return of_value[i]; });
         if (lane == 0) {
-            const Pair pair = pair_of(a, mask, of, first_row + row, head, key, of_row, dense, of_key, of_value);
             of_scores[row] = pair.of_score;
             masked[row] = pair.masked;
         }
@@ -162,7 +161,7 @@ KERNEL(attend_keys, ATTENTION_THREADS, ATTENTION_PARAMETERS, u32 longest, GRADIE
         float key_sum = 0.0f, value_sum = 0.0f;
         for (u32 row = 0; row < rows; row++) {
             key_sum += of_scores[row] * query_at(a, first_row + row, head, i);
-            value_sum += masked[row] * to_float(of_context[((u64)(first_row + row) * heads + head) * size + i]);
+            value_sum += masked[row] * dense_at(first_row + row, i);
         }
         real* out = of_key_value + (u64)(first + key) * 2 * hidden + head * size + i;
         out[0] = to_real(key_sum);

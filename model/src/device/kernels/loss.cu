@@ -54,7 +54,7 @@ KERNEL(distil, LOSS_THREADS, float* logits, u32 stride, const float* bias, u32 v
         }
         EACH_OF_FOUR(i) {
             sum += expf(four.at[i] - largest);
-            const u64 here = rank(four.at[i], word + i);
+            const u64 here = word + i < vocabulary ? rank(four.at[i], word + i) : 0;
             best = here > best ? here : best;
         }
     }

@@ -48,7 +48,8 @@ __device__ __forceinline__ u32 find_word(const Masses& masses, u32 first, double
             const double lower = __shfl_sync(WHOLE_WARP, until, (lane - step) % WARP);
             if (lane >= (u32)step) until += lower;
         }
-        const u32 beyond = __ballot_sync(WHOLE_WARP, before + until > point);
+        // Whatever rounding says, a word without mass is not drawn.
+        const u32 beyond = __ballot_sync(WHOLE_WARP, mine[part] > 0.0 && before + until > point);
         if (found == NOBODY && beyond) found = first + part * WARP + (u32)__ffs((int)beyond) - 1;
         before += __shfl_sync(WHOLE_WARP, until, WARP - 1);
     }

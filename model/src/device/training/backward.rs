@@ -178,7 +178,7 @@ impl DeviceTraining {
         Ok(())
     }
 
-    /// Adds row i of `x` `[tokens, embedding]` to row `rows[i]` of `table`, row by row in their order.
+    /// Adds row i of `x` `[tokens, embedding]` to row `rows[i]` of `table`: in their order, in parts of [`PART_ROWS`].
     fn scatter(&mut self, rows: &[u32], x: Address, table: Address) -> Result<(), DeviceError> {
         let columns = self.configuration.embedding_size;
         let mut order: Vec<u32> = (0..rows.len() as u32).collect();

@@ -1,6 +1,6 @@
 //! The loss at masked positions, and the gradients of the decoder and of the hidden states.
 
-use super::super::calls::{at, n};
+use super::super::calls::{EIGHT, at, n};
 use super::super::{DeviceError, Precision};
 use super::DeviceTraining;
 use super::room::{positions_at_a_time, stride};
@@ -152,8 +152,8 @@ impl DeviceTraining {
         let (hidden, of_hidden) = (room.hidden.at() + bytes, room.of_hidden.at() + bytes);
         let decoder = places.number(weight.start);
         let logits = (room.logits.at(), stride, Precision::F32);
-        // Rows of a multiple of eight are what products are fast with. What comes behind the table counts nothing: those columns of the gradient are 0.
-        let words = if weight.start + stride * columns <= self.layout.length() { stride } else { vocabulary };
+        // What comes behind the table counts nothing: those columns of the gradient are 0.
+        let words = self.layout.padded_words(EIGHT);
         calls.multiply_strided([count, columns, words], (hidden, None, false), (decoder, None, true), logits, false)?;
         let of_logits = match calls.precision {
             Precision::F32 => room.logits.at(),

@@ -96,6 +96,10 @@ impl DeviceTraining {
     /// When the accelerator has no room, or its kernels cannot do this shape.
     pub fn new(on: &OnDevice, configuration: &Configuration, rank: Rank) -> Result<Self, ModelError> {
         let OnDevice { device, precision } = on;
+        if !Precision::OF_TRAINING.contains(precision) {
+            let reason = format!("a student is not trained in {}", precision.name());
+            return Err(DeviceError::Unusable { device: device.name().to_owned(), reason }.into());
+        }
         let calls = Calls { device: device.clone(), precision: *precision };
         calls.check(configuration, true)?;
         let layout = Layout::of(configuration);

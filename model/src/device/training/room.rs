@@ -163,9 +163,15 @@ impl Room {
         precision: Precision,
         entries: usize,
     ) -> Result<(), DeviceError> {
-        let grown = self.try_grow(batch, c, precision, entries);
+        let device = Arc::clone(&self.device);
+        let mut grown = self.try_grow(batch, c, precision, entries);
+        if let Err(DeviceError::OutOfMemory { .. }) = grown {
+            // Once more without what was there before, and so without anything to spare.
+            *self = Self::new(&device, c)?;
+            grown = self.try_grow(batch, c, precision, entries);
+        }
         if grown.is_err() {
-            *self = Self::new(&Arc::clone(&self.device), c)?;
+            *self = Self::new(&device, c)?;
         }
         grown
     }

@@ -1,8 +1,10 @@
 #include "emulator.h"
 
 #include <setjmp.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <string>
@@ -37,7 +39,7 @@ std::map<std::string, Kernel>& kernels() {
 
 std::vector<Thread> threads;
 std::vector<uint64_t> exchanged;
-std::vector<unsigned char> shared;
+unsigned char* shared;
 ucontext_t first_scheduler;
 jmp_buf scheduler;
 unsigned current;
@@ -75,6 +77,18 @@ bool release(unsigned first, unsigned end, State barrier) {
         if (threads[at].state == barrier) threads[at].state = State::Ready;
     }
     return waiting;
+}
+
+const std::size_t SHARED_BYTES = 256 << 10, PAGE_BYTES = 64 << 10;
+
+// Where a block's shared memory ends: behind it nobody may read or write.
+unsigned char* end_of_shared() {
+    static unsigned char* const begin = [] {
+        void* pages = mmap(nullptr, SHARED_BYTES + PAGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (pages == MAP_FAILED || mprotect(pages, SHARED_BYTES, PROT_READ | PROT_WRITE) != 0) abort();
+        return (unsigned char*)pages;
+    }();
+    return begin + SHARED_BYTES;
 }
 
 // In which order a block's threads go on. What depends on it is a race, so blocks take turns.
@@ -140,7 +154,7 @@ void block_barrier() { wait(State::AtBlockBarrier); }
 void warp_barrier() { wait(State::AtWarpBarrier); }
 uint64_t* lanes() { return exchanged.data() + current / 32 * 32; }
 unsigned lane() { return current % 32; }
-unsigned char* dynamic_shared() { return (unsigned char*)(((uintptr_t)shared.data() + 15) & ~(uintptr_t)15); }
+unsigned char* dynamic_shared() { return shared; }
 
 Registration::Registration(const char* precision, const char* name, unsigned threads, Call call) {
     kernels()[std::string(precision) + " " + name] = Kernel{threads, call};
@@ -165,6 +179,7 @@ extern "C" int emulator_launch(const char* precision, const char* name, const un
         threads[at].place = Place{at, 0, 0};
         threads[at].stack.resize(STACK_BYTES);
     }
+    shared = end_of_shared() - (shared_bytes + 15) / 16 * 16;
     exchanged.assign((threads_of_block + 31) / 32 * 32, 0);
     blockDim = Place{threads_of_block, 1, 1};
     gridDim = Place{grid[0], grid[1], grid[2]};
@@ -172,9 +187,9 @@ extern "C" int emulator_launch(const char* precision, const char* name, const un
         for (unsigned y = 0; y < grid[1]; y++) {
             for (unsigned x = 0; x < grid[0]; x++) {
                 // Whatever a block before has left: kernels must not count on zeros.
-                shared.assign(shared_bytes + 16, 0xa5);
+                memset(shared, 0xa5, shared_bytes);
                 blockIdx = Place{x, y, z};
-                const unsigned turn = x + y + z + grid[0] + grid[1] + grid[2];
+                const unsigned turn = x + y + z + grid[0] + grid[1] + grid[2] + (unsigned)strlen(name);
                 if (!run_block((Schedule)(turn % 3))) return 3;
             }
         }
