@@ -150,7 +150,16 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("log merge", &[("", "log merge both first/log second/log")]),
-    ("log audit", &[("", "log audit state/log --teacher teachers/en")]),
+    (
+        "log audit",
+        &[
+            ("", "log audit state/log --teacher teachers/en"),
+            (
+                "Labels of a GPU, on a machine without one:",
+                "log audit state/log --teacher teachers/en --labelled-in bfloat16",
+            ),
+        ],
+    ),
     ("log relabel", &[("", "log relabel state/log --out with-fi --teacher teachers/fi --languages fi")]),
     ("log export", &[("", "log export state/log --parquet labels.parquet --language de")]),
     (

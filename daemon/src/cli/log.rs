@@ -1,10 +1,11 @@
 //! The command line of `log`.
 
 use super::link::LinkArgs;
-use super::place::PlaceArgs;
+use super::place::{PlaceArgs, precision};
 use super::size;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
+use model::device::Precision as Numbers;
 use std::path::PathBuf;
 use store::Precision;
 
@@ -198,6 +199,10 @@ pub struct LogAuditArgs {
     /// Where the teacher runs.
     #[command(flatten)]
     pub place: PlaceArgs,
+    /// What the labels in the log were made in, if that was a GPU's bfloat16 or float16: the bounds are those of the coarser
+    /// numbers, theirs or the audit's own [default: float32].
+    #[arg(long, value_name = "NUMBERS", value_parser = precision(Numbers::ALL))]
+    pub labelled_in: Option<Numbers>,
     /// Threads of the teacher.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = size(1..=1024))]
     pub threads: usize,

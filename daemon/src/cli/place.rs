@@ -49,7 +49,8 @@ impl StudentPlaceArgs {
     }
 }
 
-fn precision<const COUNT: usize>(all: [Precision; COUNT]) -> impl TypedValueParser<Value = Precision> {
+/// Some of the precisions, by their names.
+pub(super) fn precision<const COUNT: usize>(all: [Precision; COUNT]) -> impl TypedValueParser<Value = Precision> {
     PossibleValuesParser::new(all.map(Precision::name))
         .map(move |name| all.into_iter().find(|precision| precision.name() == name).unwrap_or(Precision::F32))
 }

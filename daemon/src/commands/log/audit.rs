@@ -10,7 +10,6 @@ mod draw;
 use super::super::{print_json, print_line};
 use super::{model_failure, open_tokenizer};
 use crate::cli::LogAuditArgs;
-use crate::configuration::Placement;
 use crate::failure::{ExitCode, Failure};
 use comparison::{Recomputed, Tally};
 use draw::{Drawn, draw};
@@ -108,13 +107,20 @@ pub(super) fn audit(args: &LogAuditArgs) -> Result<(), Failure> {
     let place = args.place.placement()?;
     let options = RunnerOptions { name: entry.name.clone(), index, top_k, tail: None, on: place.on_device() };
     let tally = pool.install(|| compare(Runner::load(&args.teacher, &tokenizer, options)?, drawn))?;
-    let report = Report::new(entry, log.precision(), place, records, tally);
+    let numbers = [place.precision, args.labelled_in.unwrap_or(Numbers::F32)];
+    let report = Report::new(entry, log.precision(), numbers, records, tally);
     report.print(args.log.json)?;
     if report.within_bounds {
         return Ok(());
     }
+    let by_gpu = match numbers {
+        [Numbers::F32, Numbers::F32] => {
+            " (if a GPU made them in fewer bits, say so: --labelled-in bfloat16, or float16)"
+        }
+        _ => "",
+    };
     let message = format!(
-        "labels of teacher `{}` in {} differ by more than precision `{}` allows: label again, or verify the log",
+        "labels of teacher `{}` in {} differ by more than precision `{}` allows: label again, or verify the log{by_gpu}",
         report.teacher,
         args.log.dir.display(),
         report.precision
@@ -235,13 +241,16 @@ fn recompute(runner: &Runner, batch: &[Drawn], rows: usize) -> Result<Vec<Recomp
 }
 
 impl Report {
-    /// `place`: where the labels were made again.
-    fn new(entry: &TeacherEntry, precision: Precision, place: Placement, records: usize, tally: Tally) -> Self {
-        let (tolerance, divergence) = match place.precision {
-            Numbers::F32 => (FLOAT_TOLERANCE, FLOAT_DIVERGENCE),
-            Numbers::Bf16 => (BF16_TOLERANCE, BF16_DIVERGENCE),
-            Numbers::F16 => (F16_TOLERANCE, F16_DIVERGENCE),
-        };
+    /// `numbers`: what the labels were made in, the first time and again.
+    fn new(entry: &TeacherEntry, precision: Precision, numbers: [Numbers; 2], records: usize, tally: Tally) -> Self {
+        let (tolerance, divergence) = numbers
+            .into_iter()
+            .map(|numbers| match numbers {
+                Numbers::F32 => (FLOAT_TOLERANCE, FLOAT_DIVERGENCE),
+                Numbers::Bf16 => (BF16_TOLERANCE, BF16_DIVERGENCE),
+                Numbers::F16 => (F16_TOLERANCE, F16_DIVERGENCE),
+            })
+            .fold((0.0, 0.0), |(a, b), (c, d)| (f64::max(a, c), f64::max(b, d)));
         let (bound, kl_bound) = match precision == Precision::Exact {
             true => (tolerance, divergence),
             false => (COMPACT_TOLERANCE + tolerance, COMPACT_DIVERGENCE.max(divergence)),
