@@ -25,7 +25,7 @@ const FLOAT_TOLERANCE: f64 = 1e-3;
 /// What float32 rounding may add to the mean KL divergence, in nats per position.
 const FLOAT_DIVERGENCE: f64 = 1e-5;
 
-/// The same where the labels are made again in bfloat16: it has eight bits of a number, and logits are sums of some hundreds.
+/// The same where labels were made in bfloat16, the first time or again: it has eight bits of a number, and logits are sums of some hundreds.
 const BF16_TOLERANCE: f64 = 0.1;
 const BF16_DIVERGENCE: f64 = 1e-3;
 
