@@ -280,6 +280,38 @@ fn a_second_trainer_follows_the_published_log_to_the_same_weights() {
 }
 
 #[test]
+fn a_followed_log_keeps_what_it_is_told_to_keep() {
+    let server = Server::start();
+    let cluster = |keys: &str| format!("[cluster]\nurl = \"{}\"\nrun = \"test\"\n{keys}\n", server.url());
+    let segments = "[store]\nsegment_bytes = 65536\n";
+    // There is more to label than the other reads.
+    let endless = local().replace("[[corpus]]", "[[corpus]]\nrounds = 100000");
+    let source = Scene::new(&format!("{endless}{segments}{}", cluster("publish = true")));
+    let labels = source.start();
+    let follower = student(&format!("{segments}{}", cluster("follow = true"))).replace("steps = 12", "steps = 400");
+    let follower = Scene::new(&follower);
+    let mut following = follower.start();
+    following.wait_for("the log is as it is published").unwrap();
+    let socket = follower.path("state/control.sock");
+    until("the control socket", || socket.exists().then_some(()));
+    let arguments = ["ctl", "retention", "--bytes", "65536", "--json", "--socket", socket.to_str().unwrap()];
+    let told = mergedistill(&arguments).output().unwrap();
+    assert!(text(&told.stdout).contains("65536"), "{}{}", text(&told.stdout), text(&told.stderr));
+    let line = following.wait_for("removed the oldest segments").expect("nothing was removed");
+    assert!(line.contains("begin="), "{line}");
+    assert_ended(following);
+    assert!(follower.log_lines("stat")[0]["begin"].as_u64().unwrap() > 0);
+    follower.log_lines("verify");
+    // It begins there at the next start, and what was held out is still there.
+    let again = follower.start();
+    labels.signal("KILL");
+    assert_ended(again);
+    let config = follower.config.to_str().unwrap();
+    let evaluated = mergedistill(&["evaluate", "--json", "--config", config]).output().unwrap();
+    assert!(evaluated.status.success(), "{}", text(&evaluated.stderr));
+}
+
+#[test]
 fn what_does_not_fit_is_refused_with_the_difference() {
     let server = Server::start();
     let scene = Scene::new(&remote(&local(), &server));

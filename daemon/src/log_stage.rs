@@ -3,45 +3,26 @@
 //! A disk that is full stops nothing: the stage keeps the group that does not fit and tries again, and what comes before it
 //! backs up in the bounded queues.
 
-use crate::configuration::Configuration;
 use crate::live::Effective;
 use crate::push::Inboxes;
+use crate::retaining::{IDLE, Keeping, Retaining};
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use store::log::{HeldBack, Need, Retention};
+use std::time::Duration;
 use store::pulse::{self, LOOK_INTERVAL, Wait};
 use store::stage::{StageControl, StageMetrics};
 use store::{Entry, LogWriter, SourceCursor, StoreError};
 
-/// No retention is due: look again after this long.
-const IDLE: Duration = Duration::from_secs(3600);
-
 /// Without room on the disk: look again after this long.
 const ROOM_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Segments grow old, and what is needed changes, although none is sealed: look again after this long.
-const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
-
-/// What is to be kept of the log.
-#[derive(Debug)]
-pub struct Keeping {
-    /// Says how much, and how soon it is durable.
-    pub configuration: Effective,
-    /// Folder of the log of held-out records.
-    pub held_out: PathBuf,
-    /// Who needs more than that; `None`: nobody.
-    pub need: Option<Need>,
-}
 
 /// The stage.
 #[derive(Debug)]
 pub struct LogStage {
     log: LogWriter,
-    keeping: Keeping,
-    retention: Retention,
+    configuration: Effective,
+    retaining: Retaining,
     /// Told what is durable, so that they can let go of it.
     inboxes: Arc<Inboxes>,
     /// Newest cursor of each source that reads an inbox, since the last sync.
@@ -49,10 +30,6 @@ pub struct LogStage {
     /// Looked at only while there is no room: everything that fits is written before a stop.
     control: StageControl,
     metrics: StageMetrics,
-    /// When retention was looked at last, and how many segments there were.
-    looked: Option<(Instant, usize)>,
-    /// What was told last about segments that are needed.
-    told: Option<HeldBack>,
 }
 
 impl LogStage {
@@ -64,16 +41,16 @@ impl LogStage {
         control: StageControl,
         metrics: StageMetrics,
     ) -> Self {
-        let retention = retention(&keeping.configuration.get(), keeping.held_out.clone());
-        let appended = BTreeMap::new();
-        Self { log, keeping, retention, inboxes, appended, control, metrics, looked: None, told: None }
+        let configuration = keeping.configuration.clone();
+        let retaining = Retaining::new(keeping);
+        Self { log, configuration, retaining, inboxes, appended: BTreeMap::new(), control, metrics }
     }
 
     /// Appends every group as one block and makes blocks durable in time; seals the log when its input ends.
     pub fn run(mut self, groups: &Receiver<Vec<Entry>>) -> Result<(), StoreError> {
         loop {
             self.look_up();
-            let due = self.log.sync_due().unwrap_or(IDLE).min(self.retention_due()).min(LOOK_INTERVAL);
+            let due = self.log.sync_due().unwrap_or(IDLE).min(self.retaining.due(&self.log)).min(LOOK_INTERVAL);
             pulse::waits_for(Wait::Input);
             match groups.recv_timeout(due) {
                 Ok(entries) => {
@@ -89,8 +66,8 @@ impl LogStage {
             if self.log.sync_due().is_some_and(|due| due.is_zero()) {
                 self.sync()?;
             }
-            if self.retention_due().is_zero() {
-                self.retain()?;
+            if self.retaining.due(&self.log).is_zero() {
+                self.retaining.retain(&mut self.log)?;
             }
         }
         self.sync()?;
@@ -115,7 +92,7 @@ impl LogStage {
             // What did fit need not wait.
             self.sync()?;
             pulse::waits_for(Wait::Room);
-            if !self.retain()? && !self.control.wait(ROOM_INTERVAL) {
+            if !self.retaining.retain(&mut self.log)? && !self.control.wait(ROOM_INTERVAL) {
                 return Ok(false);
             }
         }
@@ -145,62 +122,7 @@ impl LogStage {
 
     /// Takes up what was changed: how much is to be kept, and how soon what is appended is durable.
     fn look_up(&mut self) {
-        let configuration = self.keeping.configuration.get();
-        self.log.set_sync_interval(Duration::from_millis(configuration.store.sync_interval_ms));
-        let wanted = retention(&configuration, self.keeping.held_out.clone());
-        if (wanted.bytes, wanted.age) != (self.retention.bytes, self.retention.age) {
-            (self.retention, self.looked) = (wanted, None);
-            if !self.retention.is_limited() {
-                self.log.keeps_all();
-                self.told = None;
-            }
-        }
+        self.log.set_sync_interval(Duration::from_millis(self.configuration.get().store.sync_interval_ms));
+        self.retaining.look_up(&self.log);
     }
-
-    /// How long until retention is to be looked at: at once when a segment was sealed.
-    fn retention_due(&self) -> Duration {
-        if !self.retention.is_limited() {
-            return IDLE;
-        }
-        match self.looked {
-            Some((when, segments)) if segments == self.log.segments() => {
-                RETENTION_INTERVAL.saturating_sub(when.elapsed())
-            }
-            _ => Duration::ZERO,
-        }
-    }
-
-    /// Removes what is to be removed, and tells what is needed. Returns whether something was removed.
-    fn retain(&mut self) -> Result<bool, StoreError> {
-        if !self.retention.is_limited() {
-            return Ok(false);
-        }
-        let pass = match self.log.retain(&self.retention, self.keeping.need.as_ref()) {
-            Err(error) if error.is_no_space() => {
-                tracing::warn!("nothing can be removed from the log: {error}");
-                self.looked = Some((Instant::now(), self.log.segments()));
-                return Ok(false);
-            }
-            pass => pass?,
-        };
-        self.looked = Some((Instant::now(), self.log.segments()));
-        if pass.removed_segments > 0 {
-            let (segments, bytes, begin) = (pass.removed_segments, pass.removed_bytes, pass.begin);
-            tracing::info!(segments, bytes, %begin, "removed the oldest segments of the log, held-out records are kept");
-        }
-        if let Some(held) = pass.held_back.as_ref().filter(|held| self.told.as_ref() != Some(held)) {
-            let (segments, oldest, from) = (held.segments, held.segment.display(), held.needed.from);
-            let why = &held.needed.why;
-            tracing::info!(segments, %oldest, %from, %why, "segments would be removed from the log, but they are needed");
-        }
-        self.told = pass.held_back;
-        Ok(pass.removed_segments > 0)
-    }
-}
-
-fn retention(configuration: &Configuration, held_out: PathBuf) -> Retention {
-    let section = &configuration.store;
-    let hours = Some(section.retain_hours).filter(|hours| *hours > 0.0);
-    let age = hours.map(|hours| Duration::from_secs_f64(3600.0 * hours));
-    Retention { bytes: section.retain_bytes, age, held_out }
 }

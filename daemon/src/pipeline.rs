@@ -8,9 +8,10 @@ use crate::elsewhere::Elsewhere;
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::{Inputs, LoadedTeacher};
 use crate::live::{Effective, Live, Standing};
-use crate::log_stage::{Keeping, LogStage};
+use crate::log_stage::LogStage;
 use crate::publishing::Publishing;
 use crate::push::Inboxes;
+use crate::retaining::{Keeping, Retaining};
 use crate::state_folder::StateFolder;
 use crate::threads::Pools;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use store::log::LogMirror;
 use store::stage::{StageControl, StageMetrics};
 use store::{Arrivals, Entry, Group, LogOptions, LogReader, LogWriter, SequenceNumber};
 use teacher::remote::{Coordinator, Follower, InProcess, Roster};
@@ -156,13 +158,12 @@ impl Pipeline {
         let progress = Arc::new(TrainerProgress::with_arrivals(arrivals.clone()));
         let mut bodies = Vec::new();
         let teachers = known_teachers(&setup);
-        if let Some(follower) = setup.follower.take() {
-            let control = controls.log.clone();
-            let body = move || follower.run(&control).map(|()| Ended::Done).map_err(Failure::from);
-            bodies.push(("log", Box::new(body) as Body));
-        }
-        let (log, reading, inboxes, roster) = if setup.configuration.corpus.is_empty() {
-            (open_reader(&setup)?, None, Arc::default(), None)
+        let (log, reading, inboxes, roster) = if let Some(follower) = setup.follower.take() {
+            (follow(&setup, follower, &controls, &progress, &mut bodies)?, None, Arc::default(), None)
+        } else if setup.configuration.corpus.is_empty() {
+            let log = LogReader::open(&setup.configuration.store.path)?;
+            check_reach(&setup, &log)?;
+            (log, None, Arc::default(), None)
         } else {
             let opened = open_labelling(&mut setup, &controls, &progress, &teachers, &mut bodies)?;
             let Labels { log, reading, inboxes, roster } = opened;
@@ -439,18 +440,43 @@ fn keeping(
     Ok((Keeping { configuration: setup.effective.clone(), held_out, need }, publishing))
 }
 
-fn open_reader(setup: &Setup<'_>) -> Result<LogReader, Failure> {
-    let log = LogReader::open(&setup.configuration.store.path)?;
-    if log.durable().end() < setup.required {
-        let message = format!(
-            "log {} ends at {}, but the checkpoint or journal refers to {}",
-            setup.configuration.store.path.display(),
-            log.durable(),
-            setup.required
-        );
-        return Err(Failure::new(ExitCode::DataError, message));
-    }
+/// Follows the log: a thread takes what is published, and removes what is not to be kept.
+fn follow(
+    setup: &Setup<'_>,
+    follower: Follower,
+    controls: &Controls,
+    progress: &Arc<TrainerProgress>,
+    bodies: &mut Vec<(&'static str, Body)>,
+) -> Result<LogReader, Failure> {
+    follower.register(setup.registry)?;
+    let log = follower.reader()?;
+    check_reach(setup, &log)?;
+    let mut retaining = Retaining::new(keeping(setup, &log, progress)?.0);
+    let control = controls.log.clone();
+    let tend = move |log: &mut LogMirror| {
+        retaining.look_up(log);
+        if retaining.due(log).is_zero() {
+            retaining.retain(log)?;
+        }
+        Ok(())
+    };
+    let body = move || follower.run(&control, tend).map(|()| Ended::Done).map_err(Failure::from);
+    bodies.push(("log", Box::new(body)));
     Ok(log)
+}
+
+/// The log must reach as far as checkpoint and journal refer to.
+fn check_reach(setup: &Setup<'_>, log: &LogReader) -> Result<(), Failure> {
+    if log.durable().end() >= setup.required {
+        return Ok(());
+    }
+    let message = format!(
+        "log {} ends at {}, but the checkpoint or journal refers to {}",
+        setup.configuration.store.path.display(),
+        log.durable(),
+        setup.required
+    );
+    Err(Failure::new(ExitCode::DataError, message))
 }
 
 fn open_ingest(

@@ -18,7 +18,7 @@ use serde_json::json;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use store::stage::StageControl;
 use teacher::Runner;
-use teacher::remote::Follower;
+use teacher::remote::{CaughtUp, Follower};
 
 /// A run: what its pipelines are opened with.
 pub struct Run {
@@ -126,8 +126,13 @@ fn follow(configuration: &Configuration) -> Result<Option<Follower>, Failure> {
     let Some(mut follower) = Follower::open(cluster.link(), &configuration.store.path, &control)? else {
         return Ok(None);
     };
-    follower.catch_up(&control)?;
-    tracing::info!(end = follower.end().0, "the log is as it is published");
+    match follower.catch_up(&control)? {
+        CaughtUp::Whole | CaughtUp::Stopped => tracing::info!(end = follower.end().0, "the log is as it is published"),
+        CaughtUp::NoRoom(error) if follower.reader().is_err() => return Err(error.into()),
+        CaughtUp::NoRoom(error) => {
+            tracing::warn!(%error, end = follower.end().0, "the disk is full before the log is as it is published: training begins with what is there");
+        }
+    }
     Ok(Some(follower))
 }
 

@@ -17,8 +17,8 @@ use store::{
     Entry, Identity, Label, LogOptions, LogReader, LogWriter, MaskedCopy, Payload, SequenceNumber, Skip, SourceCursor,
 };
 use teacher::remote::{
-    Coordinator, Ended, Follower, LinkError, LinkOptions, LogStreamError, Publisher, PublisherOptions, RemoteTeacher,
-    RunSpec, TeacherSpec, Worker, WorkerError, WorkerMetrics, WorkerOptions,
+    CaughtUp, Coordinator, Ended, Follower, LinkError, LinkOptions, LogStreamError, Publisher, PublisherOptions,
+    RemoteTeacher, RunSpec, TeacherSpec, Worker, WorkerError, WorkerMetrics, WorkerOptions,
 };
 use teacher::{Labeller, PendingLabels, TeacherError};
 use tempfile::TempDir;
@@ -291,7 +291,7 @@ fn publish(server: &Server, log: &Log, stream_bytes: u64) {
 fn follow(server: &Server, dir: &Path) -> Result<LogReader, LogStreamError> {
     let control = StageControl::default();
     let mut follower = Follower::open(link(server), dir, &control)?.unwrap();
-    assert!(follower.catch_up(&control)?);
+    assert!(matches!(follower.catch_up(&control)?, CaughtUp::Whole));
     drop(follower);
     Ok(LogReader::open(dir)?)
 }

@@ -88,6 +88,11 @@ impl Configuration {
         labelling.map(|teacher| teacher.stall_options().after).max().unwrap_or_default()
     }
 
+    /// Whether the log is one that others publish.
+    pub fn follows(&self) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| cluster.follow)
+    }
+
     /// What is odd about training with λ above 0 where nobody labels. A log that is there may hold labels.
     pub fn labels_warning(&self) -> Option<String> {
         let nobody = !self.corpus.is_empty() && !self.teacher.iter().any(|teacher| teacher.labels);

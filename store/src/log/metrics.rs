@@ -1,11 +1,12 @@
-//! Metrics of the log's writer.
+//! Metrics of who writes the log, or mirrors one.
 
 use crate::log::error::StoreError;
+use crate::log::hint::Positions;
 use crate::log::index::Index;
 use crate::log::retention::RetentionPass;
 use prometheus::core::Collector;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry, exponential_buckets};
-use std::time::Duration;
+use std::time::Instant;
 
 #[derive(Clone, Debug)]
 pub(crate) struct LogMetrics {
@@ -27,18 +28,36 @@ pub(crate) struct LogMetrics {
 }
 
 impl LogMetrics {
-    pub(crate) fn register(registry: &Registry) -> Result<Self, StoreError> {
-        Self::try_register(registry).map_err(|error| StoreError::Metrics { what: error.to_string() })
+    /// New ones, that nobody sees yet.
+    pub(crate) fn new() -> Result<Self, StoreError> {
+        Self::try_new().map_err(failed)
     }
 
-    /// Takes note of a pass of retention that took so long.
-    pub(crate) fn observe_retention(&self, pass: &RetentionPass, took: Duration) {
+    /// Has `registry` show them.
+    pub(crate) fn register(&self, registry: &Registry) -> Result<(), StoreError> {
+        self.collectors().into_iter().try_for_each(|collector| registry.register(collector)).map_err(failed)
+    }
+
+    /// Takes note of how far the log goes, and is durable.
+    pub(crate) fn observe_positions(&self, positions: Positions) {
+        self.appended_sequence.set(positions.appended.0.cast_signed());
+        self.durable_sequence.set(positions.durable.0.cast_signed());
+    }
+
+    /// Makes a pass of retention, and takes note of it.
+    pub(crate) fn observe_retention(
+        &self,
+        run: impl FnOnce() -> Result<RetentionPass, StoreError>,
+    ) -> Result<RetentionPass, StoreError> {
+        let started = Instant::now();
+        let pass = run()?;
         self.held_back_segments.set(pass.held_back.as_ref().map_or(0, |held| held.segments as i64));
         if pass.removed_segments > 0 {
             self.removed_segments.inc_by(pass.removed_segments as u64);
             self.removed_bytes.inc_by(pass.removed_bytes);
-            self.retention_seconds.observe(took.as_secs_f64());
+            self.retention_seconds.observe(started.elapsed().as_secs_f64());
         }
+        Ok(pass)
     }
 
     /// Takes note of what the log holds.
@@ -48,14 +67,14 @@ impl LogMetrics {
         self.begin_sequence.set(index.begin().next.0.cast_signed());
     }
 
-    fn try_register(registry: &Registry) -> prometheus::Result<Self> {
+    fn try_new() -> prometheus::Result<Self> {
         let buckets = exponential_buckets(0.000_25, 2.0, 16)?; // 0.25 ms to 8 s
         let fsync = HistogramOpts::new("mergedistill_log_fsync_seconds", "Time to make the log durable.");
         let retention = HistogramOpts::new(
             "mergedistill_log_retention_seconds",
             "Time of a pass of retention that removed segments, to keep their held-out records and to remove their files.",
         );
-        let metrics = Self {
+        Ok(Self {
             appended_entries: IntCounter::new(
                 "mergedistill_log_appended_entries_total",
                 "Entries appended to the log.",
@@ -101,25 +120,30 @@ impl LogMetrics {
                 "mergedistill_log_waiting_for_room",
                 "1 while nothing can be appended because the disk is full.",
             )?,
-        };
-        let collectors: [Box<dyn Collector>; 15] = [
-            Box::new(metrics.appended_entries.clone()),
-            Box::new(metrics.bytes.clone()),
-            Box::new(metrics.torn_bytes.clone()),
-            Box::new(metrics.fsync_seconds.clone()),
-            Box::new(metrics.appended_sequence.clone()),
-            Box::new(metrics.durable_sequence.clone()),
-            Box::new(metrics.begin_sequence.clone()),
-            Box::new(metrics.size_bytes.clone()),
-            Box::new(metrics.segments.clone()),
-            Box::new(metrics.removed_segments.clone()),
-            Box::new(metrics.removed_bytes.clone()),
-            Box::new(metrics.held_back_segments.clone()),
-            Box::new(metrics.retention_seconds.clone()),
-            Box::new(metrics.read_bytes.clone()),
-            Box::new(metrics.waiting_for_room.clone()),
-        ];
-        collectors.into_iter().try_for_each(|collector| registry.register(collector))?;
-        Ok(metrics)
+        })
     }
+
+    fn collectors(&self) -> [Box<dyn Collector>; 15] {
+        [
+            Box::new(self.appended_entries.clone()),
+            Box::new(self.bytes.clone()),
+            Box::new(self.torn_bytes.clone()),
+            Box::new(self.fsync_seconds.clone()),
+            Box::new(self.appended_sequence.clone()),
+            Box::new(self.durable_sequence.clone()),
+            Box::new(self.begin_sequence.clone()),
+            Box::new(self.size_bytes.clone()),
+            Box::new(self.segments.clone()),
+            Box::new(self.removed_segments.clone()),
+            Box::new(self.removed_bytes.clone()),
+            Box::new(self.held_back_segments.clone()),
+            Box::new(self.retention_seconds.clone()),
+            Box::new(self.read_bytes.clone()),
+            Box::new(self.waiting_for_room.clone()),
+        ]
+    }
+}
+
+fn failed(error: prometheus::Error) -> StoreError {
+    StoreError::Metrics { what: error.to_string() }
 }

@@ -1,7 +1,7 @@
 //! A log's bytes for another place: what is durable, piece by piece, and a mirror that is made of the pieces.
 //!
 //! A piece is a segment's header, whole blocks, or a footer, as they are in the file. A mirror has the same files, byte for byte, and is a log as any other: it
-//! may be read while it grows, and verified.
+//! may be read while it grows, and verified. Its oldest segments may be removed as those of any log, whatever the published one keeps.
 //!
 //! # Order of operations
 //!
@@ -14,13 +14,16 @@ use crate::log::disk::{Access, Disk, DiskFile, StdDisk, read_exact_at, write_all
 use crate::log::error::StoreError;
 use crate::log::hint::{HintFile, Positions};
 use crate::log::index::Index;
+use crate::log::metrics::LogMetrics;
 use crate::log::reader::LogReader;
 use crate::log::recovery::{sync_dir, sync_file};
-use crate::log::retention::{begin_at, forget_begin_without_segments};
+use crate::log::retention::{Need, Pass, Retention, RetentionPass, begin_at, finish, forget_begin_without_segments};
 use crate::log::segment::{UNFINISHED_EXTENSION, file_name};
+use crate::log::shared::Shared;
 use crate::log::survey::{Tail, extend};
 use crate::log::writer::create_folder;
 use crate::{DurablePosition, SequenceNumber};
+use prometheus::Registry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -109,9 +112,10 @@ pub struct LogMirror {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     hint: HintFile,
-    index: Index,
+    shared: Arc<Shared>,
     /// The last segment.
     file: Option<Arc<dyn DiskFile>>,
+    metrics: LogMetrics,
 }
 
 impl LogMirror {
@@ -140,35 +144,69 @@ impl LogMirror {
                 sync_dir(disk.as_ref(), dir)?;
             }
         }
-        let last = index.segments().last().map(|last| last.path.to_path_buf());
-        let file = last.map(|path| {
-            let file = disk.open(&path, Access::Write).map_err(|error| StoreError::io("opening", &path, error))?;
-            sync_file(file.as_ref(), &path)?; // What is there may be in the page cache alone.
-            Ok(file)
-        });
-        let mirror = Self { file: file.transpose()?, disk, dir: dir.to_owned(), hint, index };
+        finish(disk.as_ref(), dir, index.begin())?; // What an interrupted pass of retention left.
+        let file = open_last(disk.as_ref(), &index)?;
+        if let (Some(file), Some(last)) = (&file, index.segments().last()) {
+            sync_file(file.as_ref(), &last.path)?; // What is there may be in the page cache alone.
+        }
+        let durable = DurablePosition::from_log(index.end().0);
+        let shared = Arc::new(Shared::new(index, durable));
+        let mirror = Self { file, disk, dir: dir.to_owned(), hint, shared, metrics: LogMetrics::new()? };
         mirror.publish();
         Ok(mirror)
+    }
+
+    /// Has `registry` show the log's metrics.
+    ///
+    /// # Errors
+    /// [`StoreError::Metrics`].
+    pub fn register(&self, registry: &Registry) -> Result<(), StoreError> {
+        self.metrics.register(registry)
+    }
+
+    /// A reader that sees what the mirror takes as soon as it is there.
+    ///
+    /// # Errors
+    /// [`StoreError::NoLog`] before the first piece.
+    pub fn reader(&self) -> Result<LogReader, StoreError> {
+        let identity = self.shared.lock().index.segments().last().map(|last| last.header.identity.clone());
+        let identity = identity.ok_or_else(|| StoreError::NoLog { dir: self.dir.clone() })?;
+        let (disk, shared) = (Arc::clone(&self.disk), Arc::clone(&self.shared));
+        Ok(LogReader::of_writer(disk, &self.dir, identity, shared, self.metrics.read_bytes.clone()))
     }
 
     /// How far it goes.
     #[must_use]
     pub fn durable(&self) -> DurablePosition {
-        DurablePosition::from_log(self.index.end().0)
+        self.shared.lock().durable
+    }
+
+    /// Number of segments, the one that grows included.
+    #[must_use]
+    pub fn segments(&self) -> usize {
+        self.shared.lock().index.segments().len()
     }
 
     /// Where the next piece begins, if it is of the last segment; `None`: there is no segment.
     #[must_use]
     pub fn next(&self) -> Option<Place> {
-        let last = self.index.segments().last()?;
+        let state = self.shared.lock();
+        let last = state.index.segments().last()?;
         Some(Place { segment: last.header.first_sequence, offset: last.bytes() })
     }
 
     /// Adds a piece, durably.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] if it does not continue what is there, or is damaged: then nothing has changed.
+    /// [`StoreError::Corrupt`] if it does not continue what is there, or is damaged: then nothing has changed. Nor has it when the disk is full
+    /// ([`StoreError::is_no_space`]): the same piece may be taken when there is room.
     pub fn take(&mut self, piece: &Piece) -> Result<Taken, StoreError> {
+        let taken = self.try_take(piece);
+        self.metrics.waiting_for_room.set(taken.as_ref().is_err_and(StoreError::is_no_space).into());
+        taken
+    }
+
+    fn try_take(&mut self, piece: &Piece) -> Result<Taken, StoreError> {
         let path = self.dir.join(file_name(piece.at.segment));
         let before = match self.next() {
             Some(next) if piece.at.segment < next.segment || piece.after() <= next => return Ok(Taken::Known),
@@ -176,7 +214,7 @@ impl LogMirror {
             Some(next) if piece.at.segment == next.segment => return Ok(Taken::Gap),
             _ if piece.at.offset > 0 => return Ok(Taken::Gap),
             Some(_) => {
-                let link = self.index.link();
+                let link = self.shared.lock().index.link();
                 if piece.at.segment != link.next {
                     return Ok(Taken::Gap);
                 }
@@ -205,6 +243,36 @@ impl LogMirror {
         Ok(Taken::New)
     }
 
+    /// Removes the oldest segments, as far as `retention` says and nobody needs them (`None`: nobody needs anything). Their held-out records
+    /// are kept. Never the last segment.
+    ///
+    /// # Errors
+    /// A full disk ([`StoreError::is_no_space`]) leaves what is there to the next pass.
+    pub fn retain(&mut self, retention: &Retention, need: Option<&Need>) -> Result<RetentionPass, StoreError> {
+        let header = self.shared.lock().index.segments().last().map(|last| Arc::clone(&last.header));
+        let Some(header) = header else { return Ok(RetentionPass::default()) };
+        let pass = Pass {
+            disk: &self.disk,
+            dir: &self.dir,
+            identity: &header.identity,
+            top_k: header.top_k,
+            keep_text: header.keep_text,
+            shared: &self.shared,
+        };
+        let outcome = self.metrics.observe_retention(|| pass.run(retention, need));
+        if outcome.as_ref().is_err_and(StoreError::is_no_space) {
+            self.look_anew()?; // Segments may have left the index, and are in the folder.
+        }
+        let outcome = outcome?;
+        self.publish();
+        Ok(outcome)
+    }
+
+    /// Nothing is to be removed any more, so nothing is held back.
+    pub fn keeps_all(&self) {
+        self.metrics.held_back_segments.set(0);
+    }
+
     /// Begins a segment with its header.
     fn begin_segment(&mut self, piece: &Piece, path: &Path) -> Result<(), StoreError> {
         let unfinished = path.with_extension(UNFINISHED_EXTENSION.trim_start_matches('.'));
@@ -212,6 +280,7 @@ impl LogMirror {
         let file = self.disk.open(&unfinished, Access::Replace).map_err(writing)?;
         write_all_at(file.as_ref(), &piece.bytes, 0).map_err(writing)?;
         sync_file(file.as_ref(), &unfinished)?;
+        self.metrics.bytes.inc_by(piece.bytes.len() as u64);
         self.disk.rename(&unfinished, path).map_err(writing)?;
         sync_dir(self.disk.as_ref(), &self.dir)?;
         self.file = Some(file);
@@ -223,14 +292,20 @@ impl LogMirror {
         let new = &piece.bytes[(before - piece.at.offset) as usize..];
         let Some(file) = &self.file else { return Err(StoreError::corrupt(path, before, "there is no segment")) };
         write_all_at(file.as_ref(), new, before).map_err(|error| StoreError::io("writing", path, error))?;
+        let timer = self.metrics.fsync_seconds.start_timer();
         sync_file(file.as_ref(), path)?;
+        timer.observe_duration();
+        self.metrics.bytes.inc_by(new.len() as u64);
         self.look(piece, path)
     }
 
     /// Reads what was written, as recovery would.
     fn look(&mut self, piece: &Piece, path: &Path) -> Result<(), StoreError> {
-        let tail = extend(self.disk.as_ref(), &self.dir, &mut self.index)?;
-        let ends = self.next() == Some(piece.after()) && self.index.end() == piece.end;
+        let (tail, end) = {
+            let mut state = self.shared.lock();
+            (extend(self.disk.as_ref(), &self.dir, &mut state.index)?, state.index.end())
+        };
+        let ends = self.next() == Some(piece.after()) && end == piece.end;
         if tail == Tail::Clean && ends {
             return Ok(());
         }
@@ -250,21 +325,33 @@ impl LogMirror {
             sync_dir(self.disk.as_ref(), &self.dir)?;
             forget_begin_without_segments(self.disk.as_ref(), &self.dir)?;
         }
+        self.look_anew()
+    }
+
+    /// Takes what is in the folder for what there is.
+    fn look_anew(&mut self) -> Result<(), StoreError> {
         let mut index = Index::default();
         extend(self.disk.as_ref(), &self.dir, &mut index)?;
-        let last = index.segments().last().map(|last| last.path.to_path_buf());
-        let open = |path: PathBuf| {
-            self.disk.open(&path, Access::Write).map_err(|error| StoreError::io("opening", &path, error))
-        };
-        self.file = last.map(open).transpose()?;
-        self.index = index;
+        self.file = open_last(self.disk.as_ref(), &index)?;
+        self.shared.lock().index = index;
         Ok(())
     }
 
     fn publish(&self) {
-        let end = self.index.end();
-        self.hint.publish(Positions { appended: end, durable: end });
+        let before = self.durable().end();
+        let end = self.shared.publish().end();
+        let positions = Positions { appended: end, durable: end };
+        self.metrics.appended_entries.inc_by(end.0.saturating_sub(before.0));
+        self.metrics.observe(&self.shared.lock().index);
+        self.metrics.observe_positions(positions);
+        self.hint.publish(positions);
     }
+}
+
+/// The file of the last segment, to write on.
+fn open_last(disk: &dyn Disk, index: &Index) -> Result<Option<Arc<dyn DiskFile>>, StoreError> {
+    let open = |path: &Path| disk.open(path, Access::Write).map_err(|error| StoreError::io("opening", path, error));
+    index.segments().last().map(|last| open(&last.path)).transpose()
 }
 
 fn cut_off(disk: &dyn Disk, path: &Path, at: u64) -> Result<(), StoreError> {

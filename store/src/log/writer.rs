@@ -78,7 +78,8 @@ impl LogWriter {
         options: &LogOptions,
         registry: &Registry,
     ) -> Result<(Self, Recovery), StoreError> {
-        let metrics = LogMetrics::register(registry)?;
+        let metrics = LogMetrics::new()?;
+        metrics.register(registry)?;
         create_folder(disk.as_ref(), dir)?;
         let hint = HintFile::acquire(disk.as_ref(), dir)?;
         let (mut index, recovery) = recover(disk.as_ref(), dir, identity, options.required)?;
@@ -167,12 +168,10 @@ impl LogWriter {
             keep_text: self.options.keep_text,
             shared: &self.shared,
         };
-        let started = Instant::now();
-        let outcome = match pass.run(retention, need) {
+        let outcome = match self.metrics.observe_retention(|| pass.run(retention, need)) {
             Err(error) if error.is_no_space() => return Err(error),
             outcome => self.remember(outcome)?,
         };
-        self.metrics.observe_retention(&outcome, started.elapsed());
         self.publish();
         Ok(outcome)
     }
@@ -299,11 +298,10 @@ impl LogWriter {
 
     /// Tells the metrics and other processes where the log is.
     fn publish(&self) {
-        let durable = self.reader.durable().end();
+        let positions = Positions { appended: self.next(), durable: self.reader.durable().end() };
         self.metrics.observe(&self.shared.lock().index);
-        self.metrics.appended_sequence.set(self.next().0.cast_signed());
-        self.metrics.durable_sequence.set(durable.0.cast_signed());
-        self.hint.publish(Positions { appended: self.next(), durable });
+        self.metrics.observe_positions(positions);
+        self.hint.publish(positions);
     }
 
     /// Seals the segment and begins the next one, with room for a block.

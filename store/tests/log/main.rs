@@ -13,6 +13,7 @@ mod identity;
 mod inputs;
 mod measured;
 mod memory_disk;
+mod mirror_retention;
 mod mirroring;
 mod model;
 mod promises;

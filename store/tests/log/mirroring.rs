@@ -13,7 +13,7 @@ use store::{LogReader, Payload, SequenceNumber, StoreError};
 const ENDS: [u64; 6] = [4, 9, 15, 20, 26, 31];
 
 /// All pieces of a log from `from` on, each of at most so many bytes.
-fn pieces(reader: &LogReader, from: Place, most_bytes: u64) -> Vec<Piece> {
+pub(crate) fn pieces(reader: &LogReader, from: Place, most_bytes: u64) -> Vec<Piece> {
     let (mut pieces, mut at) = (Vec::new(), from);
     while let Some(piece) = reader.piece(at, most_bytes).unwrap() {
         at = piece.after();
@@ -22,12 +22,12 @@ fn pieces(reader: &LogReader, from: Place, most_bytes: u64) -> Vec<Piece> {
     pieces
 }
 
-fn mirror(disk: &MemoryDisk) -> Result<LogMirror, StoreError> {
+pub(crate) fn mirror(disk: &MemoryDisk) -> Result<LogMirror, StoreError> {
     LogMirror::open_on(Arc::new(disk.clone()), Path::new(DIR))
 }
 
 /// The segments, each as long as it is used.
-fn content(disk: &MemoryDisk) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) fn content(disk: &MemoryDisk) -> BTreeMap<PathBuf, Vec<u8>> {
     let files = disk.files(Path::new(DIR));
     files.into_iter().filter(|(path, _)| path.extension().is_some_and(|end| end == "seg")).collect()
 }

@@ -17,18 +17,18 @@ use store::{Entry, LogOptions, LogReader, LogWriter, Payload, SequenceNumber, St
 const HELD_OUT: &str = "/state/holdout";
 
 /// Blocks of a log with a segment for each. Entries 3, 14, 25, 36 and 47 are held out.
-const ENDS: [u64; 7] = [5, 9, 16, 20, 28, 33, 40];
+pub(crate) const ENDS: [u64; 7] = [5, 9, 16, 20, 28, 33, 40];
 
 fn retention(bytes: u64, age: Option<Duration>) -> Retention {
     Retention { bytes, age, held_out: HELD_OUT.into() }
 }
 
 /// Nothing but the segment that grows is kept.
-fn nothing() -> Retention {
+pub(crate) fn nothing() -> Retention {
     retention(1, None)
 }
 
-fn need(from: u64) -> Need {
+pub(crate) fn need(from: u64) -> Need {
     let need = Need::default();
     need.set(SequenceNumber(from), "a test");
     need
@@ -69,7 +69,7 @@ fn held_out(disk: &MemoryDisk, reader: &LogReader) -> Vec<Entry> {
 
 /// The log must begin at `begin`, say so of everything before, hold the rest, and have lost no held-out record.
 #[track_caller]
-fn check(disk: &MemoryDisk, reader: &LogReader, begin: u64) {
+pub(crate) fn check(disk: &MemoryDisk, reader: &LogReader, begin: u64) {
     assert_eq!(reader.begin(), SequenceNumber(begin));
     let end = reader.durable().end();
     for sequence in 0..begin {

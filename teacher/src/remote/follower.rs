@@ -3,15 +3,19 @@
 use super::link::{Link, LinkOptions};
 use super::pieces::{Joined, Part};
 use super::publisher::LogStreamError;
+use prometheus::Registry;
 use std::path::Path;
 use std::time::Duration;
-use store::SequenceNumber;
-use store::log::{LogMirror, Taken};
+use store::log::{LogMirror, Piece, Taken};
 use store::pulse::{self, Wait};
 use store::stage::StageControl;
+use store::{LogReader, SequenceNumber, StoreError};
 
 /// The stream's end is looked at this often.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Without room on the disk: it is tried again after this long.
+const ROOM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A log that grows as the published one does.
 #[derive(Debug)]
@@ -22,6 +26,19 @@ pub struct Follower {
     joined: Joined,
     /// Number of the stream's next message.
     next: u64,
+    /// What came, and has found no room on the disk yet.
+    waiting: Option<Piece>,
+}
+
+/// What came of taking all that is published.
+#[derive(Debug)]
+pub enum CaughtUp {
+    /// It is here.
+    Whole,
+    /// It was stopped before.
+    Stopped,
+    /// The disk was full before; the error says of what. [`Follower::run`] goes on when there is room.
+    NoRoom(StoreError),
 }
 
 /// What came of looking for a message.
@@ -29,6 +46,8 @@ enum Look {
     Taken,
     /// It is not there yet.
     Nothing,
+    /// There is no room for it.
+    NoRoom(StoreError),
 }
 
 impl Follower {
@@ -45,7 +64,7 @@ impl Follower {
         loop {
             let segment = mirror.next().map(|next| next.segment);
             if let Some(next) = runtime.block_on(first_message(&link, segment))? {
-                return Ok(Some(Self { runtime, link, mirror, joined: Joined::default(), next }));
+                return Ok(Some(Self { runtime, link, mirror, joined: Joined::default(), next, waiting: None }));
             }
             if !std::mem::replace(&mut said, true) {
                 tracing::info!(run = link.options.run, "waits for somebody to publish the log");
@@ -57,40 +76,75 @@ impl Follower {
         }
     }
 
-    /// Takes all that is published at this moment. Returns `false` if it was stopped before.
+    /// Takes all that is published at this moment.
     ///
     /// # Errors
     /// [`LogStreamError`].
-    pub fn catch_up(&mut self, control: &StageControl) -> Result<bool, LogStreamError> {
+    pub fn catch_up(&mut self, control: &StageControl) -> Result<CaughtUp, LogStreamError> {
         let last = self.runtime.block_on(self.link.log_range())?.map_or(0, |(_, last)| last);
         while self.next <= last {
             if control.stopping() {
-                return Ok(false);
+                return Ok(CaughtUp::Stopped);
             }
             match self.look()? {
                 Look::Taken => {}
-                Look::Nothing if !control.wait(LOOK_INTERVAL) => return Ok(false),
+                Look::NoRoom(error) => return Ok(CaughtUp::NoRoom(error)),
+                Look::Nothing if !control.wait(LOOK_INTERVAL) => return Ok(CaughtUp::Stopped),
                 Look::Nothing => {}
             }
         }
-        Ok(true)
+        Ok(CaughtUp::Whole)
     }
 
-    /// Goes on until it is stopped.
+    /// Goes on until it is stopped; has `tend` look after the log each time it has looked for more.
     ///
     /// # Errors
     /// [`LogStreamError`].
-    pub fn run(mut self, control: &StageControl) -> Result<(), LogStreamError> {
+    pub fn run(
+        mut self,
+        control: &StageControl,
+        mut tend: impl FnMut(&mut LogMirror) -> Result<(), StoreError>,
+    ) -> Result<(), LogStreamError> {
+        let mut full = false;
         while !control.stopping() {
-            match self.look()? {
-                Look::Taken => pulse::beat(),
-                Look::Nothing => {
-                    pulse::waits_for(Wait::Input);
-                    let _ = control.wait(LOOK_INTERVAL); // It is asked above.
+            let look = self.look()?;
+            tend(&mut self.mirror)?;
+            let (wait, interval) = match look {
+                Look::Taken => {
+                    if std::mem::take(&mut full) {
+                        tracing::info!("there is disk space again");
+                    }
+                    pulse::beat();
+                    continue;
                 }
-            }
+                Look::Nothing => (Wait::Input, LOOK_INTERVAL),
+                Look::NoRoom(error) => {
+                    if !std::mem::replace(&mut full, true) {
+                        tracing::warn!("waiting for disk space: {error}");
+                    }
+                    (Wait::Room, ROOM_INTERVAL)
+                }
+            };
+            pulse::waits_for(wait);
+            let _ = control.wait(interval); // It is asked above.
         }
         Ok(())
+    }
+
+    /// Has `registry` show the log's metrics.
+    ///
+    /// # Errors
+    /// [`StoreError::Metrics`].
+    pub fn register(&self, registry: &Registry) -> Result<(), StoreError> {
+        self.mirror.register(registry)
+    }
+
+    /// A reader that sees what is taken as soon as it is there.
+    ///
+    /// # Errors
+    /// [`StoreError::NoLog`] before anything was taken.
+    pub fn reader(&self) -> Result<LogReader, StoreError> {
+        self.mirror.reader()
     }
 
     /// First entry that is not there.
@@ -99,8 +153,11 @@ impl Follower {
         self.mirror.durable().end()
     }
 
-    /// Takes the next message.
+    /// Takes the next message, or what found no room before.
     fn look(&mut self) -> Result<Look, LogStreamError> {
+        if let Some(piece) = self.waiting.take() {
+            return self.take(piece);
+        }
         let message = match self.runtime.block_on(self.link.log_message(self.next)) {
             Ok(Some(message)) => message,
             Ok(None) => return self.look_for_next(),
@@ -116,9 +173,18 @@ impl Follower {
         if self.mirror.next().is_none() && piece.at.offset > 0 {
             return Ok(Look::Taken);
         }
-        match self.mirror.take(&piece)? {
-            Taken::Gap => Err(self.gap()),
-            Taken::New | Taken::Known => Ok(Look::Taken),
+        self.take(piece)
+    }
+
+    fn take(&mut self, piece: Piece) -> Result<Look, LogStreamError> {
+        match self.mirror.take(&piece) {
+            Ok(Taken::Gap) => Err(self.gap()),
+            Ok(Taken::New | Taken::Known) => Ok(Look::Taken),
+            Err(error) if error.is_no_space() => {
+                self.waiting = Some(piece);
+                Ok(Look::NoRoom(error))
+            }
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -25,7 +25,7 @@ mod worker;
 mod worker_metrics;
 
 pub use coordinator::{Coordinator, RemoteTeacher};
-pub use follower::Follower;
+pub use follower::{CaughtUp, Follower};
 pub use in_process::InProcess;
 pub use link::{Heartbeat, LinkError, LinkOptions, is_run_name, without_secrets};
 pub use publisher::{LogStreamError, Publisher, PublisherOptions};

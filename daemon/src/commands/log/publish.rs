@@ -5,7 +5,7 @@ use crate::commands::stop_signal::stopped_by_signals;
 use crate::failure::Failure;
 use store::log::Need;
 use store::{LogReader, SequenceNumber};
-use teacher::remote::{Follower, Publisher, PublisherOptions};
+use teacher::remote::{CaughtUp, Follower, Publisher, PublisherOptions};
 
 /// Publishes a log until it is told to stop, or once.
 pub(super) fn publish(args: &LogPublishArgs) -> Result<(), Failure> {
@@ -28,10 +28,15 @@ pub(super) fn publish(args: &LogPublishArgs) -> Result<(), Failure> {
 pub(super) fn follow(args: &LogFollowArgs) -> Result<(), Failure> {
     let control = stopped_by_signals(|| {})?;
     let Some(mut follower) = Follower::open(args.link.options(1)?, &args.dir, &control)? else { return Ok(()) };
-    let caught_up = follower.catch_up(&control)?;
-    tracing::info!(end = follower.end().0, "the log is as it is published");
-    if args.once || !caught_up {
+    match follower.catch_up(&control)? {
+        CaughtUp::Whole => tracing::info!(end = follower.end().0, "the log is as it is published"),
+        CaughtUp::Stopped => return Ok(()),
+        CaughtUp::NoRoom(error) if args.once => return Err(error.into()),
+        CaughtUp::NoRoom(_) => {}
+    }
+    if args.once {
         return Ok(());
     }
-    follower.run(&control).map_err(Failure::from)
+    // Who reads the copy is not known here: all of it stays.
+    follower.run(&control, |_| Ok(())).map_err(Failure::from)
 }

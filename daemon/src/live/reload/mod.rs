@@ -33,7 +33,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
 /// Keys of what is kept of the log.
 const RETENTION: &str = "store.retain_";
-const TRAINS_ONLY: &str = "this run only trains, from a log that it does not write, and removes nothing from it";
+const TRAINS_ONLY: &str = "this run only trains, from a log that others write, and removes nothing from it";
 
 /// Changes settings of a running daemon. One reload is made at a time.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ impl Reload {
         let differences = difference::between(&self.configuration.get(), &wanted);
         let differences = differences.map_err(|error| refusal(500, "failed", error.to_string()))?;
         let mut outcome = Outcome::default();
-        let keys = outcome.take_live(differences, reach.live.is_some());
+        let keys = outcome.take_live(differences, self.writes_log(reach));
         let (corpora, keys): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(part, _)| *part == Part::Corpus);
         self.change_keys(keys, reach, &mut outcome)?;
         change_corpora(corpora, &wanted, reach.live, &mut outcome);
@@ -131,7 +131,7 @@ impl Reload {
         hours: Option<f64>,
         reach: &Reach<'_>,
     ) -> Result<Value, CommandError> {
-        if reach.live.is_none() {
+        if !self.writes_log(reach) {
             return Err(refusal(409, "no_corpus", TRAINS_ONLY));
         }
         let wanted = |key: &str, to: toml::Value| Difference { key: format!("store.{key}"), from: None, to: Some(to) };
@@ -146,6 +146,11 @@ impl Reload {
         self.configuration.change(|now| difference::with(now, &changes).map_err(invalid))?;
         crate::kept_configuration::keep_latest(&self.configuration);
         Ok(self.retention())
+    }
+
+    /// Whether the log is this run's: it labels, or follows.
+    fn writes_log(&self, reach: &Reach<'_>) -> bool {
+        reach.live.is_some() || self.configuration.get().follows()
     }
 
     /// What the file says now.
@@ -250,8 +255,8 @@ impl Reload {
 }
 
 impl Outcome {
-    /// Refuses what needs a restart, and returns the rest. `labels`: whether the run reads and labels text.
-    fn take_live(&mut self, differences: Vec<Difference>, labels: bool) -> Vec<(Part, Difference)> {
+    /// Refuses what needs a restart, and returns the rest. `writes_log`: whether the log is this run's.
+    fn take_live(&mut self, differences: Vec<Difference>, writes_log: bool) -> Vec<(Part, Difference)> {
         let mut live = Vec::new();
         let student_changes = differences.iter().any(|difference| difference.key == "student");
         for difference in differences {
@@ -262,7 +267,7 @@ impl Outcome {
                         "needs a restart: it goes with [student], which comes or goes with it",
                     );
                 }
-                Class::Live(_) if !labels && difference.key.starts_with(RETENTION) => {
+                Class::Live(_) if !writes_log && difference.key.starts_with(RETENTION) => {
                     self.refuse(&difference.key, &format!("needs a restart: {TRAINS_ONLY}"));
                 }
                 Class::Live(part) => live.push((part, difference)),
