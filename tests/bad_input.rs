@@ -108,16 +108,87 @@ fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     files
 }
 
+/// The files in a folder, but for the lock.
+fn content(folder: &std::path::Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let paths = walk(folder).into_iter().filter(|path| !path.ends_with("LOCK"));
+    let mut files: Vec<_> = paths.map(|path| (path.clone(), fs::read(path).unwrap())).collect();
+    files.sort();
+    files
+}
+
+/// `check` and `run` refuse with the same words, and leave everything as it was.
+#[track_caller]
+fn refused_alike(scene: &Scene, configuration: &str, words: &[&str]) {
+    fs::write(&scene.config, configuration).unwrap();
+    let before = content(&scene.path("state"));
+    expect(&mergedistill(&["check", "--config", scene.config.to_str().unwrap()]).output().unwrap(), 78, words);
+    expect(&scene.run(&[]), 78, words);
+    let after = content(&scene.path("state"));
+    let changed: Vec<_> = after.iter().filter(|file| !before.contains(file)).map(|(path, _)| path).collect();
+    assert!(changed.is_empty() && after.len() == before.len(), "{changed:?}");
+}
+
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo");
+
 #[test]
-fn a_state_folder_of_another_configuration() {
-    let scene = Scene::new(&configuration());
-    assert!(scene.run(&["--until-step", "1"]).status.success());
-    fs::write(&scene.config, configuration().replace("[queue]", "[masking]\nprobability = 0.3\n[queue]")).unwrap();
-    expect(&scene.run(&[]), 78, &["masking.probability: 0.15", "0.3", "state_dir"]);
-    fs::write(&scene.config, configuration().replace("[queue]", "[masking]\nalign_masks = true\n[queue]")).unwrap();
-    expect(&scene.run(&[]), 78, &["masking.align_masks: unset", "true", "masking.whole_word", "state_dir"]);
-    fs::write(&scene.config, configuration().replace("hidden_size = 16", "hidden_size = 32")).unwrap();
-    expect(&scene.run(&[]), 78, &["hidden_size", "16", "32"]);
+fn a_start_that_is_refused_changes_nothing() {
+    let one = configuration();
+    let scene = Scene::new(&one);
+    assert!(scene.run(&["--until-step", "4"]).status.success());
+    let third = one.replacen(
+        "[[corpus]]",
+        &format!("[[teacher]]\nname = \"late\"\npath = \"{DEMO}/teachers/demo-es\"\nlanguages = [\"es\"]\n[[corpus]]"),
+        1,
+    );
+    // A teacher more would be taken, another student is not.
+    let other = third.replace("layers = 1", "layers = 2");
+    refused_alike(&scene, &other, &["student.layers was 1, is 2", "state folder"]);
+    let masking = |setting: &str| one.replace("[queue]", &format!("[masking]\n{setting}\n[queue]"));
+    refused_alike(&scene, &masking("probability = 0.3"), &["masking.probability: 0.15", "0.3", "state_dir"]);
+    let words = ["masking.align_masks: unset", "true", "masking.whole_word", "state_dir"];
+    refused_alike(&scene, &masking("align_masks = true"), &words);
+    fs::write(&scene.config, &one).unwrap();
+    let output = scene.run(&[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    // Somebody listens there already: a fresh folder stays fresh.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let fresh = Scene::new(&format!("{one}[ops]\nhttp = \"{}\"\n", listener.local_addr().unwrap()));
+    expect(&fresh.run(&[]), 75, &["[ops] http", "choose another port"]);
+    assert!(!fresh.path("state/run.json").exists() && !fresh.path("state/log").exists());
+}
+
+#[test]
+fn weights_that_are_there_in_part() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(format!("{DEMO}/teachers/demo-en")).unwrap().map(Result::unwrap) {
+        fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+    }
+    let weights = dir.path().join("model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    let altered =
+        configuration().replace(&format!("{DEMO}/teachers/demo-en\""), &format!("{}\"", dir.path().display()));
+    let scene = Scene::new(&altered);
+    let size = format!("has {} bytes of {}", whole.len() - 1, whole.len());
+    for (bytes, words) in [(whole.len() - 1, &*size), (100, "incomplete"), (3, "incomplete"), (0, "incomplete")] {
+        fs::write(&weights, &whole[..bytes]).unwrap();
+        let check = mergedistill(&["check", "--config", scene.config.to_str().unwrap()]).output().unwrap();
+        for output in [check, scene.run(&[])] {
+            expect(&output, 65, &["teacher[demo-en]", "model.safetensors", words]);
+        }
+    }
+}
+
+#[test]
+fn a_union_goes_into_an_empty_folder() {
+    let teacher = format!("{DEMO}/teachers/demo-en");
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("union");
+    let union = || mergedistill(&["vocab", "union", "--out", out.to_str().unwrap(), &teacher]).output().unwrap();
+    assert!(union().status.success());
+    let before = content(&out);
+    expect(&union(), 73, &["something is in", "another --out"]);
+    assert_eq!(content(&out), before);
 }
 
 /// Everything else is on another file system than the log, which is a small one, in a mount namespace of its own.

@@ -332,8 +332,8 @@ fn what_needs_a_restart_is_refused_with_the_reason_and_the_rest_changes() {
     let message = text(&output.stderr);
     for part in [
         "5 keys were not changed",
-        "run.seed: needs a restart: it says what the log is",
-        "teacher[late]: needs a restart: a teacher that is added while the daemon runs: `mergedistill ctl teacher add`",
+        "run.seed: cannot change: it says what the log is; another value needs another run.state_dir",
+        "teacher[late]: needs a restart: a run gets a teacher so, or by `mergedistill ctl teacher add`",
         "train.batch_examples: needs a restart",
     ] {
         assert!(message.contains(part), "{part}: {message}");

@@ -373,7 +373,11 @@ fn documents_are_taken_while_a_teacher_is_added() {
         let file = scene.path("pushed.jsonl");
         let document = json!({"text": format!("Boat number {number} came back to the harbour."), "language": language});
         fs::write(&file, format!("{document}\n")).unwrap();
-        answer(&scene, &["push", "--corpus", corpus, file.to_str().unwrap()])["accepted"].as_u64().unwrap()
+        let output = scene.ctl(&["push", "--corpus", corpus, file.to_str().unwrap()]);
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let accepted = answer["accepted"].as_u64().unwrap();
+        assert_eq!(output.status.code(), Some(if accepted > 0 { 0 } else { 65 }), "{}", text(&output.stderr));
+        accepted
     };
     assert_eq!((push("mixed", 0, "de"), push("mixed", 0, "es")), (1, 0), "nobody knows Spanish");
     let ask = ["ctl", "--socket", socket.to_str().unwrap(), "teacher", "add", &late];

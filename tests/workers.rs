@@ -286,9 +286,10 @@ fn a_followed_log_keeps_what_it_is_told_to_keep() {
     let segments = "[store]\nsegment_bytes = 65536\n";
     // There is more to label than the other reads.
     let endless = local().replace("[[corpus]]", "[[corpus]]\nrounds = 100000");
-    let source = Scene::new(&format!("{endless}{segments}{}", cluster("publish = true")));
+    let held_out = "[evaluate]\nholdout_fraction = 0.1\n";
+    let source = Scene::new(&format!("{endless}{segments}{}{held_out}", cluster("publish = true")));
     let labels = source.start();
-    let follower = student(&format!("{segments}{}", cluster("follow = true"))).replace("steps = 12", "steps = 400");
+    let follower = student(&format!("{segments}{}", cluster("follow = true"))).replace("steps = 12", "steps = 100000");
     let follower = Scene::new(&follower);
     let mut following = follower.start();
     following.wait_for("the log is as it is published").unwrap();
@@ -299,16 +300,28 @@ fn a_followed_log_keeps_what_it_is_told_to_keep() {
     assert!(text(&told.stdout).contains("65536"), "{}{}", text(&told.stdout), text(&told.stderr));
     let line = following.wait_for("removed the oldest segments").expect("nothing was removed");
     assert!(line.contains("begin="), "{line}");
+    following.signal("TERM");
     assert_ended(following);
-    assert!(follower.log_lines("stat")[0]["begin"].as_u64().unwrap() > 0);
+    let begin = || follower.log_lines("stat")[0]["begin"].as_u64().unwrap();
+    let removed = begin();
+    assert!(removed > 0);
     follower.log_lines("verify");
-    // It begins there at the next start, and what was held out is still there.
-    let again = follower.start();
-    labels.signal("KILL");
+    // What was held out is still there, and it goes on from there at the next start.
+    let held_out = follower.path("state/holdout");
+    let held_out = mergedistill(&["log", "dump", "--json", held_out.to_str().unwrap()]).output().unwrap();
+    let first: Value = serde_json::from_str(text(&held_out.stdout).lines().next().unwrap()).unwrap();
+    assert_eq!(first["held_out"], true);
+    let limited = std::fs::read_to_string(&follower.config)
+        .unwrap()
+        .replace(segments, &format!("{segments}retain_bytes = 65536\n"));
+    std::fs::write(&follower.config, limited).unwrap();
+    let mut again = follower.start();
+    again.wait_for("the log is as it is published").unwrap();
+    again.wait_for("removed the oldest segments").expect("nothing more was removed");
+    again.signal("TERM");
     assert_ended(again);
-    let config = follower.config.to_str().unwrap();
-    let evaluated = mergedistill(&["evaluate", "--json", "--config", config]).output().unwrap();
-    assert!(evaluated.status.success(), "{}", text(&evaluated.stderr));
+    assert!(begin() > removed);
+    labels.signal("KILL");
 }
 
 #[test]

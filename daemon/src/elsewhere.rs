@@ -6,7 +6,6 @@ use crate::inputs::{Inputs, LoadedTeacher};
 use prometheus::Registry;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use store::LogReader;
 use teacher::Labeller;
 use teacher::remote::{Coordinator, RunSpec, TeacherSpec, WorkerOptions};
 use trainer::TrainerError;
@@ -29,7 +28,6 @@ impl Elsewhere {
         configuration: &Configuration,
         inputs: &Inputs,
         registry: &Registry,
-        log: &LogReader,
         here: &mut BTreeMap<u16, Arc<dyn Labeller>>,
     ) -> Result<Elsewhere, Failure> {
         let is_elsewhere = |section: &Teacher| section.labels && section.labelled_by.is_elsewhere();
@@ -48,7 +46,7 @@ impl Elsewhere {
             seed: configuration.run.seed,
         };
         let run = RunSpec::new(known.iter().map(spec).collect());
-        let coordinator = Coordinator::open(cluster.link(), run, cluster.attempts as u32, log.clone(), registry)?;
+        let coordinator = Coordinator::open(cluster.link(), run, cluster.attempts as u32, registry)?;
         let (mut teachers, mut workers) = (Vec::new(), Vec::new());
         for known in &known {
             let section = &known.1.section;

@@ -114,6 +114,7 @@ impl From<StoreError> for Failure {
             StoreError::Io { source, .. } => ExitCode::of_io(source),
             StoreError::Corrupt { .. }
             | StoreError::TooShort { .. }
+            | StoreError::AnotherLog { .. }
             | StoreError::NewerVersion { .. }
             | StoreError::Unmergeable { .. } => ExitCode::DataError,
             StoreError::OutputUnusable { .. } => ExitCode::CannotCreate,
@@ -234,7 +235,7 @@ impl From<ClientError> for Failure {
                  --socket PATH, or MERGEDISTILL_SOCKET."
             }
             ClientError::NobodyListens { .. } => {
-                "\nA daemon that was killed left the socket there; the next start takes its place: `mergedistill run --config FILE`, or \
+                "\nIf it is a socket, a daemon that was killed left it there; the next start takes its place: `mergedistill run --config FILE`, or \
                  `systemctl start mergedistill`."
             }
             ClientError::NotAllowed { .. } => {

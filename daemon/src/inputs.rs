@@ -211,6 +211,7 @@ fn open_teacher(
                 format!("it has {} words, fewer than store.top_k = {}", tokenizer.len(), configuration.store.top_k);
             return Err(fail(ExitCode::Configuration, message));
         }
+        model::check_weights(path).map_err(from_model)?;
         weights_fingerprint = model::fingerprint_weights(path).map_err(from_model)?;
     } else if section.labels {
         // Where the log has its labels already, its shape only says what they have cost.

@@ -24,6 +24,7 @@ mod pipeline;
 mod publishing;
 mod pumps;
 mod push;
+mod refusals;
 mod retaining;
 mod run;
 mod state_folder;

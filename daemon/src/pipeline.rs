@@ -17,6 +17,7 @@ use crate::threads::Pools;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use ingest::quarantine::{Quarantine, retry_corpus};
 use ingest::{Changes, Ingest, IngestOptions, IngestStatus, IngestTeacher, Overrides};
+use model::device::Ranks;
 use prometheus::Registry;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use store::stage::{StageControl, StageMetrics};
 use store::{Arrivals, Entry, Group, LogOptions, LogReader, LogWriter, SequenceNumber};
 use teacher::remote::{Coordinator, Follower, InProcess, Roster};
 use teacher::{Labeller, Labelling, LabellingOptions, Runner, RunnerOptions, TailOptions, TeacherWatch};
-use trainer::{Event, Outcome, Releases, Request, Trainer, TrainerError, TrainerProgress};
+use trainer::{Event, Outcome, Releases, Request, Trainer, TrainerProgress};
 
 /// How long a teacher whose GPU is lost waits before it opens it anew.
 const RECOVERY_INTERVAL: Duration = Duration::from_secs(30);
@@ -144,6 +145,8 @@ pub struct Setup<'a> {
     pub pools: Pools,
     /// Stop training after this step.
     pub until_step: Option<u64>,
+    /// The accelerators that the student is trained on; `None`: this processor.
+    pub on: Option<Ranks>,
     /// What follows the log; `None`: it is written here, or whole.
     pub follower: Option<Follower>,
     /// The log must reach this far, because a checkpoint or the journal refers to it.
@@ -294,10 +297,12 @@ fn open_labelling(
     let mut here: BTreeMap<u16, Arc<dyn Labeller>> =
         std::mem::take(&mut setup.runners).into_iter().map(|runner| (runner.index(), runner as _)).collect();
     let Setup { configuration, registry, .. } = *setup;
+    // The server may refuse, and the log is written to when it is opened.
+    let Elsewhere { mut coordinator, teachers: elsewhere, workers } =
+        Elsewhere::open(configuration, setup.inputs, registry, &mut here)?;
     let log = open_writer(setup)?;
     let reader = log.reader();
-    let Elsewhere { coordinator, teachers: elsewhere, workers } =
-        Elsewhere::open(configuration, setup.inputs, registry, &reader, &mut here)?;
+    coordinator.iter_mut().for_each(|coordinator| coordinator.begin(reader.clone()));
     let roster = coordinator.as_ref().map(Coordinator::roster);
     let runners: Vec<_> = here.into_values().chain(elsewhere).map(watched).collect();
     let (inboxes, quarantine) = open_inboxes(setup, &log)?;
@@ -362,10 +367,10 @@ fn open_trainer(
 ) -> Result<Training, Failure> {
     let Setup { configuration, registry, until_step, pools, .. } = setup;
     let options = crate::training::options(configuration, setup.inputs, *until_step, pools.train.clone());
-    let (Some(mut options), Some(section)) = (options, &configuration.student) else {
+    let Some(mut options) = options else {
         return Err(Failure::new(ExitCode::Configuration, "there is no [student]"));
     };
-    options.on = section.place.open().map_err(TrainerError::from)?;
+    options.on.clone_from(&setup.on);
     let inputs = options.inputs.clone();
     let mut trainer = Trainer::open(options.clone(), log.clone(), Arc::clone(&progress), registry)?;
     let (requests_in, requests) = bounded(16);
@@ -453,9 +458,9 @@ fn follow(
     check_reach(setup, &log)?;
     let mut retaining = Retaining::new(keeping(setup, &log, progress)?.0);
     let control = controls.log.clone();
-    let tend = move |log: &mut LogMirror| {
+    let tend = move |log: &mut LogMirror, is_full: bool| {
         retaining.look_up(log);
-        if retaining.due(log).is_zero() {
+        if is_full || retaining.due(log).is_zero() {
             retaining.retain(log)?;
         }
         Ok(())

@@ -7,18 +7,22 @@ use crate::kept_configuration;
 use crate::live::{Addition, Effective, MadeChange};
 use crate::pipeline::{Pipeline, Setup};
 use crate::push::Inboxes;
+use crate::refusals;
 use crate::state_folder::StateFolder;
 use crate::status::Status;
 use crate::threads::Pools;
-use ops::CommandError;
+use model::device::Ranks;
+use ops::{Activated, CommandError};
 use prometheus::Registry;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use serde_json::json;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use store::stage::StageControl;
+use store::{Identity, StoreError};
 use teacher::Runner;
 use teacher::remote::{CaughtUp, Follower};
+use trainer::TrainerError;
 
 /// A run: what its pipelines are opened with.
 pub struct Run {
@@ -27,29 +31,43 @@ pub struct Run {
     runners: Vec<Arc<Runner>>,
     state: Arc<StateFolder>,
     until_step: Option<u64>,
+    /// The accelerators that the student is trained on; `None`: this processor, or there is no student.
+    on: Option<Ranks>,
+    /// What the log is.
+    identity: Identity,
     /// Until it runs.
     follower: Mutex<Option<Follower>>,
 }
 
 impl Run {
-    /// Looks at everything that the configuration refers to, and takes the state folder.
-    pub fn open(configuration: &Configuration, until_step: Option<u64>) -> Result<Self, Failure> {
+    /// Looks at everything that the configuration refers to, and takes the state folder. Nothing is written to it before all that can be refused was looked at.
+    pub fn open(
+        configuration: &Configuration,
+        until_step: Option<u64>,
+        activated: &Activated,
+    ) -> Result<Self, Failure> {
         let (configuration, notes) = crate::live::in_effect(configuration)?;
         notes.iter().for_each(|note| tracing::info!("{note}"));
         let mut inputs = Inputs::open(&configuration)?;
         // Whatever may be wrong with a teacher comes before the state folder says whose it is.
         let runners = crate::pipeline::load_runners(&configuration, &inputs.teachers)?;
         let state = Arc::new(StateFolder::open(&configuration.run.state_dir)?);
-        let follower = Mutex::new(follow(&configuration)?);
-        if configuration.corpus.is_empty() {
-            let log = store::LogReader::open(&configuration.store.path)?;
-            inputs.arrange_for(log.identity())?;
-            state.check_identity(log.identity())?;
-        } else {
-            state.check_identity(&inputs.identity(&configuration))?;
-        }
-        kept_configuration::keep(&configuration);
-        Ok(Self { configuration: Effective::new(configuration), inputs, runners, state, until_step, follower })
+        activated.try_http(configuration.ops.http)?;
+        let on = open_student_devices(&configuration)?;
+        let compared = refusals::compare(&configuration, &mut inputs)?;
+        let follower = follow(&configuration)?;
+        // What was followed may have come only now.
+        let identity = if follower.is_some() { refusals::compare(&configuration, &mut inputs)? } else { compared };
+        let identity = identity.ok_or_else(|| StoreError::NoLog { dir: configuration.store.path.clone() })?;
+        let (configuration, follower) = (Effective::new(configuration), Mutex::new(follower));
+        Ok(Self { configuration, inputs, runners, state, until_step, on, identity, follower })
+    }
+
+    /// Notes in the state folder that the run starts, and with which settings: its stages were opened, so nothing refuses it any more.
+    pub fn note_start(&self) -> Result<(), Failure> {
+        self.state.note_start(&self.identity)?;
+        kept_configuration::keep(&self.configuration.get());
+        Ok(())
     }
 
     /// The configuration, as it takes effect.
@@ -77,6 +95,7 @@ impl Run {
             inboxes,
             pools: Pools::open(configuration.threads)?,
             until_step: self.until_step,
+            on: self.on.clone(),
             follower: self.follower.lock().unwrap_or_else(PoisonError::into_inner).take(),
             required: trainer::required_position(&configuration.run.state_dir)?,
         };
@@ -117,6 +136,12 @@ impl Run {
         });
         Ok(pipeline)
     }
+}
+
+/// The accelerators that the student is trained on; `None`: this processor, or there is no student.
+pub fn open_student_devices(configuration: &Configuration) -> Result<Option<Ranks>, Failure> {
+    let opened = configuration.student.as_ref().map(|student| student.place.open()).transpose();
+    Ok(opened.map_err(TrainerError::from)?.flatten())
 }
 
 /// The log that is followed, up to what is published at this moment: training from the same log begins with the same text.

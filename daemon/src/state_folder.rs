@@ -134,20 +134,26 @@ impl StateFolder {
         file.write(&path)
     }
 
-    /// Refuses a folder that belongs to another run; notes the start in its history.
-    pub fn check_identity(&self, identity: &Identity) -> Result<(), Failure> {
+    /// Fails if the state folder at `path` belongs to another run. It need not be there.
+    pub fn compare(path: &Path, identity: &Identity) -> Result<(), Failure> {
+        let file = RunFile::read(&path.join("run.json"))?;
+        let differences = file.map_or(Vec::new(), |file| file.identity.differences(identity));
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let message = format!(
+            "state folder {} belongs to another configuration:\n  {}\nuse another run.state_dir, or put the configuration back",
+            path.display(),
+            differences.join("\n  ")
+        );
+        Err(Failure::new(ExitCode::Configuration, message))
+    }
+
+    /// Notes in the history that a run of this identity starts.
+    pub fn note_start(&self, identity: &Identity) -> Result<(), Failure> {
         let path = self.path.join("run.json");
         let fresh = || RunFile { identity: identity.clone(), history: Vec::new() };
         let mut file = RunFile::read(&path)?.unwrap_or_else(fresh);
-        let differences = file.identity.differences(identity);
-        if !differences.is_empty() {
-            let message = format!(
-                "state folder {} belongs to another configuration:\n  {}\nuse another run.state_dir, or put the configuration back",
-                self.path.display(),
-                differences.join("\n  ")
-            );
-            return Err(Failure::new(ExitCode::Configuration, message));
-        }
         let event = match () {
             () if file.history.is_empty() => "created".to_owned(),
             () if file.identity == *identity => "started".to_owned(),

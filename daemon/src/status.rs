@@ -2,6 +2,7 @@
 
 mod carrying_out;
 
+use crate::configuration::Teacher;
 use crate::figures::Figures;
 use crate::history::History;
 use crate::live::{Addition, Effective, Live, Reach, Reload};
@@ -255,12 +256,19 @@ impl Stages {
         format!("labelled text of `{language}`{reason}")
     }
 
+    /// Whether others are to label for a teacher, and nobody does.
+    fn lacks_workers(&self, section: &Teacher) -> bool {
+        let is_elsewhere = section.labelled_by.is_elsewhere();
+        is_elsewhere && self.roster.as_ref().is_some_and(|roster| !roster.has(&section.name))
+    }
+
     /// By name, what each teacher is, and what it is doing.
     fn teachers(&self, figures: &Figures) -> Value {
         let paused = self.live.as_ref().map(|live| live.paused_teachers()).unwrap_or_default();
         let teachers = self.teachers.iter().enumerate().map(|(index, KnownTeacher { section, watch })| {
             let (state, since) = match watch.as_ref().map_or(Activity::Idle, TeacherWatch::activity) {
                 Activity::Idle => ("idle", None),
+                Activity::Labelling(since) if self.lacks_workers(section) => ("waiting", Some(since)),
                 Activity::Labelling(since) => ("labelling", Some(since)),
                 Activity::Stalled(since) => ("stalled", Some(since)),
                 Activity::Lost(since) => ("lost", Some(since)),
@@ -298,6 +306,7 @@ impl ops::Control for Status {
             }
             train["steps"] = json!(self.steps);
         }
+        let (durable, (log_bytes, log_segments)) = (stages.log.durable().end(), stages.log.size());
         let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
@@ -316,11 +325,11 @@ impl ops::Control for Status {
                 "train_tokens_per_second": seen.figures.rate("mergedistill_train_tokens_total"),
             },
             "log": {
-                "appended": seen.figures.value("mergedistill_log_appended_sequence"),
-                "durable": stages.log.durable().end(),
+                "appended": seen.figures.find("mergedistill_log_appended_sequence").unwrap_or(durable.0 as f64),
+                "durable": durable,
                 "begin": stages.log.begin(),
-                "bytes": seen.figures.value("mergedistill_log_size_bytes") as u64,
-                "segments": seen.figures.value("mergedistill_log_segments") as u64,
+                "bytes": log_bytes,
+                "segments": log_segments,
                 "backlog_bytes": seen.figures.find("mergedistill_log_backlog_bytes"),
                 "max_backlog_bytes": seen.figures.find("mergedistill_log_backlog_limit_bytes"),
             },

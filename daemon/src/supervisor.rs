@@ -48,9 +48,10 @@ pub fn run(configuration: &Configuration, until_step: Option<u64>, console: &Con
     let watchdog = Watchdog::start(Duration::from_secs(configuration.run.stuck_seconds), &metrics.all)?;
     let watch = watchdog.watch();
     watch.says("starting: loading teachers".to_owned());
-    let run = Run::open(configuration, until_step)?;
+    let run = Run::open(configuration, until_step, &activated)?;
     watch.says("starting: opening the log and all that reads it".to_owned());
     let pipeline = run.pipeline(&metrics, None)?;
+    run.note_start()?;
 
     let (shutdown_in, shutdown) = bounded(1);
     let (additions_in, additions) = bounded(1);

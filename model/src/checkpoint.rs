@@ -21,6 +21,9 @@ const FILES: [(&str, Format); 4] = [
     ("pytorch_model.bin.index.json", Format::Pickle),
 ];
 
+/// What safetensors itself allows a header.
+const HEADER_LIMIT_BYTES: u64 = 100_000_000;
+
 /// SHA-256 (hexadecimal) of the bytes of a model's weights: of the one file, or of all shards in the order
 /// of their names.
 ///
@@ -41,6 +44,57 @@ pub fn fingerprint_weights(dir: &Path) -> Result<String, ModelError> {
         }
     }
     Ok(hexadecimal(&hash.finalize()))
+}
+
+/// Fails if a weights file is there only in part, as an interrupted download or copy leaves it: told by its header alone. Pickles are looked at when they are
+/// loaded.
+///
+/// # Errors
+/// When the folder has no weights, they cannot be read, or a file has another size than its header says.
+pub fn check_weights(dir: &Path) -> Result<(), ModelError> {
+    let found = find(dir)?;
+    let files = found.files.iter().filter(|_| found.format == Format::Safetensors);
+    files.into_iter().try_for_each(|path| check_size(path))
+}
+
+/// Compares the size of a safetensors file with what its header says: 8 bytes of length, the header, the tensors.
+fn check_size(path: &Path) -> Result<(), ModelError> {
+    let failed = |source| ModelError::Read { path: path.to_owned(), source };
+    let malformed = |reason: String| ModelError::Malformed { path: path.to_owned(), reason };
+    let mut file = File::open(path).map_err(failed)?;
+    let bytes = file.metadata().map_err(failed)?.len();
+    let short = |least: u64| {
+        malformed(format!(
+            "it is incomplete: it has {bytes} bytes, and should have {least} or more; get or copy it once more"
+        ))
+    };
+    let mut length = [0; 8];
+    if bytes < 8 {
+        return Err(short(8));
+    }
+    file.read_exact(&mut length).map_err(failed)?;
+    let header = u64::from_le_bytes(length);
+    let begin = header.saturating_add(8);
+    if header > HEADER_LIMIT_BYTES {
+        return Err(malformed("it is no safetensors file: its header would be too long".to_owned()));
+    }
+    if bytes < begin {
+        return Err(short(begin));
+    }
+    let mut text = Vec::new();
+    file.take(header).read_to_end(&mut text).map_err(failed)?;
+    let header: BTreeMap<String, Value> =
+        serde_json::from_slice(&text).map_err(|error| malformed(format!("its header is no JSON: {error}")))?;
+    let end = |tensor: &Value| tensor["data_offsets"][1].as_u64();
+    let end = header.values().filter_map(end).max().unwrap_or(0);
+    let whole = begin.saturating_add(end);
+    match bytes {
+        _ if bytes < whole => {
+            Err(malformed(format!("it is incomplete: it has {bytes} bytes of {whole}; get or copy it once more")))
+        }
+        _ if bytes > whole => Err(malformed(format!("it has {bytes} bytes, and its header speaks of {whole}"))),
+        _ => Ok(()),
+    }
 }
 
 pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
@@ -101,6 +155,7 @@ impl Checkpoint {
         let malformed = |reason: String| ModelError::Malformed { path: path.clone(), reason };
         let (content, names) = match format {
             Format::Safetensors => {
+                check_size(&path)?;
                 let bytes = std::fs::read(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
                 let header = SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
                 let names: Vec<String> = header.names().into_iter().map(str::to_owned).collect();

@@ -41,7 +41,7 @@ mod words;
 
 pub use batch::PackedBatch;
 pub use bert::{Bert, Dropout};
-pub use checkpoint::fingerprint_weights;
+pub use checkpoint::{check_weights, fingerprint_weights};
 pub use configuration::{Activation, Architecture, Configuration};
 pub use encoder::Encoder;
 pub use error::ModelError;

@@ -4,10 +4,10 @@
 //! who may connect, are the service manager's: nothing of that is changed, and nothing removed.
 
 use crate::OpsError;
-use crate::listen::check_loopback;
+use crate::listen::{self, check_loopback};
 use listenfd::ListenFd;
 use std::env;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 
 /// The sockets that this process was started with; none, if it was not started for sockets.
@@ -49,5 +49,16 @@ impl Activated {
             }
         }
         Ok(activated)
+    }
+
+    /// Fails if nobody can listen for HTTP at `address`, unless that socket was passed. A start that would be refused for it is better refused at once.
+    ///
+    /// # Errors
+    /// [`OpsError::Http`], [`OpsError::NotLoopback`].
+    pub fn try_http(&self, address: SocketAddr) -> Result<(), OpsError> {
+        match self.http {
+            Some(_) => Ok(()),
+            None => listen::tcp(address).map(drop),
+        }
     }
 }

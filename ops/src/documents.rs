@@ -135,7 +135,7 @@ fn too_slow() -> Refusal {
 
 fn too_large(shared: &Shared) -> Refusal {
     let message = format!(
-        "a request may have {} bytes of documents; send them in several requests, each with a key of its own",
+        "a request may have {} bytes of documents, and a document 8 MiB; send them in several requests, each with a key of its own",
         shared.limits.push_bytes
     );
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)

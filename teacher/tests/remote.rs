@@ -9,12 +9,13 @@ use model::{Configuration, RolePool};
 use nats::Server;
 use prometheus::Registry;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 use store::log::Need;
 use store::stage::StageControl;
 use store::{
     Entry, Identity, Label, LogOptions, LogReader, LogWriter, MaskedCopy, Payload, SequenceNumber, Skip, SourceCursor,
+    StoreError,
 };
 use teacher::remote::{
     CaughtUp, Coordinator, Ended, Follower, LinkError, LinkOptions, LogStreamError, Publisher, PublisherOptions,
@@ -50,7 +51,6 @@ fn spec(top_k: usize) -> TeacherSpec {
 
 /// A log in which nothing becomes durable.
 struct Log {
-    #[expect(dead_code, reason = "it is there as long as the log is")]
     dir: TempDir,
     writer: LogWriter,
 }
@@ -124,7 +124,9 @@ fn copies(lengths: &[u32]) -> Vec<MaskedCopy> {
 
 fn coordinator(server: &Server, options: LinkOptions, top_k: usize, log: &Log) -> Result<Coordinator, TeacherError> {
     assert_eq!(options.url, server.url());
-    Coordinator::open(options, RunSpec::new(vec![spec(top_k)]), 2, log.reader(), &Registry::new())
+    let mut coordinator = Coordinator::open(options, RunSpec::new(vec![spec(top_k)]), 2, &Registry::new())?;
+    coordinator.begin(log.reader());
+    Ok(coordinator)
 }
 
 fn teacher(coordinator: &Coordinator, top_k: usize) -> RemoteTeacher {
@@ -266,13 +268,67 @@ fn who_still_waits_gets_labels_however_late() {
     coordinator.close();
 }
 
+fn is_taken<T>(outcome: Result<T, TeacherError>) -> bool {
+    matches!(outcome, Err(TeacherError::Link(LinkError::Taken { .. })))
+}
+
+#[test]
+fn of_coordinators_that_start_at_once_one_has_the_run() {
+    let (server, log) = (Server::start(), Log::new());
+    // Where nobody has been before, and where somebody has.
+    for _ in 0..8 {
+        let together = Barrier::new(3);
+        let opened: Vec<_> = std::thread::scope(|scope| {
+            let open = || {
+                together.wait();
+                coordinator(&server, link(&server), 1, &log)
+            };
+            let threads: Vec<_> = (0..3).map(|_| scope.spawn(open)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let (open, refused): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
+        assert_eq!(open.len(), 1, "{refused:?}");
+        assert!(refused.into_iter().all(is_taken));
+        open.into_iter().for_each(|open| open.unwrap().close());
+    }
+}
+
+/// As it is with one that was stopped for a while, or whose network was cut.
+#[test]
+fn a_coordinator_whose_run_another_one_has_taken_labels_no_more() {
+    let (mut server, log) = (Server::start(), Log::new());
+    let coordinator = coordinator(&server, link(&server), 1, &log).unwrap();
+    let teacher = teacher(&coordinator, 1);
+    let pending = begin(&teacher, &[5], 9);
+    let other = RunSpec::new(vec![spec(1)]);
+    let say = async {
+        let context = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+        let spec = serde_json::to_vec(&other).unwrap();
+        context.publish("mergedistill.test.spec", spec.into()).await.unwrap().await.unwrap();
+    };
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(say);
+    server.kill();
+    server.up();
+    // Nobody labels it: the answer is that somebody else is there.
+    let error = pending.wait().unwrap_err();
+    assert!(error.to_string().contains(&other.coordinator.who), "{error}");
+    assert!(is_taken(Err::<(), _>(error)));
+    assert!(is_taken(begin(&teacher, &[6], 9).wait()));
+    drop(teacher);
+    coordinator.close();
+}
+
 /// A log of skips, a segment each.
 fn skips(count: u64) -> Log {
+    skips_because("a test", count, 1)
+}
+
+fn skips_because(reason: &str, count: u64, segment_bytes: u64) -> Log {
     let dir = tempfile::tempdir().unwrap();
-    let options = LogOptions { segment_bytes: 1, ..LogOptions::default() };
+    let options = LogOptions { segment_bytes, ..LogOptions::default() };
     let (mut writer, _) = LogWriter::open(dir.path(), &Identity::default(), &options, &Registry::new()).unwrap();
     for number in 0..count {
-        let skip = Skip { document: format!("text@{number}").into(), reason: "a test".into() };
+        let skip = Skip { document: format!("text@{number}").into(), reason: reason.into() };
         let cursor = SourceCursor::start("text".into(), "en".into(), 1);
         writer.append(&[Entry { sequence: SequenceNumber(number), cursor, payload: Payload::Skip(skip) }]).unwrap();
         writer.sync().unwrap();
@@ -311,6 +367,23 @@ fn who_follows_a_stream_that_has_dropped_its_oldest_begins_with_a_segment() {
     // What the early one lacks is not there any more.
     let error = follow(&server, early.path()).unwrap_err();
     assert!(matches!(error, LogStreamError::Gap { end: SequenceNumber(3), .. }), "{error}");
+}
+
+/// Whether it is shorter or longer than what is published, in other segments or in the same.
+#[test]
+fn who_has_another_log_is_told_so() {
+    let server = Server::start();
+    publish(&server, &skips(12), 0);
+    for (count, segment_bytes) in [(5, 1), (12, 1), (20, 1), (3, 1 << 20), (40, 1 << 20)] {
+        let Log { dir, writer } = skips_because("another reason", count, segment_bytes);
+        writer.seal().unwrap();
+        let error = follow(&server, dir.path()).unwrap_err();
+        assert!(matches!(error, LogStreamError::Store(StoreError::AnotherLog { .. })), "{count}: {error}");
+    }
+    // The same log, further than what is published.
+    let Log { dir, writer } = skips(20);
+    drop(writer);
+    assert_eq!(follow(&server, dir.path()).unwrap().durable().end(), SequenceNumber(20));
 }
 
 #[test]

@@ -68,7 +68,7 @@ pub use event::{BranchPoint, Event, Outcome, Request, StepReport, Ticket, Traine
 pub use export::{Exported, export_languages, export_newest};
 pub use flops::Cost;
 pub use inputs::{Input, Inputs};
-pub use newest::{evaluate_newest, evaluate_newest_documents, need_of_state, required_position};
+pub use newest::{check_resume, evaluate_newest, evaluate_newest_documents, need_of_state, required_position};
 pub use options::{
     BestBy, Copies, CopyWeight, EvaluationOptions, KdTarget, LossNorm, StudentInit, StudentOptions, TrainOptions,
     TrainerOptions, TrainerTeacher, WhenShort,

@@ -9,12 +9,12 @@ use crate::need::LogNeeds;
 use crate::options::TrainerOptions;
 use crate::release;
 use crate::resume;
-use crate::state_folder::{checkpoints_path, held_out_path, journal_path, union_vocabulary};
+use crate::state_folder::{checkpoints_path, held_out_path, journal_path, union_vocabulary, vocabulary_of};
 use crate::student::Student;
 use model::Bert;
 use std::path::Path;
 use store::log::{Need, Needed};
-use store::{LogReader, SequenceNumber, StoreError};
+use store::{Identity, LogReader, SequenceNumber, StoreError};
 
 /// Evaluates the newest checkpoint on all held-out records of the log, up to the options' limit. It writes nothing: the run
 /// may be going on.
@@ -70,6 +70,25 @@ fn with_newest<T>(
     let tail_samples = reader.identity().tail_samples();
     let mut evaluator = Evaluator { student: &mut student, maps: vocabulary.maps(), options, tail_samples };
     evaluate(&mut evaluator, state.step, &held_out)
+}
+
+/// Fails if training cannot begin, or go on from the newest checkpoint, under these options and with a log of this identity. It writes nothing.
+///
+/// # Errors
+/// What differs from what the state folder holds; what is wrong with the options; failures to read.
+pub fn check_resume(options: &TrainerOptions, log: &Identity) -> Result<(), TrainerError> {
+    options.check()?;
+    options.check_log(log)?;
+    let vocabulary = vocabulary_of(options)?;
+    let checkpoints = Checkpoints::at(&checkpoints_path(&options.state_dir));
+    for step in checkpoints.steps()?.into_iter().rev() {
+        match checkpoints.state(step) {
+            Err(TrainerError::Corrupt { .. }) => {} // There is an older one.
+            Err(error) => return Err(error),
+            Ok(state) => return resume::check_identity(&checkpoints.path(step), &state, options, &vocabulary),
+        }
+    }
+    resume::configuration(options, vocabulary.size()).map(|_| ())
 }
 
 /// From where on a log is needed by the training that a state folder tells of, its releases included; `None`: it tells of none.

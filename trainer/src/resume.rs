@@ -183,8 +183,6 @@ pub(crate) fn fit(
     loaded: Loaded,
 ) -> Result<(Bert, Vec<Moments>, TrainerState), TrainerError> {
     let Loaded { path, mut state, parameters, moments, .. } = loaded;
-    // What it was before there was a key for it.
-    state.identity.entry(format!("student.{INITIALIZER_RANGE}")).or_insert_with(|| "0.02".to_owned());
     check_identity(&path, &state, options, vocabulary)?;
     // From now on it is known.
     for (key, value) in identity(options) {
@@ -245,6 +243,9 @@ fn identity(options: &TrainerOptions) -> BTreeMap<String, String> {
 
 const TEACHER: &str = "teacher[";
 const INITIALIZER_RANGE: &str = "initializer_range";
+const INITIALIZER_RANGE_KEY: &str = "student.initializer_range";
+/// What it was before there was a key for it.
+const INITIALIZER_RANGE_BEFORE: &str = "0.02";
 
 /// Whether a key is compared only where both sides have it: checkpoints of earlier versions do not, teachers are added, and who only looks
 /// at a run need not know them.
@@ -276,7 +277,8 @@ fn check_settings(path: &Path, state: &TrainerState, options: &TrainerOptions) -
     Err(TrainerError::Identity { path: path.to_owned(), differences: differences.join("; ") })
 }
 
-fn check_identity(
+/// Refuses a checkpoint that belongs to other options.
+pub(crate) fn check_identity(
     path: &Path,
     state: &TrainerState,
     options: &TrainerOptions,
@@ -286,8 +288,10 @@ fn check_identity(
     let mut differences = Vec::new();
     let stored = state.identity.keys().filter(|key| !SETTINGS.contains(&key.as_str()));
     for key in stored.chain(wanted.keys().filter(|key| !state.identity.contains_key(*key))) {
-        let show = |value: Option<&String>| value.cloned().unwrap_or_else(|| "unset".to_owned());
-        let (stored, new) = (state.identity.get(key), wanted.get(key));
+        let show = |value: Option<&str>| value.unwrap_or("unset").to_owned();
+        let before = (key == INITIALIZER_RANGE_KEY).then_some(INITIALIZER_RANGE_BEFORE);
+        let stored = state.identity.get(key).map(String::as_str).or(before);
+        let new = wanted.get(key).map(String::as_str);
         if (stored.is_none() || new.is_none()) && may_lack(key) {
             continue;
         }

@@ -67,6 +67,11 @@ pub(crate) fn open_vocabulary(options: &TrainerOptions, reader: &LogReader) -> R
 /// The same vocabulary without touching the state folder.
 pub(crate) fn union_vocabulary(options: &TrainerOptions, reader: &LogReader) -> Result<Vocabulary, TrainerError> {
     check_teachers(options, reader)?;
+    vocabulary_of(options)
+}
+
+/// That of the configured teachers.
+pub(crate) fn vocabulary_of(options: &TrainerOptions) -> Result<Vocabulary, TrainerError> {
     Vocabulary::union(&teacher_tokens(options))
 }
 

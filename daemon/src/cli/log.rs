@@ -32,7 +32,8 @@ pub enum LogCommand {
     /// Write a new log from the entries of several, one log after another.
     ///
     /// Their settings must agree. Teachers and sources are united by name; a record that is in several logs is
-    /// written once. Name the logs in the order in which they were made: the last one says how far a source has got.
+    /// written once, as the first log has it (text or no text). Name the logs in the order in which they were made: the last one says how far a
+    /// source has got.
     Merge(LogMergeArgs),
     /// Compute labels again with the teacher that made them, and compare; exit code 65 if they differ by more than the
     /// log's precision allows.

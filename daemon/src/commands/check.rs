@@ -5,16 +5,18 @@ use crate::cli::CheckArgs;
 use crate::configuration::Configuration;
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::Inputs;
+use crate::refusals;
 
 /// Reads the configuration and looks at all that it refers to.
 pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     let configuration = Configuration::load(&args.config)?;
     let advised = |failure| crate::live::with_advice(failure, &configuration.run.state_dir);
     let (configuration, notes) = crate::live::in_effect(&configuration).map_err(advised)?;
-    let inputs = Inputs::open(&configuration).map_err(advised)?;
+    let mut inputs = Inputs::open(&configuration).map_err(advised)?;
     if args.plan {
         return super::plan::plan(&configuration, &inputs, args.seconds, args.json);
     }
+    refusals::compare(&configuration, &mut inputs)?;
     if args.json {
         return print_json(&configuration);
     }

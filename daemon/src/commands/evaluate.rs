@@ -21,6 +21,11 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<(), Failure> {
     let options = crate::training::options(&configuration, &inputs, None, pools.train)
         .ok_or_else(|| Failure::new(ExitCode::Configuration, "there is no [student] to evaluate"))?;
     let report = trainer::evaluate_newest(&options, &log)?;
+    if report.languages.is_empty() {
+        tracing::warn!(
+            "the log has no held-out record: [evaluate] holdout_fraction or files give some, to a run that labels"
+        );
+    }
     if let Some(path) = &args.documents {
         let documents = trainer::evaluate_newest_documents(&options, &log)?;
         let lines = documents.iter().map(|document| json!(document).to_string() + "\n").collect::<String>();

@@ -422,7 +422,7 @@ mod tests {
         assert!(refusal.message.contains("no run.json"), "{}", refusal.message);
         {
             let state = StateFolder::open(path).unwrap();
-            state.check_identity(&store::Identity::default()).unwrap();
+            state.note_start(&store::Identity::default()).unwrap();
             state.note_change(3, &Change::AddCorpus { corpus: section("b") }).unwrap();
             assert_eq!(remove_offline(path, "b").unwrap_err().code, ExitCode::TemporaryFailure, "it runs");
         }

@@ -1,6 +1,6 @@
 /* ---- teachers, corpora, log, inboxes, quarantine, releases, changes, events ---- */
 
-const TEACHER_LOOKS = { labelling: "good", stalled: "bad", lost: "bad", paused: "warn" };
+const TEACHER_LOOKS = { labelling: "good", waiting: "warn", stalled: "bad", lost: "bad", paused: "warn" };
 const CORPUS_LOOKS = { reading: "good", paused: "warn" };
 
 function showTeachers(status) {
@@ -8,7 +8,7 @@ function showTeachers(status) {
   $("teachers-section").hidden = teachers.length === 0;
   const rows = teachers.map(([name, teacher]) => {
     const state = teacher.labels === false ? "lends its tokenizer" : teacher.paused ? "paused" : teacher.state || NONE;
-    const since = isNumber(teacher.since_unix_seconds) && (state === "stalled" || state === "lost") ? " for " + duration(daemonNow() - teacher.since_unix_seconds) : "";
+    const since = isNumber(teacher.since_unix_seconds) && ["waiting", "stalled", "lost"].includes(state) ? " for " + duration(daemonNow() - teacher.since_unix_seconds) : "";
     return { key: name, teacher, cells: [[name], [(teacher.languages || []).join(", "), "name wide"], [state + since, "name " + (TEACHER_LOOKS[state] || "soft")],
       [isNumber(teacher.tokens_per_second) ? compact(teacher.tokens_per_second) : NONE], [number(teacher.dropped_copies), teacher.dropped_copies ? "warn" : ""]] };
   });

@@ -98,6 +98,17 @@ pub enum StoreError {
         /// Where one was expected.
         dir: PathBuf,
     },
+    /// What was to continue a log is of another one.
+    #[error(
+        "the log in {} is another log than the one that comes: they differ in the segment that begins with entry {segment}; take another folder for it",
+        dir.display()
+    )]
+    AnotherLog {
+        /// Folder of the log.
+        dir: PathBuf,
+        /// First entry of the segment.
+        segment: SequenceNumber,
+    },
     /// Another process writes this log.
     #[error("the log in {} is being written by another process: stop it, or try again later", dir.display())]
     InUse {

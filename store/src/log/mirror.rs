@@ -13,7 +13,7 @@ use crate::log::block::Link;
 use crate::log::disk::{Access, Disk, DiskFile, StdDisk, read_exact_at, write_all_at};
 use crate::log::error::StoreError;
 use crate::log::hint::{HintFile, Positions};
-use crate::log::index::Index;
+use crate::log::index::{Index, Segment};
 use crate::log::metrics::LogMetrics;
 use crate::log::reader::LogReader;
 use crate::log::recovery::{sync_dir, sync_file};
@@ -135,11 +135,15 @@ impl LogMirror {
         create_folder(disk.as_ref(), dir)?;
         let hint = HintFile::acquire(disk.as_ref(), dir)?;
         forget_begin_without_segments(disk.as_ref(), dir)?;
-        let mut index = Index::default();
+        let (mut index, metrics) = (Index::default(), LogMetrics::new()?);
         match extend(disk.as_ref(), dir, &mut index)? {
             Tail::Clean => {}
-            Tail::Torn { path, offset, .. } => cut_off(disk.as_ref(), &path, offset)?,
-            Tail::TornHeader { path, .. } => {
+            Tail::Torn { path, offset, bytes } => {
+                cut_off(disk.as_ref(), &path, offset)?;
+                metrics.torn_bytes.inc_by(bytes);
+            }
+            Tail::TornHeader { path, bytes } => {
+                metrics.torn_bytes.inc_by(bytes);
                 disk.remove(&path).map_err(|error| StoreError::io("removing", &path, error))?;
                 sync_dir(disk.as_ref(), dir)?;
             }
@@ -151,7 +155,7 @@ impl LogMirror {
         }
         let durable = DurablePosition::from_log(index.end().0);
         let shared = Arc::new(Shared::new(index, durable));
-        let mirror = Self { file, disk, dir: dir.to_owned(), hint, shared, metrics: LogMetrics::new()? };
+        let mirror = Self { file, disk, dir: dir.to_owned(), hint, shared, metrics };
         mirror.publish();
         Ok(mirror)
     }
@@ -198,7 +202,7 @@ impl LogMirror {
     /// Adds a piece, durably.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] if it does not continue what is there, or is damaged: then nothing has changed. Nor has it when the disk is full
+    /// [`StoreError::AnotherLog`] if it is of another log, [`StoreError::Corrupt`] if it is damaged: then nothing has changed. Nor has it when the disk is full
     /// ([`StoreError::is_no_space`]): the same piece may be taken when there is room.
     pub fn take(&mut self, piece: &Piece) -> Result<Taken, StoreError> {
         let taken = self.try_take(piece);
@@ -209,8 +213,14 @@ impl LogMirror {
     fn try_take(&mut self, piece: &Piece) -> Result<Taken, StoreError> {
         let path = self.dir.join(file_name(piece.at.segment));
         let before = match self.next() {
-            Some(next) if piece.at.segment < next.segment || piece.after() <= next => return Ok(Taken::Known),
-            Some(next) if piece.at.segment == next.segment && piece.at.offset <= next.offset => next.offset,
+            Some(next) if piece.at.segment < next.segment || piece.after() <= next => {
+                self.compare(piece, &piece.bytes)?;
+                return Ok(Taken::Known);
+            }
+            Some(next) if piece.at.segment == next.segment && piece.at.offset <= next.offset => {
+                self.compare(piece, &piece.bytes[..(next.offset - piece.at.offset) as usize])?;
+                next.offset
+            }
             Some(next) if piece.at.segment == next.segment => return Ok(Taken::Gap),
             _ if piece.at.offset > 0 => return Ok(Taken::Gap),
             Some(_) => {
@@ -219,8 +229,7 @@ impl LogMirror {
                     return Ok(Taken::Gap);
                 }
                 if piece.previous != link.checksum {
-                    let what = "what came follows another log than the one that is there: remove the folder, or take another one";
-                    return Err(StoreError::corrupt(&path, 0, what));
+                    return Err(self.another_log(piece));
                 }
                 self.begin_segment(piece, &path)?;
                 0
@@ -271,6 +280,28 @@ impl LogMirror {
     /// Nothing is to be removed any more, so nothing is held back.
     pub fn keeps_all(&self) {
         self.metrics.held_back_segments.set(0);
+    }
+
+    /// Fails if these bytes, with which `piece` begins, are there and are others. What retention has removed is believed.
+    fn compare(&self, piece: &Piece, bytes: &[u8]) -> Result<(), StoreError> {
+        let (begin, segment) = {
+            let state = self.shared.lock();
+            let of_piece = |segment: &&Segment| segment.header.first_sequence == piece.at.segment;
+            (state.index.begin().next, state.index.segments().iter().find(of_piece).cloned())
+        };
+        if piece.at.segment < begin {
+            return Ok(());
+        }
+        let segment = segment.filter(|segment| piece.at.offset.saturating_add(bytes.len() as u64) <= segment.bytes());
+        let segment = segment.ok_or_else(|| self.another_log(piece))?;
+        let reading = |error| StoreError::io("reading", &segment.path, error);
+        let file = self.disk.open(&segment.path, Access::Read).map_err(reading)?;
+        let there = read_exact_at(file.as_ref(), piece.at.offset, bytes.len()).map_err(reading)?;
+        if there == bytes { Ok(()) } else { Err(self.another_log(piece)) }
+    }
+
+    fn another_log(&self, piece: &Piece) -> StoreError {
+        StoreError::AnotherLog { dir: self.dir.clone(), segment: piece.at.segment }
     }
 
     /// Begins a segment with its header.

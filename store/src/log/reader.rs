@@ -243,6 +243,13 @@ impl LogReader {
         }
     }
 
+    /// Bytes of all segments, and how many there are.
+    #[must_use]
+    pub fn size(&self) -> (u64, usize) {
+        let state = self.inner.shared.lock();
+        (state.index.bytes(), state.index.segments().len())
+    }
+
     /// Stored bytes of the blocks that hold entries in `from..to`.
     #[must_use]
     pub fn bytes_between(&self, from: SequenceNumber, to: SequenceNumber) -> u64 {

@@ -11,9 +11,9 @@ use crossbeam::channel::bounded;
 use model::Configuration;
 use prometheus::Registry;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use store::{LogReader, MaskedCopy, SequenceNumber};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// What is to be said at the end is given so long to leave.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,6 +24,8 @@ pub struct Coordinator {
     asks: mpsc::UnboundedSender<Ask>,
     roster: Roster,
     life: u64,
+    /// Takes the log that the labels go to.
+    log: Option<oneshot::Sender<LogReader>>,
     /// Dropped at the end.
     open: watch::Sender<()>,
     thread: std::thread::JoinHandle<()>,
@@ -42,25 +44,19 @@ pub struct RemoteTeacher {
 }
 
 impl Coordinator {
-    /// Makes the run's streams, and says which teachers it means. Labels that `log` has for good are acknowledged; a batch is tried `attempts` times before it
-    /// is given up.
+    /// Makes the run's streams, and says which teachers it means; [`Coordinator::begin`] says what for. A batch is tried `attempts` times before it is given up.
     ///
     /// # Errors
     /// When there is no server, it does not do what is asked, or another coordinator is at work on this run.
-    pub fn open(
-        options: LinkOptions,
-        spec: RunSpec,
-        attempts: u32,
-        log: LogReader,
-        registry: &Registry,
-    ) -> Result<Self, TeacherError> {
+    pub fn open(options: LinkOptions, spec: RunSpec, attempts: u32, registry: &Registry) -> Result<Self, TeacherError> {
         let (asks, asked) = mpsc::unbounded_channel();
         let (ready_in, ready) = bounded(1);
         let (open, mut closed) = watch::channel(());
+        let (log_in, log) = oneshot::channel();
         let roster = Roster::new(spec.teachers.iter().map(|teacher| teacher.name.clone()).collect())?;
         registry.register(Box::new(roster.clone()))?;
         let metrics = CoordinatorMetrics::register(registry)?;
-        let life = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+        let life = spec.coordinator.life;
         let seen = roster.clone();
         let body = move || {
             let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -72,15 +68,16 @@ impl Coordinator {
                 }
             };
             runtime.block_on(async {
-                match Desk::open(options, spec, attempts, log, seen, metrics).await {
+                match Desk::open(options, spec, attempts, seen, metrics).await {
                     Ok(desk) => {
                         let _ = ready_in.send(Ok(()));
+                        let Ok(log) = log.await else { return }; // It is refused for another reason.
                         let too_long = async {
                             while closed.changed().await.is_ok() {}
                             tokio::time::sleep(END_TIMEOUT).await;
                         };
                         tokio::select! {
-                            () = desk.run(asked) => {}
+                            () = desk.run(log, asked) => {}
                             () = too_long => tracing::warn!("the NATS server does not answer; it is not waited for"),
                         }
                     }
@@ -91,7 +88,14 @@ impl Coordinator {
         let failed = |source| TeacherError::Thread { thread: "coordinator".to_owned(), source };
         let thread = std::thread::Builder::new().name("coordinator".to_owned()).spawn(body).map_err(failed)?;
         ready.recv().map_err(|_| TeacherError::Panicked("coordinator".to_owned()))??;
-        Ok(Self { asks, roster, life, open, thread })
+        Ok(Self { asks, roster, life, log: Some(log_in), open, thread })
+    }
+
+    /// Labels what its teachers are asked for from now on; what `log` has for good is acknowledged.
+    pub fn begin(&mut self, log: LogReader) {
+        if let Some(begin) = self.log.take() {
+            let _ = begin.send(log); // A thread that has ended is told of by the first batch.
+        }
     }
 
     /// A teacher of the run, of whose batches at most `in_flight` are out. `here`: the same teacher, if a worker of this process has it.
@@ -109,8 +113,8 @@ impl Coordinator {
 
     /// Waits until all is acknowledged that the log has for good. Its teachers are gone before.
     pub fn close(self) {
-        let Self { asks, open, thread, .. } = self;
-        drop((asks, open));
+        let Self { asks, log, open, thread, .. } = self;
+        drop((asks, log, open));
         if thread.join().is_err() {
             tracing::error!("the coordinator's thread has panicked");
         }

@@ -3,18 +3,20 @@
 //! What has come is acknowledged once the log has it for good. So a label that was made is used, also by the next life of the coordinator, which reads the same text again and asks for
 //! the same batches ([`Key`]); and what comes twice, or too late, is known by its key.
 
+use super::claim::{self, Answering, Standing};
 use super::coordinator_metrics::CoordinatorMetrics;
-use super::link::{Heartbeat, Link, LinkError, LinkOptions, RETRY, without_secrets};
+use super::link::{Heartbeat, Link, LinkError, LinkOptions, RETRY};
 use super::roster::Roster;
 use super::spec::RunSpec;
 use super::wire::{Key, Outcome, Work};
 use crate::TeacherError;
-use async_nats::Subscriber;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::message::Acker;
 use crossbeam::channel::Sender;
 use futures_util::StreamExt;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use store::{Label, LogReader};
 use tokio::sync::mpsc;
@@ -25,8 +27,8 @@ const SETTLE_INTERVAL: Duration = Duration::from_millis(100);
 const LOOK_AFTER: Duration = Duration::from_secs(20);
 /// So many times as often as it may fail a batch may be given out: who is stopped, or loses the server, hands it back too.
 const DELIVERIES_PER_ATTEMPT: u32 = 4;
-/// How long another coordinator has to say that it is there.
-const TAKEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// So often it is asked whose the run is, until the server says.
+const CLAIM_LOOKS: usize = 20;
 /// Labels that nobody has asked for yet, kept at most.
 const EARLY_MOST: usize = 4096;
 
@@ -47,11 +49,16 @@ pub(super) struct Desk {
     link: Link,
     spec: RunSpec,
     attempts: u32,
-    log: LogReader,
     roster: Roster,
     metrics: CoordinatorMetrics,
-    #[expect(dead_code, reason = "it works for as long as it is held")]
-    answering: Answering,
+    /// `None`: the run belongs to another coordinator.
+    answering: Option<Answering>,
+    /// Number of the claim to the run.
+    claim: u64,
+    /// Why nothing is labelled any more.
+    taken: Option<LinkError>,
+    /// Whether that is so, for batches on their way out.
+    is_taken: Arc<AtomicBool>,
     /// What became of batches on their way out.
     outs: (mpsc::UnboundedSender<Out>, mpsc::UnboundedReceiver<Out>),
     /// Who waits for a batch.
@@ -64,15 +71,8 @@ pub(super) struct Desk {
     unsettled: BTreeMap<Key, Held>,
     /// Whether batches are just being looked after.
     looking: bool,
-}
-
-/// What says to others that this coordinator is there.
-struct Answering(tokio::task::JoinHandle<()>);
-
-impl Drop for Answering {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    /// Teachers whose batches wait, and who have no worker.
+    unattended: BTreeSet<String>,
 }
 
 /// What became of a batch on its way out.
@@ -87,6 +87,10 @@ enum Out {
     Anew,
     /// They were looked after.
     Looked,
+    /// The run was claimed again, under this number.
+    Claimed(u64),
+    /// The run belongs to another coordinator.
+    Taken(LinkError),
 }
 
 struct Waiting {
@@ -137,35 +141,36 @@ impl Desk {
         options: LinkOptions,
         spec: RunSpec,
         attempts: u32,
-        log: LogReader,
         roster: Roster,
         metrics: CoordinatorMetrics,
     ) -> Result<Self, LinkError> {
         let link = Link::open(options, "coordinator", "mergedistill coordinator").await?;
-        refuse_second(&link).await?;
-        let answering = Answering(tokio::spawn(answer(link.clone(), link.hear(link.coordinator_subject()).await)));
-        link.prepare(&spec).await?;
+        let (answering, claim) = claim::take(&link, &spec).await?;
         link.empty_work().await?;
-        let (waiting, early, parts, unsettled, looking) = Default::default();
+        let (waiting, early, parts, unsettled, looking, unattended) = Default::default();
         let outs = mpsc::unbounded_channel();
         Ok(Self {
             link,
             spec,
             attempts,
-            log,
             roster,
             metrics,
-            answering,
+            answering: Some(answering),
+            claim,
+            taken: None,
+            is_taken: Arc::default(),
             outs,
             waiting,
             early,
             parts,
             unsettled,
             looking,
+            unattended,
         })
     }
 
-    pub(super) async fn run(mut self, mut asked: mpsc::UnboundedReceiver<Ask>) {
+    /// Works until nobody asks any more. What `log` has for good is acknowledged.
+    pub(super) async fn run(mut self, log: LogReader, mut asked: mpsc::UnboundedReceiver<Ask>) {
         let (arrivals_in, mut arrivals) = mpsc::channel(64);
         let reading = tokio::spawn(read_labels(self.link.clone(), arrivals_in));
         let listening = tokio::spawn(listen(self.link.clone(), self.roster.clone()));
@@ -179,14 +184,20 @@ impl Desk {
                     Some(ask) => self.ask(ask),
                     None => break,
                 },
-                Some(message) = arrivals.recv() => self.take(message).await,
+                Some(message) = arrivals.recv(), if self.taken.is_none() => self.take(&log, message).await,
                 Some(out) = self.outs.1.recv() => self.note(out),
-                _ = look_after.tick() => self.look_after(LOOK_AFTER),
+                _ = look_after.tick() => {
+                    self.look_for_workers();
+                    self.look_after(LOOK_AFTER);
+                }
                 Ok(()) = connections.changed() => self.look_after(Duration::ZERO),
-                _ = looks.tick() => self.settle().await,
+                _ = looks.tick() => self.settle(&log).await,
+            }
+            if self.taken.is_some() {
+                reading.abort(); // Labels are the other one's.
             }
         }
-        self.settle().await;
+        self.settle(&log).await;
         reading.abort();
         listening.abort();
         self.link.flush().await; // Acknowledgements: what is lost of them comes again.
@@ -195,6 +206,10 @@ impl Desk {
     /// Somebody waits for a batch: perhaps it is there already.
     fn ask(&mut self, ask: Ask) {
         let Ask { teacher, name, top_k, mut work, reply } = ask;
+        if let Some(error) = &self.taken {
+            let _ = reply.send(Err(TeacherError::Link(error.clone()))); // Who asked may have ended.
+            return;
+        }
         let key = work.key;
         if let Some(waiting) = self.waiting.get_mut(&key) {
             waiting.replies.push(reply);
@@ -220,9 +235,10 @@ impl Desk {
         let (message, subject) = (waiting.work.encode(), self.link.work_subject(waiting.teacher));
         let id = format!("{}-{:x}-{}", key.name(), waiting.work.life, waiting.work.attempt);
         let (link, outs, metrics) = (self.link.clone(), self.outs.0.clone(), self.metrics.clone());
+        let is_taken = Arc::clone(&self.is_taken);
         tokio::spawn(async move {
             let bytes = message.len() as u64;
-            let out = match link.store(&subject, &id, message, None, || true).await {
+            let out = match link.store(&subject, &id, message, None, || !is_taken.load(Ordering::Relaxed)).await {
                 Ok(Some(number)) => {
                     metrics.sent_bytes.inc_by(bytes);
                     Out::Stored(key, number)
@@ -278,43 +294,54 @@ impl Desk {
                 }
             }
             Out::Looked => self.looking = false,
+            Out::Taken(error) if self.taken.is_none() => {
+                tracing::error!(%error, "nothing more is labelled");
+                for reply in self.waiting.drain().flat_map(|(_, waiting)| waiting.replies) {
+                    let _ = reply.send(Err(TeacherError::Link(error.clone()))); // Who asked may have ended.
+                }
+                // What has come is left to the other one.
+                (self.early, self.parts, self.unsettled) = Default::default();
+                self.is_taken.store(true, Ordering::Relaxed);
+                (self.answering, self.taken) = (None, Some(error));
+            }
+            Out::Claimed(number) => self.claim = number,
+            Out::Taken(_) => {}
         }
     }
 
-    /// Looks whether batches that are out for so long are still in their stream, and whether there are streams: a server may have lost what it had.
+    /// Says so when batches are out for long and nobody labels for their teacher.
+    fn look_for_workers(&mut self) {
+        let is_long = |waiting: &&Waiting| waiting.out.is_some_and(|(since, _)| since.elapsed() >= LOOK_AFTER);
+        let long: BTreeSet<String> =
+            self.waiting.values().filter(is_long).map(|waiting| waiting.name.clone()).collect();
+        let unattended: BTreeSet<String> = long.into_iter().filter(|teacher| !self.roster.has(teacher)).collect();
+        for teacher in unattended.difference(&self.unattended) {
+            tracing::warn!(teacher, "nobody labels for it: start `mergedistill worker`");
+        }
+        self.unattended = unattended;
+    }
+
+    /// Looks whether the run is still this coordinator's (while it could not be heard another one may have started), whether batches that are out for so long
+    /// are still in their stream, and whether there are streams: a server may have lost what it had.
     fn look_after(&mut self, age: Duration) {
         let long =
             |waiting: &Waiting| waiting.out.filter(|(since, _)| since.elapsed() >= age).map(|(_, number)| number);
         let out: Vec<(Key, u64)> =
             self.waiting.iter().filter_map(|(key, waiting)| Some((*key, long(waiting)?))).collect();
-        let is_stuck = self.waiting.values().any(|waiting| waiting.out.is_none());
-        if self.looking || !self.link.is_connected() || (out.is_empty() && !is_stuck) {
+        if self.looking || self.taken.is_some() || !self.link.is_connected() {
             return;
         }
         self.looking = true;
-        let (link, outs, spec) = (self.link.clone(), self.outs.0.clone(), self.spec.clone());
+        let (link, outs, spec, claim) = (self.link.clone(), self.outs.0.clone(), self.spec.clone(), self.claim);
         tokio::spawn(async move {
-            match link.has_streams().await {
-                Ok(true) => {
-                    let mut gone = Vec::new();
-                    for (key, number) in out {
-                        if let Ok(false) = link.has_work(number).await {
-                            gone.push((key, number));
-                        }
-                    }
-                    let _ = outs.send(Out::Gone(gone)); // Unless all is over.
-                }
-                Ok(false) => match link.prepare(&spec).await {
-                    Ok(()) => drop(outs.send(Out::Anew)),
-                    Err(error) => tracing::warn!(%error, "the run's streams are gone"),
-                },
-                Err(error) => tracing::debug!(%error, "batches cannot be looked after"),
+            for found in look(&link, &spec, claim, out).await {
+                let _ = outs.send(found); // Unless all is over.
             }
             let _ = outs.send(Out::Looked);
         });
     }
 
-    async fn take(&mut self, message: Message) {
+    async fn take(&mut self, log: &LogReader, message: Message) {
         let number = message.info().map_or(0, |info| info.stream_sequence);
         let (message, acker) = message.split();
         let bytes = message.payload.len() as u64;
@@ -328,7 +355,7 @@ impl Desk {
             }
         };
         let Outcome { key, part: (part, parts), labels, worker } = outcome;
-        let is_late = key.group_end <= self.log.durable().end() && !self.waiting.contains_key(&key);
+        let is_late = key.group_end <= log.durable().end() && !self.waiting.contains_key(&key);
         let is_known = self.unsettled.get(&key).is_some_and(|held| !held.0.contains_key(&number));
         if is_known || is_late {
             // It came twice, or too late: others have labelled it.
@@ -420,9 +447,9 @@ impl Desk {
     }
 
     /// Acknowledges what the log has for good.
-    async fn settle(&mut self) {
+    async fn settle(&mut self, log: &LogReader) {
         self.metrics.connected.set(self.link.is_connected().into());
-        let end = self.log.durable().end();
+        let end = log.durable().end();
         while let Some(entry) = self.unsettled.first_entry().filter(|entry| entry.key().group_end <= end) {
             entry.remove().acknowledge().await;
         }
@@ -433,6 +460,41 @@ impl Desk {
             }
         }
     }
+}
+
+/// What is found when the server is looked at; nothing, if it does not answer.
+async fn look(link: &Link, spec: &RunSpec, claim: u64, out: Vec<(Key, u64)>) -> Vec<Out> {
+    // One that has just come back may need a moment.
+    for _ in 0..CLAIM_LOOKS {
+        match look_once(link, spec, claim, &out).await {
+            Ok(found) => return found,
+            Err(error @ LinkError::Taken { .. }) => return vec![Out::Taken(error)],
+            Err(error) => tracing::debug!(%error, "batches cannot be looked after"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+    Vec::new()
+}
+
+/// Makes the run's streams anew if they are gone, and claims the run again if that is forgotten; otherwise looks which of these batches are no longer in their
+/// stream.
+async fn look_once(link: &Link, spec: &RunSpec, claim: u64, out: &[(Key, u64)]) -> Result<Vec<Out>, LinkError> {
+    if !link.has_streams().await? {
+        let claimed = claim::renew(link, spec).await?;
+        return Ok(vec![Out::Claimed(claimed), Out::Anew]);
+    }
+    match claim::standing(link, spec, claim).await? {
+        Standing::Own => {}
+        Standing::Forgotten => return Ok(vec![Out::Claimed(claim::renew(link, spec).await?)]),
+        Standing::Taken(error) => return Err(error),
+    }
+    let mut gone = Vec::new();
+    for (key, number) in out {
+        if let Ok(false) = link.has_work(*number).await {
+            gone.push((*key, *number));
+        }
+    }
+    Ok(vec![Out::Gone(gone)])
 }
 
 /// Reads labels for as long as somebody takes them, whatever becomes of the connection. What was on its way when a connection broke the server takes for
@@ -488,31 +550,5 @@ async fn listen(link: Link, roster: Roster) {
             }
         }
         tokio::time::sleep(RETRY).await;
-    }
-}
-
-/// Asks whether the run has a coordinator already: two would take each other's labels away.
-async fn refuse_second(link: &Link) -> Result<(), LinkError> {
-    let asking = link.client.request(link.coordinator_subject(), bytes::Bytes::new());
-    // Nobody is there, or one whose connection is gone.
-    let Ok(Ok(answer)) = tokio::time::timeout(TAKEN_TIMEOUT, asking).await else { return Ok(()) };
-    let who = String::from_utf8_lossy(&answer.payload).into_owned();
-    Err(LinkError::Taken { url: without_secrets(&link.options.url), run: link.options.run.clone(), who })
-}
-
-/// Says that this coordinator is there.
-async fn answer(link: Link, mut asked: Option<Subscriber>) {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let who = format!("process {} on {}", std::process::id(), host.trim_end());
-    loop {
-        if let Some(asked) = &mut asked {
-            while let Some(message) = asked.next().await {
-                if let Some(reply) = message.reply {
-                    link.say(reply.to_string(), who.clone().into_bytes()).await;
-                }
-            }
-        }
-        tokio::time::sleep(RETRY).await;
-        asked = link.hear(link.coordinator_subject()).await;
     }
 }

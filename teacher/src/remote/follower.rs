@@ -58,12 +58,11 @@ impl Follower {
     pub fn open(options: LinkOptions, dir: &Path, control: &StageControl) -> Result<Option<Self>, LogStreamError> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.map_err(LogStreamError::Start)?;
-        let mirror = LogMirror::open(dir)?;
+        let mut mirror = LogMirror::open(dir)?;
         let link = runtime.block_on(Link::open(options, "follower", "mergedistill follower"))?;
         let mut said = false;
         loop {
-            let segment = mirror.next().map(|next| next.segment);
-            if let Some(next) = runtime.block_on(first_message(&link, segment))? {
+            if let Some(next) = runtime.block_on(first_message(&link, &mut mirror))? {
                 return Ok(Some(Self { runtime, link, mirror, joined: Joined::default(), next, waiting: None }));
             }
             if !std::mem::replace(&mut said, true) {
@@ -96,19 +95,19 @@ impl Follower {
         Ok(CaughtUp::Whole)
     }
 
-    /// Goes on until it is stopped; has `tend` look after the log each time it has looked for more.
+    /// Goes on until it is stopped; has `tend` look after the log each time it has looked for more, and says whether the disk is full.
     ///
     /// # Errors
     /// [`LogStreamError`].
     pub fn run(
         mut self,
         control: &StageControl,
-        mut tend: impl FnMut(&mut LogMirror) -> Result<(), StoreError>,
+        mut tend: impl FnMut(&mut LogMirror, bool) -> Result<(), StoreError>,
     ) -> Result<(), LogStreamError> {
         let mut full = false;
         while !control.stopping() {
             let look = self.look()?;
-            tend(&mut self.mirror)?;
+            tend(&mut self.mirror, matches!(look, Look::NoRoom(_)))?;
             let (wait, interval) = match look {
                 Look::Taken => {
                     if std::mem::take(&mut full) {
@@ -193,12 +192,18 @@ impl Follower {
         match self.runtime.block_on(self.link.log_range()) {
             Ok(Some((first, _))) if first > self.next => Err(self.gap()),
             Ok(Some((_, last))) if self.next > last + 1 => {
-                let segment = self.mirror.next().map(|next| next.segment);
-                if let Some(next) = self.runtime.block_on(first_message(&self.link, segment))? {
-                    tracing::warn!(
-                        "the stream of the log was made anew; it is looked through from the present segment on"
-                    );
-                    (self.next, self.joined) = (next, Joined::default());
+                match self.runtime.block_on(first_message(&self.link, &mut self.mirror)) {
+                    Ok(Some(next)) => {
+                        tracing::warn!(
+                            "the stream of the log was made anew; it is looked through from the present segment on"
+                        );
+                        (self.next, self.joined) = (next, Joined::default());
+                    }
+                    Ok(None) => {}
+                    Err(LogStreamError::Link(error)) => {
+                        tracing::debug!(%error, "the log cannot be followed; it is tried again");
+                    }
+                    Err(error) => return Err(error),
                 }
                 Ok(Look::Nothing)
             }
@@ -216,22 +221,54 @@ impl Follower {
     }
 }
 
-/// The first message about the segment, or the stream's first; `None`: nothing is published yet.
-async fn first_message(link: &Link, segment: Option<SequenceNumber>) -> Result<Option<u64>, LogStreamError> {
-    let Some((first, last)) = link.log_range().await? else { return Ok(None) };
-    let Some(segment) = segment else { return Ok((first <= last).then_some(first)) };
+/// Where the stream goes on from what the mirror has: the first message about its last segment, or the one that comes next if there is none yet; for an empty
+/// mirror the stream's first. `None`: nothing is published yet.
+///
+/// # Errors
+/// [`StoreError::AnotherLog`] if what is published is of another log, as far as it can be seen before more comes; [`LogStreamError`].
+async fn first_message(link: &Link, mirror: &mut LogMirror) -> Result<Option<u64>, LogStreamError> {
+    let Some((first, last)) = link.log_range().await?.filter(|(first, last)| first <= last) else { return Ok(None) };
+    let Some(next) = mirror.next() else { return Ok(Some(first)) };
+    let found = first_about(link, next.segment, first, last).await?;
+    if found > last {
+        // All that is published comes before: it should be here.
+        let latest = segment_of(link, last).await?;
+        let begins = match latest {
+            Some(segment) => first_about(link, segment, first, last).await?,
+            None => last, // It has gone meanwhile.
+        };
+        let mut joined = Joined::default();
+        for number in begins..=last {
+            let Some(part) = part(link, number).await? else { continue };
+            if let Some(piece) = joined.add(part) {
+                mirror.take(&piece)?;
+                break;
+            }
+        }
+    }
+    Ok(Some(found))
+}
+
+/// The first message about this segment or a later one; `last + 1`: there is none.
+async fn first_about(link: &Link, segment: SequenceNumber, first: u64, last: u64) -> Result<u64, LogStreamError> {
     // Segments ascend: the last message before which nothing of the segment is.
     let (mut low, mut high) = (first, last + 1);
     while low < high {
         let middle = low + (high - low) / 2;
-        let message = link.log_message(middle).await?;
-        let found = message.map(|message| Part::decode(&message)).transpose();
-        let found = found.map_err(|error| LogStreamError::Message(error.to_string()))?;
-        match found {
-            Some(part) if part.piece.at.segment >= segment => high = middle,
-            Some(_) => low = middle + 1,
-            None => low = middle + 1, // It has gone meanwhile.
+        match segment_of(link, middle).await? {
+            Some(found) if found >= segment => high = middle,
+            _ => low = middle + 1, // What has gone meanwhile came before.
         }
     }
-    Ok((first <= last).then_some(low))
+    Ok(low)
+}
+
+async fn segment_of(link: &Link, number: u64) -> Result<Option<SequenceNumber>, LogStreamError> {
+    Ok(part(link, number).await?.map(|part| part.piece.at.segment))
+}
+
+async fn part(link: &Link, number: u64) -> Result<Option<Part>, LogStreamError> {
+    let message = link.log_message(number).await?;
+    let decoded = message.map(|message| Part::decode(&message)).transpose();
+    decoded.map_err(|error| LogStreamError::Message(error.to_string()))
 }

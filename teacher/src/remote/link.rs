@@ -268,11 +268,11 @@ impl Link {
         format!("mergedistill.{}.coordinator", self.options.run)
     }
 
-    fn spec_subject(&self) -> String {
+    pub(super) fn spec_subject(&self) -> String {
         format!("mergedistill.{}.spec", self.options.run)
     }
 
-    fn stream_name(&self, what: &str) -> String {
+    pub(super) fn stream_name(&self, what: &str) -> String {
         format!("mergedistill-{}-{what}", self.options.run)
     }
 
@@ -320,9 +320,8 @@ impl Link {
         }
     }
 
-    /// Makes the run's streams and their readers, and says which teachers are meant. What is there stays.
+    /// Makes the run's streams and their readers. What is there stays.
     pub(super) async fn prepare(&self, spec: &RunSpec) -> Result<(), LinkError> {
-        let refused = |doing, reason: String| self.refused(doing, reason);
         let work = self.queue("work", format!("mergedistill.{}.work.*", self.options.run));
         let labels = self.queue("labels", self.labels_subject());
         let specs = stream::Config {
@@ -338,10 +337,6 @@ impl Link {
         for TeacherSpec { index, .. } in &spec.teachers {
             self.consumer("work", work_reader(*index), self.work_subject(*index), ACK_WAIT).await?;
         }
-        let spec = serde_json::to_vec(spec).map_err(|error| refused("take the run's teachers", error.to_string()))?;
-        let published = self.context.publish(self.spec_subject(), spec.into()).await;
-        let published = published.map_err(|error| refused("take the run's teachers", error.to_string()))?;
-        published.await.map_err(|error| refused("take the run's teachers", error.to_string()))?;
         Ok(())
     }
 
@@ -407,6 +402,13 @@ impl Link {
 
     /// Which teachers the run means; `None`: its coordinator has not been here yet.
     pub(super) async fn spec(&self) -> Result<Option<RunSpec>, LinkError> {
+        let refused = |error: serde_json::Error| self.refused("tell which teachers the run means", error.to_string());
+        let message = self.spec_message().await?;
+        message.map(|message| serde_json::from_slice(&message)).transpose().map_err(refused)
+    }
+
+    /// The message that says so.
+    pub(super) async fn spec_message(&self) -> Result<Option<bytes::Bytes>, LinkError> {
         let refused = |reason: String| self.refused("tell which teachers the run means", reason);
         let stream = match self.context.get_stream(self.stream_name("spec")).await {
             Ok(stream) => stream,
@@ -414,9 +416,7 @@ impl Link {
             Err(error) => return Err(refused(error.to_string())),
         };
         match stream.get_last_raw_message_by_subject(&self.spec_subject()).await {
-            Ok(message) => {
-                serde_json::from_slice(&message.payload).map(Some).map_err(|error| refused(error.to_string()))
-            }
+            Ok(message) => Ok(Some(message.payload)),
             Err(error) if error.kind() == stream::LastRawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(refused(error.to_string())),
         }
@@ -523,7 +523,7 @@ impl Link {
         Ok(None)
     }
 
-    fn refused(&self, doing: &'static str, reason: String) -> LinkError {
+    pub(super) fn refused(&self, doing: &'static str, reason: String) -> LinkError {
         let complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner).take();
         let complaint = complaint.map(|complaint| format!(" ({complaint})")).unwrap_or_default();
         LinkError::Refused { url: without_secrets(&self.options.url), doing, reason: reason + &complaint }

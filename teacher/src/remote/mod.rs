@@ -10,6 +10,7 @@
 //! The log itself can go to a third stream ([`Publisher`]), of which others make the same log, byte for byte ([`Follower`]): several students learn from one
 //! set of labels.
 
+mod claim;
 mod coordinator;
 mod coordinator_metrics;
 mod desk;
@@ -30,6 +31,6 @@ pub use in_process::InProcess;
 pub use link::{Heartbeat, LinkError, LinkOptions, is_run_name, without_secrets};
 pub use publisher::{LogStreamError, Publisher, PublisherOptions};
 pub use roster::{Roster, WorkerReport};
-pub use spec::{RunSpec, TeacherSpec};
+pub use spec::{CoordinatorStart, RunSpec, TeacherSpec};
 pub use worker::{Ended, Worker, WorkerError, WorkerOptions};
 pub use worker_metrics::WorkerMetrics;

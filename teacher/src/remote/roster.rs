@@ -87,6 +87,12 @@ impl Roster {
         })))
     }
 
+    /// Whether somebody who labels for this teacher has been heard of lately.
+    #[must_use]
+    pub fn has(&self, teacher: &str) -> bool {
+        self.workers().iter().any(|report| report.heartbeat.teacher == teacher && !report.silent)
+    }
+
     /// Notes what a worker says of itself, if that can be so: it is shown on terminals and names time series.
     pub(super) fn note(&self, heartbeat: Heartbeat) {
         let is_plain = |text: &str| text.len() <= MOST_NAME_BYTES && !text.chars().any(char::is_control);

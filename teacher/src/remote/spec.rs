@@ -3,6 +3,7 @@
 use super::wire::PROTOCOL;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A run, as its workers know it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +14,28 @@ pub struct RunSpec {
     pub version: String,
     /// Teachers that workers may label for.
     pub teachers: Vec<TeacherSpec>,
+    /// Who says so. The run belongs to whoever said so last.
+    #[serde(default)]
+    pub coordinator: CoordinatorStart,
+}
+
+/// A start of a coordinator.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoordinatorStart {
+    /// When: nanoseconds since 1970. Tells it from every other.
+    pub life: u64,
+    /// Its process and machine, for people.
+    pub who: String,
+}
+
+impl CoordinatorStart {
+    /// This process, now.
+    #[must_use]
+    pub fn now() -> Self {
+        let life = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        Self { life, who: format!("process {} on {}", std::process::id(), host.trim_end()) }
+    }
 }
 
 /// A teacher, and how it labels.
@@ -35,10 +58,11 @@ pub struct TeacherSpec {
 }
 
 impl RunSpec {
-    /// A run of this program.
+    /// A run of this program, whose coordinator starts now.
     #[must_use]
     pub fn new(teachers: Vec<TeacherSpec>) -> Self {
-        Self { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned(), teachers }
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self { protocol: PROTOCOL, version, teachers, coordinator: CoordinatorStart::now() }
     }
 
     /// The teacher of this name.

@@ -55,11 +55,18 @@ pub fn push(args: &PushArgs, socket: &Path, as_json: bool) -> Result<(), Failure
     if as_json {
         let answer =
             json!({"accepted": accepted, "rejected": rejected, "requests": requests, "duplicates": duplicates});
-        return print_json(&answer);
+        print_json(&answer)?;
+    } else {
+        let known =
+            if duplicates > 0 { format!(", {duplicates} of {requests} requests known before") } else { String::new() };
+        print_line(&format!("{accepted} documents taken, {rejected} rejected{known}"))?;
     }
-    let known =
-        if duplicates > 0 { format!(", {duplicates} of {requests} requests known before") } else { String::new() };
-    print_line(&format!("{accepted} documents taken, {rejected} rejected{known}"))
+    if accepted == 0 && rejected > 0 {
+        let message =
+            format!("{} has no document that can be used; a compressed file is unpacked first", path.display());
+        return Err(Failure::new(ExitCode::DataError, message));
+    }
+    Ok(())
 }
 
 impl Sum {

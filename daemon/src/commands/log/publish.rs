@@ -38,5 +38,5 @@ pub(super) fn follow(args: &LogFollowArgs) -> Result<(), Failure> {
         return Ok(());
     }
     // Who reads the copy is not known here: all of it stays.
-    follower.run(&control, |_| Ok(())).map_err(Failure::from)
+    follower.run(&control, |_, _| Ok(())).map_err(Failure::from)
 }

@@ -33,17 +33,13 @@ pub(super) fn measure(configuration: &Configuration, sizes: Sizes, seconds: f64)
     sizes.apply(&mut sampled);
     let mut inputs = Inputs::open(&sampled)?;
     let state = Arc::new(StateFolder::open(&sampled.run.state_dir)?);
-    if sampled.corpus.is_empty() {
-        let log = LogReader::open(&sampled.store.path)?;
-        inputs.arrange_for(log.identity())?;
-        state.check_identity(log.identity())?;
-    } else {
-        state.check_identity(&inputs.identity(&sampled))?;
-    }
+    let identity = crate::refusals::compare(&sampled, &mut inputs)?;
+    state.note_start(&identity.unwrap_or_default())?;
     let without_models = resident_bytes();
     let runners = crate::pipeline::load_runners(&sampled, &inputs.teachers)?;
     let teacher_bytes = resident_bytes().saturating_sub(without_models);
     let registry = Registry::new();
+    let on = crate::run::open_student_devices(&sampled)?;
     let pools = Pools::open(sampled.threads)?;
     let setup = Setup {
         configuration: &sampled,
@@ -56,6 +52,7 @@ pub(super) fn measure(configuration: &Configuration, sizes: Sizes, seconds: f64)
         inboxes: None,
         pools,
         until_step: None,
+        on,
         follower: None,
         required: SequenceNumber(0),
     };

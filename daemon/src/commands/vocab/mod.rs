@@ -18,8 +18,20 @@ pub fn vocab(command: &VocabCommand) -> Result<(), Failure> {
     }
 }
 
+/// Nothing that is there is overwritten: it may be a teacher's folder, and maps of an earlier union would stay.
+fn refuse_full(out: &Path) -> Result<(), Failure> {
+    match std::fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
+        Ok(true) => {
+            let message = format!("something is in {}: give another --out, or remove it", out.display());
+            Err(Failure::new(ExitCode::CannotCreate, message))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Writes the union of the teachers' vocabularies, and the maps into it.
 fn union(out: &Path, teachers: &[PathBuf], as_json: bool) -> Result<(), Failure> {
+    refuse_full(out)?;
     let failed = |error: model::ModelError| Failure::new(ExitCode::DataError, error);
     let tokenizers: Vec<Tokenizer> =
         teachers.iter().map(|path| Tokenizer::load(path)).collect::<Result<_, _>>().map_err(failed)?;

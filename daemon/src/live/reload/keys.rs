@@ -1,4 +1,4 @@
-//! Which keys of the configuration change while the daemon runs, and why the others need a restart.
+//! Which keys of the configuration change while the daemon runs, and why the others need a restart, or cannot change.
 
 /// What a change of a key asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,6 +7,8 @@ pub enum Class {
     Live(Part),
     /// It takes effect with a restart, because of this.
     Restart(&'static str),
+    /// A run keeps it for life, because of this.
+    Kept(&'static str),
 }
 
 /// Who is told of a change.
@@ -24,14 +26,15 @@ pub enum Part {
     Log,
 }
 
-use Class::{Live, Restart};
+use Class::{Kept, Live, Restart};
 
-const IDENTITY: &str = "it says what the log is; a log keeps it for life";
+const IDENTITY: &str = "it says what the log is";
 const BUILT: &str = "the stages are built with it";
 const TRAINER: &str =
     "batches, windows and the end of training are settled when training is opened; the journal notes the change then";
 const SHAPE: &str = "the student is built with it";
-const KEPT: &str = "every step depends on it; a run keeps it, another one needs another state folder";
+const STEPS: &str = "every step depends on it";
+const PLACE: &str = "the student is put there when training is opened";
 const SERVER: &str = "the server is opened with it";
 const TEACHER: &str = "the teachers are opened with it";
 
@@ -40,7 +43,7 @@ const CLUSTER: &str = "the connection to the NATS server is opened with it";
 /// Every key. `[]` stands for a name.
 pub const KEYS: &[(&str, Class)] = &[
     ("run.state_dir", Restart("another folder is another run")),
-    ("run.seed", Restart(IDENTITY)),
+    ("run.seed", Kept(IDENTITY)),
     ("run.stop_limit_seconds", Restart("the supervisor is started with it")),
     ("run.stuck_seconds", Restart("the watchdog is started with it")),
     ("threads.teachers", Restart("the threads are started with it")),
@@ -48,29 +51,29 @@ pub const KEYS: &[(&str, Class)] = &[
     ("corpus[]", Live(Part::Corpus)),
     ("sampling.alpha", Live(Part::Alpha)),
     ("teacher", Restart("their order is that of the log's table")),
-    ("teacher[]", Restart("a teacher that is added while the daemon runs: `mergedistill ctl teacher add`")),
+    ("teacher[]", Restart("a run gets a teacher so, or by `mergedistill ctl teacher add`")),
     ("teacher[].name", Restart(TEACHER)),
     ("teacher[].path", Restart(TEACHER)),
-    ("teacher[].languages", Restart(TEACHER)),
+    ("teacher[].languages", Kept(IDENTITY)),
     ("teacher[].device", Restart(TEACHER)),
     ("teacher[].precision", Restart(TEACHER)),
-    ("teacher[].labels", Restart(TEACHER)),
+    ("teacher[].labels", Kept(IDENTITY)),
     ("teacher[].labelled_by", Restart(TEACHER)),
     ("teacher[].stall_seconds", Live(Part::Stages)),
     ("teacher[].on_stall", Live(Part::Stages)),
-    ("masking.probability", Restart(IDENTITY)),
-    ("masking.whole_word", Restart(IDENTITY)),
-    ("masking.align_masks", Restart(IDENTITY)),
+    ("masking.probability", Kept(IDENTITY)),
+    ("masking.whole_word", Kept(IDENTITY)),
+    ("masking.align_masks", Kept(IDENTITY)),
     ("queue.batch_tokens", Restart(BUILT)),
     ("queue.depth", Restart(BUILT)),
     ("queue.linger_ms", Live(Part::Stages)),
     ("queue.inbox_bytes", Live(Part::Stages)),
     ("quarantine.max_bytes", Live(Part::Stages)),
     ("store.path", Restart("another folder is another log")),
-    ("store.top_k", Restart(IDENTITY)),
-    ("store.tail_samples", Restart(IDENTITY)),
-    ("store.max_sequence_length", Restart(IDENTITY)),
-    ("store.precision", Restart(IDENTITY)),
+    ("store.top_k", Kept(IDENTITY)),
+    ("store.tail_samples", Kept(IDENTITY)),
+    ("store.max_sequence_length", Kept(IDENTITY)),
+    ("store.precision", Kept(IDENTITY)),
     ("store.keep_text", Restart(BUILT)),
     ("store.segment_bytes", Restart("the log is opened with it")),
     ("store.sync_interval_ms", Live(Part::Stages)),
@@ -78,17 +81,17 @@ pub const KEYS: &[(&str, Class)] = &[
     ("store.retain_bytes", Live(Part::Stages)),
     ("store.retain_hours", Live(Part::Stages)),
     ("student", Restart("a trainer is started, or ended, with the daemon")),
-    ("student.layers", Restart(SHAPE)),
-    ("student.hidden_size", Restart(SHAPE)),
-    ("student.heads", Restart(SHAPE)),
-    ("student.intermediate_size", Restart(SHAPE)),
-    ("student.embedding_size", Restart(SHAPE)),
-    ("student.max_sequence_length", Restart(SHAPE)),
-    ("student.dropout", Restart(KEPT)),
-    ("student.initializer_range", Restart(KEPT)),
-    ("student.init", Restart(KEPT)),
-    ("student.device", Restart(SHAPE)),
-    ("student.precision", Restart(SHAPE)),
+    ("student.layers", Kept(SHAPE)),
+    ("student.hidden_size", Kept(SHAPE)),
+    ("student.heads", Kept(SHAPE)),
+    ("student.intermediate_size", Kept(SHAPE)),
+    ("student.embedding_size", Kept(SHAPE)),
+    ("student.max_sequence_length", Kept(SHAPE)),
+    ("student.dropout", Kept(STEPS)),
+    ("student.initializer_range", Kept(STEPS)),
+    ("student.init", Kept(STEPS)),
+    ("student.device", Restart(PLACE)),
+    ("student.precision", Restart(PLACE)),
     ("train.steps", Restart(TRAINER)),
     ("train.schedule", Restart(TRAINER)),
     ("train.batch_examples", Restart(TRAINER)),
@@ -118,7 +121,7 @@ pub const KEYS: &[(&str, Class)] = &[
     ("train.when_short", Restart(TRAINER)),
     ("train.checkpoint_every_steps", Live(Part::Training)),
     ("train.keep_checkpoints", Live(Part::Training)),
-    ("evaluate.holdout_fraction", Restart(IDENTITY)),
+    ("evaluate.holdout_fraction", Kept(IDENTITY)),
     ("evaluate.every_steps", Live(Part::Training)),
     ("evaluate.max_examples", Live(Part::Training)),
     ("evaluate.files", Restart("text that no teacher has seen is read before the rest")),
@@ -154,7 +157,7 @@ pub fn class_of(key: &str) -> Class {
 }
 
 /// A key with its name left out: `teacher[english].path` is `teacher[].path`.
-fn form_of(key: &str) -> String {
+pub fn form_of(key: &str) -> String {
     match (key.find('['), key.rfind(']')) {
         (Some(begin), Some(end)) if begin < end => format!("{}{}", &key[..=begin], &key[end..]),
         _ => key.to_owned(),

@@ -17,7 +17,7 @@ impl ReloadMetrics {
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let reloads = Opts::new(
             "mergedistill_reloads_total",
-            "Reloads of the configuration, by result: `refused` if some change needs a restart, `failed` if nothing was changed.",
+            "Reloads of the configuration, by result: `refused` if some change needs a restart or another run, `failed` if nothing was changed.",
         );
         let metrics = Self {
             reloads: IntCounterVec::new(reloads, &["result"])?,

@@ -19,7 +19,7 @@ use crate::state_folder::StateFolder;
 use crate::watchdog::Watch;
 use crossbeam::channel::{RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use difference::Difference;
-use keys::{Class, Part, class_of};
+use keys::{Class, Part, class_of, form_of};
 use metrics::ReloadMetrics;
 use ops::CommandError;
 use prometheus::Registry;
@@ -271,7 +271,15 @@ impl Outcome {
                     self.refuse(&difference.key, &format!("needs a restart: {TRAINS_ONLY}"));
                 }
                 Class::Live(part) => live.push((part, difference)),
+                Class::Restart(_) if form_of(&difference.key) == "teacher[]" && difference.to.is_none() => {
+                    let reason = "cannot change: its labels are in the log; `mergedistill ctl teacher pause`, or another run.state_dir";
+                    self.refuse(&difference.key, reason);
+                }
                 Class::Restart(reason) => self.refuse(&difference.key, &format!("needs a restart: {reason}")),
+                Class::Kept(reason) => {
+                    let reason = format!("cannot change: {reason}; another value needs another run.state_dir");
+                    self.refuse(&difference.key, &reason);
+                }
             }
         }
         live

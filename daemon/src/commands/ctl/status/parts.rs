@@ -151,6 +151,7 @@ fn teacher_state(teacher: &Value) -> (&str, Style) {
         (false, true) => ("tokenizer", faint()),
         (false, false) => match teacher["state"].as_str().unwrap_or("?") {
             state @ ("stalled" | "lost") => (state, bad()),
+            "waiting" => ("no worker", notable()),
             state => (state, Style::new()),
         },
     }
