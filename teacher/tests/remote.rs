@@ -293,6 +293,34 @@ fn of_coordinators_that_start_at_once_one_has_the_run() {
     }
 }
 
+/// Does something by hand on the server.
+fn with_server(server: &Server, what: impl AsyncFnOnce(async_nats::jetstream::Context)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = async_nats::connect(server.url()).await.unwrap();
+        what(async_nats::jetstream::new(client)).await;
+    });
+}
+
+/// A server that has lost its latest messages, and whose streams are there.
+#[test]
+fn a_claim_that_the_server_has_forgotten_is_made_again() {
+    let (mut server, log) = (Server::start(), Log::new());
+    let coordinator = coordinator(&server, link(&server), 1, &log).unwrap();
+    let teacher = teacher(&coordinator, 1);
+    with_server(&server, async |context| {
+        context.get_stream("mergedistill-test-spec").await.unwrap().purge().await.unwrap();
+    });
+    server.kill();
+    server.up();
+    // A worker learns from it what the run means.
+    let worker = Working::start(&server, "one");
+    assert_eq!(begin(&teacher, &[5], 9).wait().unwrap().len(), 1);
+    assert_eq!(worker.end().unwrap(), Ended::Stopped);
+    drop(teacher);
+    coordinator.close();
+}
+
 /// As it is with one that was stopped for a while, or whose network was cut.
 #[test]
 fn a_coordinator_whose_run_another_one_has_taken_labels_no_more() {
@@ -301,12 +329,10 @@ fn a_coordinator_whose_run_another_one_has_taken_labels_no_more() {
     let teacher = teacher(&coordinator, 1);
     let pending = begin(&teacher, &[5], 9);
     let other = RunSpec::new(vec![spec(1)]);
-    let say = async {
-        let context = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    with_server(&server, async |context| {
         let spec = serde_json::to_vec(&other).unwrap();
         context.publish("mergedistill.test.spec", spec.into()).await.unwrap().await.unwrap();
-    };
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(say);
+    });
     server.kill();
     server.up();
     // Nobody labels it: the answer is that somebody else is there.

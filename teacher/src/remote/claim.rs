@@ -89,14 +89,12 @@ async fn latest(link: &Link) -> Result<Latest, LinkError> {
         Err(error) if error.to_string().contains("not found") => 0,
         Err(error) => return Err(link.refused("tell of its streams (is JetStream switched on?)", error.to_string())),
     };
-    let message = link.spec_message().await?;
+    // Asked for later than the number, so what comes in between is not taken for what was before.
+    let Some((number, message)) = link.spec_message().await? else { return Ok(Latest { number, by: None }) };
+    let spec: Option<serde_json::Value> = serde_json::from_slice(&message).ok();
+    let by = spec.and_then(|mut spec| serde_json::from_value(spec["coordinator"].take()).ok());
     // Another version of the program may say it otherwise: then it is another one, whoever it is.
-    let by = message.map(|message| {
-        let spec: Option<serde_json::Value> = serde_json::from_slice(&message).ok();
-        let by = spec.and_then(|mut spec| serde_json::from_value(spec["coordinator"].take()).ok());
-        by.unwrap_or_default()
-    });
-    Ok(Latest { number, by })
+    Ok(Latest { number, by: Some(by.unwrap_or_default()) })
 }
 
 /// Claims the run, unless somebody has since `before`. Gives the number of the claim.

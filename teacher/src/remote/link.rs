@@ -404,11 +404,11 @@ impl Link {
     pub(super) async fn spec(&self) -> Result<Option<RunSpec>, LinkError> {
         let refused = |error: serde_json::Error| self.refused("tell which teachers the run means", error.to_string());
         let message = self.spec_message().await?;
-        message.map(|message| serde_json::from_slice(&message)).transpose().map_err(refused)
+        message.map(|(_, message)| serde_json::from_slice(&message)).transpose().map_err(refused)
     }
 
-    /// The message that says so.
-    pub(super) async fn spec_message(&self) -> Result<Option<bytes::Bytes>, LinkError> {
+    /// The message that says so, and its number in its stream.
+    pub(super) async fn spec_message(&self) -> Result<Option<(u64, bytes::Bytes)>, LinkError> {
         let refused = |reason: String| self.refused("tell which teachers the run means", reason);
         let stream = match self.context.get_stream(self.stream_name("spec")).await {
             Ok(stream) => stream,
@@ -416,7 +416,7 @@ impl Link {
             Err(error) => return Err(refused(error.to_string())),
         };
         match stream.get_last_raw_message_by_subject(&self.spec_subject()).await {
-            Ok(message) => Ok(Some(message.payload)),
+            Ok(message) => Ok(Some((message.sequence, message.payload))),
             Err(error) if error.kind() == stream::LastRawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(refused(error.to_string())),
         }
