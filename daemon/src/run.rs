@@ -40,7 +40,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Looks at everything that the configuration refers to, and takes the state folder. Nothing is written to it before all that can be refused was looked at.
+    /// Looks at everything that the configuration refers to, takes the state folder, and compares it with the configuration. [`Run::note_start`] writes there.
     pub fn open(
         configuration: &Configuration,
         until_step: Option<u64>,
