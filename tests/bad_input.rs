@@ -48,6 +48,29 @@ fn check_reports_everything_at_once() {
 }
 
 #[test]
+fn a_failure_is_a_json_document_too() {
+    let scene = Scene::new(&configuration().replace("layers", "layer"));
+    let config = scene.config.to_str().unwrap();
+    for (arguments, code, word) in [
+        (&["check", "--config", config, "--json"][..], 78, "student.layer"),
+        (&["log", "verify", "/no/such/log", "--json"], 66, "/no/such/log"),
+        (&["log", "dump", "/no/such/log", "--json"], 66, "/no/such/log"),
+        (&["evaluate", "--config", config, "--json"], 78, "student.layer"),
+    ] {
+        let output = mergedistill(arguments).output().unwrap();
+        expect(&output, code, &[word]);
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(document["exit_code"], code, "{document}");
+        assert!(document["error"].as_str().unwrap().contains(word), "{document}");
+    }
+    // Asked for no document, it prints none; and a status that was printed is the only one.
+    assert!(mergedistill(&["check", "--config", config]).output().unwrap().stdout.is_empty());
+    let output = mergedistill(&["ctl", "--socket", "/no/such.sock", "status", "--json"]).output().unwrap();
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["state"], "not_running", "{document}");
+}
+
+#[test]
 fn usage_and_missing_files() {
     expect(&mergedistill(&["frobnicate"]).output().unwrap(), 64, &["frobnicate"]);
     expect(&mergedistill(&["run", "--config", "/no/such.toml"]).output().unwrap(), 66, &["/no/such.toml"]);

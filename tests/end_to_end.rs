@@ -232,13 +232,6 @@ fn every_target_goes_all_the_way() {
     let (log, demo) = (whole.path("state/log"), concat!(env!("CARGO_MANIFEST_DIR"), "/demo/teachers/demo-en-de"));
     let audit = mergedistill(&["log", "audit", log.to_str().unwrap(), "--teacher", demo]).output().unwrap();
     assert!(audit.status.success(), "{}", text(&audit.stderr));
-    let bound = |more: &[&str]| {
-        let args =
-            [&["log", "audit", log.to_str().unwrap(), "--teacher", demo, "--sample", "3", "--json"], more].concat();
-        let audit: Value = serde_json::from_slice(&mergedistill(&args).output().unwrap().stdout).unwrap();
-        audit["log_sum_exp"]["bound"].as_f64().unwrap()
-    };
-    assert_eq!([bound(&[]), bound(&["--labelled-in", "float16"])], [0.001, 0.0125]);
 
     // Another log than before, and one whose weights cannot be tempered.
     for (from, to, expected) in [

@@ -198,6 +198,46 @@ fn a_suite_goes_on_where_it_was() {
     }
 }
 
+/// What only the last run would read is missed before the first.
+#[test]
+fn a_suite_looks_at_all_of_its_inputs_first() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("en.tsv"), tagged(ENGLISH, 20)).unwrap();
+    let suite = format!(
+        r#"
+        [[model]]
+        name = "first"
+        path = "{TEACHERS}/demo-en"
+        role = "teacher"
+        [[model]]
+        name = "last"
+        path = "{TEACHERS}/demo-en-de"
+        role = "student"
+        tokenizers = {{ en = "{TEACHERS}/demo-en" }}
+        [[task]]
+        name = "pos"
+        kind = "token"
+        options = {{ epochs = 1, max_length = 16 }}
+        files.en = {{ train = "en.tsv", test = "en.tsv" }}
+        "#
+    );
+    let (path, out) = (folder.path().join("suite.toml"), folder.path().join("results"));
+    let last = format!("path = \"{TEACHERS}/demo-en-de\"");
+    let tokenizer = format!("tokenizers = {{ en = \"{TEACHERS}/demo-en\" }}");
+    for (from, to, missing) in [
+        (last.as_str(), "path = \"no-model\"", "no-model"),
+        (&tokenizer, "tokenizers = { en = \"no-words\" }", "no-words"),
+        ("test = \"en.tsv\"", "test = \"no-test.tsv\"", "no-test.tsv"),
+    ] {
+        fs::write(&path, suite.replace(from, to)).unwrap();
+        let output = finetune(&["--suite", path.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+        let log = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(66), "{log}");
+        assert!(log.contains(missing) && !log.contains("fine-tuning"), "{log}");
+        assert!(results(&out).is_empty());
+    }
+}
+
 /// Makes one number of a model's weights NaN.
 fn spoil(model: &Path) {
     let path = model.join("model.safetensors");

@@ -328,3 +328,75 @@ fn the_command_line_says_what_became_of_the_documents() {
     daemon.signal("TERM");
     assert_eq!(daemon.finish().0, Some(0));
 }
+
+/// Labelled as text, braces and quotes would go into the student.
+#[test]
+fn json_lines_are_read_as_such_whatever_the_corpus_usually_takes() {
+    let scene = scene("language = \"en\"\nsource = \"http\"");
+    let kept = fs::read_to_string(&scene.config).unwrap() + "keep_text = true\n";
+    fs::write(&scene.config, kept).unwrap();
+    let mut daemon = scene.start();
+    assert!(daemon.wait_for("live page").is_some());
+    // Known by its name, or by how it begins.
+    for (number, name) in ["lines.jsonl", "lines"].into_iter().enumerate() {
+        let lines = [2 * number, 2 * number + 1].map(|number| format!("{}\n", json!({"text": sentence(number)})));
+        fs::write(scene.path(name), lines.concat()).unwrap();
+        let output = scene.ctl(&["push", "--corpus", "in", scene.path(name).to_str().unwrap()]);
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(answer["accepted"], 2, "{answer}");
+    }
+    wait_for_documents(&scene, 4);
+    daemon.signal("TERM");
+    assert_eq!(daemon.finish().0, Some(0));
+    let mut texts: Vec<String> =
+        scene.log_lines("dump").iter().map(|record| record["text"].as_str().unwrap().to_owned()).collect();
+    texts.sort();
+    assert_eq!(texts, [0, 1, 2, 3].map(sentence));
+}
+
+#[test]
+fn a_run_goes_on_without_a_file_that_is_gone_when_it_is_told_so() {
+    let scene = scene("language = \"en\"\nwatch = \"in\"\nsettle_seconds = 0.01");
+    fs::create_dir(scene.path("in")).unwrap();
+    let put = |number: usize| {
+        fs::write(scene.path("new.part"), sentence(number)).unwrap();
+        fs::rename(scene.path("new.part"), scene.path(&format!("in/{number}.txt"))).unwrap();
+    };
+    put(1);
+    let mut daemon = scene.start();
+    assert!(daemon.wait_for("live page").is_some());
+    wait_for_documents(&scene, 1);
+    assert!(scene.ctl(&["corpus", "pause", "in"]).status.success());
+    put(2);
+    let manifest = || fs::read_to_string(scene.path("state/feeds/in.jsonl")).unwrap();
+    until("the file to be known", || manifest().contains("2.txt").then_some(()));
+    fs::remove_file(scene.path("in/2.txt")).unwrap();
+    scene.ctl(&["corpus", "resume", "in"]);
+    let (code, log) = daemon.finish();
+    assert_eq!(code, Some(66), "{log}");
+    assert!(log.contains("`2.txt`") && log.contains("mergedistill corpus forget"), "{log}");
+
+    let config = scene.config.to_str().unwrap();
+    let corpus = |arguments: &[&str]| {
+        let [action, rest @ ..] = arguments else { panic!("{arguments:?}") };
+        let output = mergedistill(&[&["corpus", action, "--config", config][..], rest].concat()).output().unwrap();
+        (output.status.code(), text(&output.stderr) + &text(&output.stdout))
+    };
+    for (arguments, code, word) in [
+        (&["forget", "others", "2.txt"][..], 64, "no corpus `others`, only in"),
+        (&["forget", "in", "3.txt"], 78, "does not wait for a file `3.txt`"),
+        (&["recognise", "in"], 64, "follows no file"),
+        (&["forget", "in", "2.txt"], 0, "goes on without the rest of `2.txt`"),
+    ] {
+        let (found, said) = corpus(arguments);
+        assert!(found == Some(code) && said.contains(word), "{arguments:?}: {found:?}, {said}");
+    }
+    let mut daemon = scene.start();
+    assert!(daemon.wait_for("live page").is_some());
+    assert_eq!(corpus(&["forget", "in", "1.txt"]).0, Some(75), "somebody is at work");
+    put(3);
+    wait_for_documents(&scene, 2);
+    daemon.signal("TERM");
+    assert_eq!(daemon.finish().0, Some(0));
+    assert!(documents(&scene).keys().eq(["in/1.txt@0", "in/3.txt@0"]), "{:?}", documents(&scene));
+}

@@ -78,7 +78,7 @@ fn a_release_survives_sigkill_and_leaves_the_trunk_alone() {
     assert_eq!(exported["step"], last, "the release's student in place of the run's");
     assert!(exported["tokens"].as_u64() < exported["full_tokens"].as_u64(), "{exported}");
     assert!(cut.join("tokenizers/demo-en-de").is_dir() && !cut.join("tokenizers/demo-en").exists());
-    let unknown = scene.ctl(&["export", "--out", cut.to_str().unwrap(), "--languages", "de,xx"]);
+    let unknown = scene.ctl(&["export", "--out", cut.to_str().unwrap(), "--languages", "de, xx"]);
     assert!(text(&unknown.stderr).contains("no teacher has language \"xx\"; there are: de, en"));
     answer(&scene, &["shutdown"]);
     let (code, log) = daemon.finish();

@@ -29,7 +29,8 @@ pub use worker::WorkerArgs;
 
 use crate::color::Color;
 use clap::builder::RangedU64ValueParser;
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -51,6 +52,9 @@ pub struct Cli {
     /// When to use colours. `auto`: on a terminal, unless NO_COLOR is set or CLICOLOR is 0; CLICOLOR_FORCE wants them anyway.
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
     pub color: Color,
+    /// Whether the command was asked for a JSON document.
+    #[arg(skip)]
+    pub json: bool,
 }
 
 impl Cli {
@@ -73,7 +77,16 @@ impl Cli {
         // Help and errors are printed before there is anything to be read from.
         let color = Color::said(&arguments).unwrap_or_default();
         let mut matches = Self::definition().color(color.into()).try_get_matches_from(arguments)?;
-        Self::from_arg_matches_mut(&mut matches)
+        let json = wants_json(&matches);
+        Ok(Self { json, ..Self::from_arg_matches_mut(&mut matches)? })
+    }
+}
+
+/// Whether the subcommand has a `--json`, and it was given.
+fn wants_json(matches: &ArgMatches) -> bool {
+    match matches.subcommand() {
+        Some((_, matches)) => wants_json(matches) || matches!(matches.try_get_one::<bool>("json"), Ok(Some(true))),
+        None => false,
     }
 }
 
@@ -192,6 +205,32 @@ pub enum CorpusCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Go on without a file of a watched folder, or without one that was followed, that is gone or is not what it was. What was not read of it is
+    /// given up; what is in its place is read as another file.
+    Forget {
+        /// Configuration of the run.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The corpus.
+        name: String,
+        /// The file, as the message names it.
+        #[arg(value_name = "FILE")]
+        file: String,
+        /// One JSON document on standard output.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Find a followed file again that was copied: restored from a backup, moved to another disk, or unpacked after rotation.
+    Recognise {
+        /// Configuration of the run.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The corpus.
+        name: String,
+        /// One JSON document on standard output.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Arguments of `export`.
@@ -204,11 +243,16 @@ pub struct ExportArgs {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Cut the student to the tokens of the teachers of these languages, separated by commas. A teacher's tokenizer cuts texts as before.
-    #[arg(long, value_name = "LANGUAGE", value_delimiter = ',')]
+    #[arg(long, value_name = "LANGUAGE", value_delimiter = ',', value_parser = trimmed)]
     pub languages: Vec<String>,
     /// One JSON document on standard output.
     #[arg(long)]
     pub json: bool,
+}
+
+/// A name in a list that people write with spaces behind the commas.
+fn trimmed(name: &str) -> Result<String, Infallible> {
+    Ok(name.trim().to_owned())
 }
 
 /// Arguments of `evaluate`.

@@ -40,7 +40,7 @@ mod warnings;
 mod watchdog;
 
 use clap::error::ErrorKind;
-use cli::{Cli, Command, CorpusCommand};
+use cli::{Cli, Command};
 use configuration::Configuration;
 use console::Console;
 use failure::{ExitCode, Failure};
@@ -65,6 +65,9 @@ fn main() -> std::process::ExitCode {
             let message = format!("mergedistill: {failure}");
             // Nobody may be reading any more.
             let _ = writeln!(std::io::stderr(), "{}", journal::error_text(&visible::visible_lines(&message)));
+            if cli.json {
+                let _ = commands::print_failure(&failure);
+            }
             (failure.code as u8).into()
         }
     }
@@ -82,9 +85,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
             supervisor::run(&configuration, args.until_step, &console).map(|_| ()).map_err(advised)
         }
         Command::Check(args) => commands::check(args),
-        Command::Corpus(CorpusCommand::Remove { state_dir, name, json }) => {
-            commands::remove_corpus(state_dir, name, *json)
-        }
+        Command::Corpus(command) => commands::corpus(command),
         Command::Worker(args) => commands::worker(args),
         Command::Ctl(args) => commands::ctl(args),
         Command::Log(command) => commands::log(command),

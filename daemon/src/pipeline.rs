@@ -17,7 +17,7 @@ use crate::threads::Pools;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use ingest::quarantine::{Quarantine, retry_corpus};
 use ingest::{Changes, Ingest, IngestOptions, IngestStatus, IngestTeacher, Overrides};
-use model::device::Ranks;
+use model::device::{Precision, Ranks};
 use prometheus::Registry;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -414,6 +414,7 @@ fn open_writer(setup: &Setup<'_>) -> Result<LogWriter, Failure> {
         top_k: section.top_k,
         precision: section.precision,
         keep_text: section.keep_text,
+        computed_in: may_differ_from_float32(&configuration.teacher),
         required: *required,
     };
     let (log, recovery) = LogWriter::open(&section.path, &inputs.identity(configuration), &options, registry)?;
@@ -421,6 +422,12 @@ fn open_writer(setup: &Setup<'_>) -> Result<LogWriter, Failure> {
         tracing::warn!(bytes = recovery.torn_bytes, "the log had a torn tail; it was cut and kept aside");
     }
     Ok(log)
+}
+
+/// Whether labels may be computed in something else than float32: on what a worker computes, it says with each.
+fn may_differ_from_float32(teachers: &[Teacher]) -> bool {
+    let mut labelling = teachers.iter().filter(|teacher| teacher.labels);
+    labelling.any(|teacher| teacher.labelled_by.is_elsewhere() || teacher.place.precision != Precision::F32)
 }
 
 /// What is to be kept of the log, and what publishes it. Without a trainer nobody needs more, unless one was at work in this state folder before.

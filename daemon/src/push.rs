@@ -260,7 +260,7 @@ impl Inboxes {
             return unknown(format!("corpus `{name}` takes what comes through its pipe, and nothing else"));
         }
         let format = match target.form {
-            PushForm::JsonLines => inbox.format().clone(),
+            PushForm::JsonLines => json_lines(inbox.format()),
             PushForm::Text => text(inbox.format())?,
         };
         Ok(Box::new(Pushing { batch: inbox.batch_of(&format), inbox: Arc::clone(inbox), key: target.key.clone() }))
@@ -307,6 +307,14 @@ impl Push for Pushing {
         self.inbox.push(batch, move |outcome| {
             answer(outcome.map(|receipt| serde_json::to_value(receipt).unwrap_or(Value::Null)).map_err(refusal));
         });
+    }
+}
+
+/// JSON lines as the corpus has them; where it is one of text, with their usual fields.
+fn json_lines(configured: &FormatOptions) -> FormatOptions {
+    match configured.format {
+        Format::Text => Format::JsonLines.into(),
+        Format::JsonLines | Format::Parquet => configured.clone(),
     }
 }
 

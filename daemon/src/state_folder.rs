@@ -78,6 +78,12 @@ impl StateFolder {
         Ok(Self { path: path.to_owned(), _lock: lock, writing: Mutex::new(()) })
     }
 
+    /// Whether somebody is at work in the state folder at `path`.
+    pub fn is_in_use(path: &Path) -> bool {
+        let lock = std::fs::File::open(path.join("LOCK"));
+        lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
     /// The changes of what is read, and of who labels, that were made in the state folder at `path`, in order.
     pub fn changes(path: &Path) -> Result<Vec<MadeChange>, Failure> {
         let history = RunFile::read(&path.join("run.json"))?.map_or(Vec::new(), |file| file.history);

@@ -36,7 +36,7 @@ pub enum IngestError {
     /// A corpus is no longer what it was when the log was written.
     #[error(
         "corpus `{corpus}`: file `{file}` was read up to byte {offset_bytes} before, but {problem}; \
-         restore the file, or give the corpus a new name to read it from its start"
+         restore the file; or, to go on without the rest of it: mergedistill corpus forget; or give the corpus a new name to read it from its start"
     )]
     Changed {
         /// Name of the corpus.
@@ -51,7 +51,8 @@ pub enum IngestError {
     /// A file that has its place in the reading order is not there, although it was not read yet.
     #[error(
         "corpus `{corpus}`: file `{file}` has its place in the reading order and was not read to its end yet, but {problem}; \
-         put it back as it was, or give the corpus a new name to read what is there now"
+         put it back as it was (a followed file that was copied back is found by: mergedistill corpus recognise); or, to go on without it: \
+         mergedistill corpus forget; or give the corpus a new name to read what is there now"
     )]
     Gone {
         /// Name of the corpus.

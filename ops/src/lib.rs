@@ -102,6 +102,7 @@ pub use events::EventHub;
 pub use follow::{DaemonEvent, follow};
 pub use history::HistoryQuery;
 pub use limits::Limits;
+pub use listen::check_socket_path;
 pub use revision::Revision;
 pub use server::{OpsOptions, Server, Surface};
 pub use token::Token;

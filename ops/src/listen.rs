@@ -39,15 +39,21 @@ pub(crate) fn check_loopback(address: SocketAddr) -> Result<(), OpsError> {
     if address.ip().to_canonical().is_loopback() { Ok(()) } else { Err(OpsError::NotLoopback { address }) }
 }
 
-pub(crate) fn unix(path: &Path) -> Result<(UnixListener, SocketFile), OpsError> {
-    let length_bytes = path.as_os_str().as_bytes().len();
-    if length_bytes > SOCKET_PATH_BYTES {
-        return Err(OpsError::SocketPathTooLong {
-            path: path.to_owned(),
-            length_bytes,
-            limit_bytes: SOCKET_PATH_BYTES,
-        });
+/// Refuses a path that is longer than a socket's may be.
+///
+/// # Errors
+/// [`OpsError::SocketPathTooLong`].
+pub fn check_socket_path(path: &Path) -> Result<(), OpsError> {
+    let (path, length_bytes, limit_bytes) = (path.to_owned(), path.as_os_str().as_bytes().len(), SOCKET_PATH_BYTES);
+    if length_bytes > limit_bytes {
+        Err(OpsError::SocketPathTooLong { path, length_bytes, limit_bytes })
+    } else {
+        Ok(())
     }
+}
+
+pub(crate) fn unix(path: &Path) -> Result<(UnixListener, SocketFile), OpsError> {
+    check_socket_path(path)?;
     let failed = |action| move |source| OpsError::Socket { action, path: path.to_owned(), source };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder).map_err(failed("create the folder of"))?;

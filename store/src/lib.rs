@@ -64,4 +64,4 @@ pub use log::{
     Verification, dump, stat, verify,
 };
 pub use position::{DurablePosition, SequenceNumber};
-pub use record::{Entry, Label, MaskedCopy, Payload, Record, Skip, Span};
+pub use record::{ComputedIn, Entry, Label, MaskedCopy, Payload, Record, Skip, Span};

@@ -38,7 +38,7 @@
 //!
 //! ```text
 //! header   0  8  magic "MDlogseg"
-//!          8  4  format version: 3 if records may have text, else 2
+//!          8  4  format version: 4 if labels may be in something else than float32, else 3 if records may have text, else 2
 //!         12  4  length L of the body, at most 64 MiB
 //!         16  L  body: length J of the fields (4), the fields (J), tables; in version 1 the fields alone, without their length
 //!       16+L  4  crc of everything before
@@ -50,6 +50,7 @@
 //!          precision        "exact" or "compact"
 //!          top_k            k
 //!          keep_text        true if records may have text; absent if not, and in versions 1 and 2
+//!          computed_in      true if labels may have been computed in something else than float32; absent if not, and before version 4
 //!          identity         {settings, teachers}: what the log is made of; copies refer to teachers by index. A later
 //!                           segment may have more teachers at the end
 //!          cursors          the state of every source before the first entry, each with the fields of `SourceCursor`
@@ -133,6 +134,7 @@
 //!
 //! 16 texts             of records with text, in order: the UTF-8 bytes of the document that the record covers, so each text is as long as
 //!                      its record's span
+//! 17 computed_in       of labelled copies, a byte each: 0 float32, 1 bfloat16, 2 float16; absent where all are float32
 //! ```
 //!
 //! ## Range-coded columns
@@ -173,7 +175,7 @@
 //!
 //! The writer holds an exclusive advisory lock on the file while it lives, and overwrites it after each sync. A reader that
 //! cannot get a shared lock knows that a writer is at work and sees what that one calls durable, or everything before the last
-//! segment if the positions are unreadable; if it can, everything valid in the segments counts. So a position that a crash left behind is never believed, and the
+//! segment if the positions are unreadable; if it can, everything valid in the segments counts. So nobody goes on from a position that a crash left behind, and the
 //! next writer overwrites it when recovery is done.
 //!
 //! ## RETAINED

@@ -82,6 +82,52 @@ pub struct MaskedCopy {
     pub label: Option<Label>,
 }
 
+/// What a teacher multiplied to make a label; sums are float32 always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputedIn {
+    /// float32, on a processor or a GPU.
+    #[default]
+    Float32,
+    /// bfloat16, on a GPU.
+    Bfloat16,
+    /// float16, on a GPU.
+    Float16,
+}
+
+impl ComputedIn {
+    /// All that there are.
+    pub const ALL: [Self; 3] = [Self::Float32, Self::Bfloat16, Self::Float16];
+
+    /// What configurations call it: `float32`, `bfloat16` or `float16`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Bfloat16 => "bfloat16",
+            Self::Float16 => "float16",
+        }
+    }
+
+    /// What [`ComputedIn::name`] says.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.name() == name)
+    }
+
+    /// Its number in logs and messages.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// What has this number.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
+}
+
 /// A teacher's output at the masked positions of one copy.
 ///
 /// The k entries of a position are the teacher's best tokens. In a log with `store.tail_samples` s ([`crate::Identity::tail_samples`]) the
@@ -99,6 +145,8 @@ pub struct Label {
     pub log_sum_exp: Vec<f32>,
     /// `[masked]`: the gold token's logit.
     pub gold_logits: Vec<f32>,
+    /// What it was computed in.
+    pub computed_in: ComputedIn,
 }
 
 impl Label {
@@ -118,6 +166,7 @@ impl Label {
             top_logits: self.top_logits.chunks(self.top_k.max(1)).flat_map(|row| &row[..k]).copied().collect(),
             log_sum_exp: self.log_sum_exp.clone(),
             gold_logits: self.gold_logits.clone(),
+            computed_in: self.computed_in,
         }
     }
 

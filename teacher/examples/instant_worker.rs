@@ -42,6 +42,7 @@ impl Instant {
                 top_logits: ranks.map(logit).collect(),
                 log_sum_exp: vec![12.5 + (id(99) % 1000) as f32 / 500.0],
                 gold_logits: vec![(id(98) % 1000) as f32 / 100.0],
+                ..Label::default()
             }
         };
         Self { name: name.to_owned(), index, top_k, positions: (0..MADE).map(label).collect() }

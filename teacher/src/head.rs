@@ -160,6 +160,7 @@ impl HeadScratch {
             top_logits: Vec::with_capacity(rows * top_k),
             log_sum_exp: Vec::with_capacity(rows),
             gold_logits: Vec::with_capacity(rows),
+            ..Label::default()
         };
         for (row, candidates) in self.rows.iter_mut().zip(self.candidates.chunks_mut(capacity)) {
             row.keep_best(candidates, top_k);

@@ -19,5 +19,5 @@ mod watch;
 pub use error::TeacherError;
 pub use head::{Decoder, HeadScratch, NonFinite, Tail, label_rows};
 pub use labelling::{Labeller, Labelling, LabellingOptions, PendingLabels};
-pub use runner::{Runner, RunnerOptions, TailOptions};
+pub use runner::{Runner, RunnerOptions, TailOptions, computed_in};
 pub use watch::{Activity, OnStall, StallOptions, TeacherWatch};

@@ -3,12 +3,12 @@
 use crate::on_device::DeviceTeacher;
 use crate::{Decoder, HeadScratch, Labeller, NonFinite, PendingLabels, Tail, TeacherError, label_rows};
 use candle_core::{Device, Tensor};
-use model::device::{Best, DeviceError, DevicePlace};
+use model::device::{Best, DeviceError, DevicePlace, Precision};
 use model::random::Philox;
 use model::{Bert, Configuration, Inference, ModelError, PackedBatch, Tokenizer};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
-use store::{Label, MaskedCopy, SequenceNumber};
+use store::{ComputedIn, Label, MaskedCopy, SequenceNumber};
 
 /// What a runner needs to know besides the teacher's folder.
 #[derive(Clone, Debug)]
@@ -121,6 +121,11 @@ impl Runner {
         self.options.tail.map_or(0, |tail| tail.samples)
     }
 
+    /// What labels are computed in.
+    fn computed_in(&self) -> ComputedIn {
+        self.options.on.as_ref().map_or(ComputedIn::Float32, |on| computed_in(on.precision))
+    }
+
     /// Floating-point operations of the matrix products and the attention that [`Runner::label`] does for `copies`; a multiplication
     /// and an addition count as two. With M masked positions, E embedding size and V rows of the decoder, 2·M·E·V more than
     /// [`Inference::flops`]. Tiles that are computed again for a sampled tail do not count, and an accelerator's are those of its shape.
@@ -155,9 +160,10 @@ impl Runner {
             }
             Place::Device(teacher) => {
                 let parts = teacher.begin(&batch, &gold_ids, tail).map_err(failed)?;
+                let computed_in = self.computed_in();
                 Ok(PendingLabels::later(move || {
                     let failed = |source| TeacherError::Model { teacher: name.clone(), source: Box::new(source) };
-                    let label = label_of(parts.wait().map_err(failed)?, top_k);
+                    let label = label_of(parts.wait().map_err(failed)?, top_k, computed_in);
                     finite(label, name).map(|label| split(&label, &positions))
                 }))
             }
@@ -221,6 +227,16 @@ impl ProcessorTeacher {
     }
 }
 
+/// What the log says of labels that are computed in `precision`.
+#[must_use]
+pub fn computed_in(precision: Precision) -> ComputedIn {
+    match precision {
+        Precision::F32 => ComputedIn::Float32,
+        Precision::Bf16 => ComputedIn::Bfloat16,
+        Precision::F16 => ComputedIn::Float16,
+    }
+}
+
 /// The teacher on an accelerator, which is opened for it.
 fn on_device(on: &DevicePlace, bert: &Bert, words: usize, top_k: usize) -> Result<Box<DeviceTeacher>, ModelError> {
     Ok(Box::new(DeviceTeacher::new(&on.open()?, bert, words, top_k)?))
@@ -236,11 +252,11 @@ fn lost(teacher: &str) -> ModelError {
 }
 
 /// What an accelerator found.
-fn label_of(best: Best, top_k: usize) -> Result<Label, NonFinite> {
+fn label_of(best: Best, top_k: usize, computed_in: ComputedIn) -> Result<Label, NonFinite> {
     let Best { top_ids, top_logits, log_sum_exp, gold_logits, not_finite } = best;
     match not_finite {
         Some(token) => Err(NonFinite(token as usize)),
-        None => Ok(Label { top_k, top_ids, top_logits, log_sum_exp, gold_logits }),
+        None => Ok(Label { top_k, top_ids, top_logits, log_sum_exp, gold_logits, computed_in }),
     }
 }
 
@@ -334,6 +350,7 @@ fn split(all: &Label, positions: &[usize]) -> Vec<Label> {
                 top_logits: all.top_logits[first * k..end * k].to_vec(),
                 log_sum_exp: all.log_sum_exp[first..end].to_vec(),
                 gold_logits: all.gold_logits[first..end].to_vec(),
+                computed_in: all.computed_in,
             };
             first = end;
             label

@@ -14,8 +14,8 @@ use std::thread::JoinHandle;
 use store::log::Need;
 use store::stage::StageControl;
 use store::{
-    Entry, Identity, Label, LogOptions, LogReader, LogWriter, MaskedCopy, Payload, SequenceNumber, Skip, SourceCursor,
-    StoreError,
+    ComputedIn, Entry, Identity, Label, LogOptions, LogReader, LogWriter, MaskedCopy, Payload, SequenceNumber, Skip,
+    SourceCursor, StoreError,
 };
 use teacher::remote::{
     CaughtUp, Coordinator, Ended, Follower, LinkError, LinkOptions, LogStreamError, Publisher, PublisherOptions,
@@ -107,6 +107,7 @@ fn label_of(copy: &MaskedCopy, top_k: usize) -> Label {
         top_logits: vec![1.0; masked * top_k],
         log_sum_exp: vec![2.0; masked],
         gold_logits: vec![0.5; masked],
+        computed_in: ComputedIn::Bfloat16,
     }
 }
 
@@ -276,7 +277,8 @@ fn is_taken<T>(outcome: Result<T, TeacherError>) -> bool {
 fn of_coordinators_that_start_at_once_one_has_the_run() {
     let (server, log) = (Server::start(), Log::new());
     // Where nobody has been before, and where somebody has.
-    for _ in 0..8 {
+    let (mut rounds, mut attempts) = (0, 0);
+    while rounds < 8 {
         let together = Barrier::new(3);
         let opened: Vec<_> = std::thread::scope(|scope| {
             let open = || {
@@ -287,6 +289,15 @@ fn of_coordinators_that_start_at_once_one_has_the_run() {
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         let (open, refused): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
+        let is_slow = |refused: &Result<_, TeacherError>| matches!(refused, Err(TeacherError::Link(LinkError::Refused { reason, .. })) if reason.contains("timed out"));
+        attempts += 1;
+        assert!(attempts < 40, "the server answers nobody: {refused:?}");
+        assert!(open.len() <= 1, "{} have it", open.len());
+        if refused.iter().any(is_slow) {
+            open.into_iter().for_each(|open| open.unwrap().close());
+            continue; // A machine that is busy with other things.
+        }
+        rounds += 1;
         assert_eq!(open.len(), 1, "{refused:?}");
         assert!(refused.into_iter().all(is_taken));
         open.into_iter().for_each(|open| open.unwrap().close());

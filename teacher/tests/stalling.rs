@@ -48,7 +48,14 @@ impl Labeller for Gated {
 fn label_of(copy: &MaskedCopy) -> Label {
     let first = copy.token_ids[0];
     let value = vec![first as f32];
-    Label { top_k: 1, top_ids: vec![first], top_logits: value.clone(), log_sum_exp: value.clone(), gold_logits: value }
+    Label {
+        top_k: 1,
+        top_ids: vec![first],
+        top_logits: value.clone(),
+        log_sum_exp: value.clone(),
+        gold_logits: value,
+        ..Label::default()
+    }
 }
 
 fn group(number: u64) -> Group {

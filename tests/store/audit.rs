@@ -2,9 +2,9 @@
 
 use crate::harness::text;
 use crate::scene::{ENTRIES, Scene, TOP_K, copies_of, entries, expect, folder, identity};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::process::Output;
-use store::{Entry, Label, Precision};
+use store::{ComputedIn, Entry, Label, Precision};
 
 fn audit(scene: &Scene, teacher: &str, arguments: &[&str]) -> Output {
     let folder = folder(teacher);
@@ -120,6 +120,29 @@ fn one_wrong_value_is_found() {
     check("shortfall", &|label| label.top_ids[1] = label.top_ids[0]);
     check("shortfall", &|label| label.top_ids[1] = 1 << 20);
     check("log_sum_exp", &|label| label.log_sum_exp[0] = f32::NAN);
+}
+
+/// The log knows what each label was computed in, and so how far it may be from what the processor says.
+#[test]
+fn coarser_numbers_have_wider_bounds() {
+    let far = |label: &mut Label| label.log_sum_exp.iter_mut().for_each(|value| *value += 0.05);
+    let mixed = changed(|label| {
+        far(label);
+        label.computed_in = ComputedIn::Bfloat16;
+    });
+    let report_of =
+        |more: &[&str]| report(&audit(&mixed, "demo-en-de", &[&["--json", "--sample", "1000"], more].concat()));
+    let all = report_of(&[]);
+    let records = all["records"].as_u64().unwrap();
+    assert_eq!(all["computed_in"], json!({"bfloat16": 1, "float32": records - 1}));
+    assert_eq!((number(&all, "/log_sum_exp/bound"), &all["within_bounds"]), (0.1, &Value::Bool(true)));
+    let exact = report_of(&["--computed-in", "float32"]);
+    assert_eq!((exact["records"].as_u64(), number(&exact, "/log_sum_exp/bound")), (Some(records - 1), 1e-3));
+    let narrow = report_of(&["--computed-in", "bfloat16"]);
+    assert!(narrow["records"] == 1 && number(&narrow, "/log_sum_exp/max") > 0.04, "{narrow}");
+    let none = audit(&mixed, "demo-en-de", &["--computed-in", "float16"]);
+    expect(&none, 66, &["no labels of teacher `both` that were computed in float16"]);
+    expect(&audit(&changed(far), "demo-en-de", &["--sample", "1000"]), 65, &["differ by more than"]);
 }
 
 #[test]

@@ -63,6 +63,7 @@ fn row_of(record: &Value, copy: &Value) -> Value {
         "top_k": if copy["top_ids"].is_null() { Value::Null } else { json!(TOP_K) },
         "top_ids": copy["top_ids"], "top_logits": label("top_logits"),
         "log_sum_exp": label("log_sum_exp"), "gold_logits": label("gold_logits"), "text": record["text"],
+        "computed_in": label("computed_in"),
     })
 }
 

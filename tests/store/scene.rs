@@ -57,7 +57,8 @@ impl Scene {
     }
 
     fn writer(&self, precision: Precision, identity: &Identity) -> LogWriter {
-        let options = LogOptions { top_k: TOP_K, precision, keep_text: true, ..LogOptions::default() };
+        let options =
+            LogOptions { top_k: TOP_K, precision, keep_text: true, computed_in: true, ..LogOptions::default() };
         LogWriter::open(&self.log(), identity, &options, &Registry::new()).unwrap().0
     }
 

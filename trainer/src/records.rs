@@ -146,6 +146,7 @@ pub(crate) mod memory {
                 top_logits: vec![1.0, 1.0],
                 log_sum_exp: vec![2.0 + loss],
                 gold_logits: vec![2.0],
+                ..Label::default()
             }),
         }
     }

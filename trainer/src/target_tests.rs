@@ -11,6 +11,7 @@ fn label() -> Label {
         top_logits: vec![3.0_f32.ln() + 40.0, 40.0, -7.5, -7.5],
         log_sum_exp: vec![5.0_f32.ln() + 40.0, -7.5],
         gold_logits: vec![0.0; 2],
+        ..Label::default()
     }
 }
 
@@ -90,6 +91,7 @@ fn a_sampled_tail_leaves_nothing_for_other_tokens() {
         top_logits: weights.iter().map(|weight| (weight.ln() + 12.0) as f32).collect(),
         log_sum_exp: vec![12.0],
         gold_logits: vec![0.0],
+        ..Label::default()
     };
     for kd_target in [Renormalised, Ghost, GoldResidual] {
         let found = Target::from(kd_target).distribution(&label);
@@ -109,6 +111,7 @@ fn distributions_of_wrong_labels_show() {
             top_logits: vec![logit],
             log_sum_exp: vec![log_sum_exp],
             gold_logits: vec![0.0],
+            ..Label::default()
         };
         for temperature in [1.0, 2.0] {
             let found = tempered(Ghost, temperature).distribution(&label);

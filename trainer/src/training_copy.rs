@@ -190,6 +190,7 @@ pub fn map_copy(vocabulary: &Vocabulary, copy: &MaskedCopy) -> Result<MaskedCopy
             top_logits: label.top_logits.clone(),
             log_sum_exp: label.log_sum_exp.clone(),
             gold_logits: label.gold_logits.clone(),
+            computed_in: label.computed_in,
         })
     });
     Ok(MaskedCopy {

@@ -46,6 +46,7 @@ fn copy(teacher: u16, gold: u32, loss: Option<f32>) -> MaskedCopy {
             top_logits: vec![3.0, 1.0],
             log_sum_exp: vec![3.0 + loss],
             gold_logits: vec![3.0],
+            ..Label::default()
         }),
     }
 }

@@ -217,7 +217,7 @@ pub struct PushArgs {
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// How documents lie in the file: a JSON object a line, or text with empty lines between them [default: jsonl if the
-    /// file's name ends in .jsonl or .ndjson, otherwise text].
+    /// file's name ends in .jsonl or .ndjson or its first line is an object, otherwise text].
     #[arg(long, value_name = "FORMAT", value_parser = ["jsonl", "text"])]
     pub format: Option<String>,
     /// Idempotency key: the same file pushed again with the same key adds nothing. A file that takes several requests adds

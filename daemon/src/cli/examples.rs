@@ -138,6 +138,8 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("ctl shutdown", &[("", "ctl shutdown")]),
     ("corpus", &[("", "corpus remove --state-dir state wiki")]),
     ("corpus remove", &[("", "corpus remove --state-dir state wiki")]),
+    ("corpus forget", &[("", "corpus forget --config merge.toml news 2026/11/part-17.txt")]),
+    ("corpus recognise", &[("", "corpus recognise --config merge.toml app")]),
     ("log", &[("", "log stat state/log"), ("", "log verify state/log")]),
     ("log stat", &[("", "log stat state/log"), ("", "log stat state/log --json")]),
     ("log verify", &[("", "log verify state/log --threads 8")]),
@@ -155,8 +157,8 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         &[
             ("", "log audit state/log --teacher teachers/en"),
             (
-                "Labels of a GPU, on a machine without one:",
-                "log audit state/log --teacher teachers/en --labelled-in bfloat16",
+                "Only those that a GPU has made in bfloat16:",
+                "log audit state/log --teacher teachers/en --computed-in bfloat16",
             ),
         ],
     ),

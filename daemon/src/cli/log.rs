@@ -200,10 +200,9 @@ pub struct LogAuditArgs {
     /// Where the teacher runs.
     #[command(flatten)]
     pub place: PlaceArgs,
-    /// What the labels in the log were made in, if that was a GPU's bfloat16 or float16: the bounds are those of the coarser
-    /// numbers, theirs or the audit's own [default: float32].
+    /// Draw from labels alone that were computed in these. The bounds are those of the coarsest numbers, the labels' or the audit's own.
     #[arg(long, value_name = "NUMBERS", value_parser = precision(Numbers::ALL))]
-    pub labelled_in: Option<Numbers>,
+    pub computed_in: Option<Numbers>,
     /// Threads of the teacher.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = size(1..=1024))]
     pub threads: usize,

@@ -6,6 +6,8 @@ use crate::configuration::Configuration;
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::Inputs;
 use crate::refusals;
+use crate::state_folder::StateFolder;
+use ops::Activated;
 
 /// Reads the configuration and looks at all that it refers to.
 pub fn check(args: &CheckArgs) -> Result<(), Failure> {
@@ -17,6 +19,11 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
         return super::plan::plan(&configuration, &inputs, args.seconds, args.json);
     }
     refusals::compare(&configuration, &mut inputs)?;
+    ops::check_socket_path(&configuration.ops.socket)?;
+    if !StateFolder::is_in_use(&configuration.run.state_dir) {
+        // Whoever runs there listens itself.
+        Activated::default().try_http(configuration.ops.http)?;
+    }
     if args.json {
         return print_json(&configuration);
     }

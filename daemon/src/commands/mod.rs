@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod corpus;
 mod ctl;
 mod evaluate;
 mod export;
@@ -9,7 +10,6 @@ mod finetune;
 mod generate;
 mod log;
 mod plan;
-mod remove_corpus;
 mod stop_signal;
 mod temporary_folder;
 mod vocab;
@@ -17,26 +17,39 @@ mod worker;
 
 pub use bench::bench;
 pub use check::check;
+pub use corpus::corpus;
 pub use ctl::ctl;
 pub use evaluate::evaluate;
 pub use export::export;
 pub use finetune::finetune;
 pub use generate::generate;
 pub use log::log;
-pub use remove_corpus::remove_corpus;
 pub use vocab::vocab;
 pub use worker::worker;
 
 use crate::failure::{ExitCode, Failure};
 use crate::visible::{visible_json, visible_lines};
 use serde::Serialize;
+use serde_json::json;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether a line went to standard output.
+static PRINTED: AtomicBool = AtomicBool::new(false);
 
 /// Prints one JSON document on standard output.
 pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::new(ExitCode::Software, format!("cannot print JSON: {error}")))?;
     write_line(&visible_json(&text))
+}
+
+/// Prints a failure as the one JSON document on standard output, unless something was printed there before.
+pub fn print_failure(failure: &Failure) -> Result<(), Failure> {
+    match PRINTED.load(Ordering::Relaxed) {
+        true => Ok(()),
+        false => print_json(&json!({ "error": failure.message, "exit_code": failure.code as u8 })),
+    }
 }
 
 /// Prints one JSON document on standard output, in a line.
@@ -51,6 +64,7 @@ fn print_line(line: &str) -> Result<(), Failure> {
 
 /// A reader that has seen enough (`| head`) is no error.
 fn write_line(line: &str) -> Result<(), Failure> {
+    PRINTED.store(true, Ordering::Relaxed);
     match writeln!(std::io::stdout().lock(), "{line}") {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),

@@ -27,8 +27,12 @@ use std::path::Path;
 impl Configuration {
     /// Reads and validates the file at `path`. The error lists everything that is wrong.
     pub fn load(path: &Path) -> Result<Self, Failure> {
-        let text =
-            std::fs::read_to_string(path).map_err(|error| Failure::io("read the configuration", path, &error))?;
+        let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::InvalidData => {
+                Failure::new(ExitCode::Configuration, format!("{} is no UTF-8 text, as TOML is", path.display()))
+            }
+            _ => Failure::io("read the configuration", path, &error),
+        })?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut configuration = Self::parse(&text, folder).map_err(|problems| {
             let lines: Vec<String> = problems.iter().map(|problem| format!("  {problem}")).collect();

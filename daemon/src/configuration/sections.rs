@@ -300,6 +300,17 @@ impl Configuration {
         for corpus in &self.corpus {
             let language = corpus.language.as_deref().unwrap_or_default();
             self.needs_teacher(&format!("corpus[{}].language", corpus.name), language, problems);
+            let own = [("state folder", &self.run.state_dir), ("log", &self.store.path)];
+            let watched = corpus.watch.as_ref().and_then(|folder| std::path::absolute(folder).ok());
+            let inside = |path: &&PathBuf| {
+                let (Some(folder), Ok(path)) = (&watched, std::path::absolute(path)) else { return false };
+                path.starts_with(folder)
+            };
+            if let Some((what, path)) = own.iter().find(|(_, path)| inside(path)) {
+                let message =
+                    format!("the run's own {what}, {}, lies in it and would be read; put it elsewhere", path.display());
+                problems.add(format!("corpus[{}].watch", corpus.name), message);
+            }
         }
         if let Some(teacher) =
             self.teacher.iter().find(|teacher| teacher.labelled_by.is_elsewhere()).filter(|_| self.cluster.is_none())

@@ -78,7 +78,8 @@ fn load(setup: &FeedSetup, lines: Vec<Line>) -> Result<(Parts, Finished), Ingest
             Line::Finished { name, source, last_document } => drop(finished.insert((name, source), last_document)),
             Line::Past { parts: count, characters } => parts.add_past(count, &characters),
             Line::PastFiles { files } => parts.add_past_files(files),
-            Line::Followed(_) | Line::Grown { .. } | Line::Closed { .. } => {
+            Line::Forgotten { name } => parts.forget(name),
+            Line::Followed(_) | Line::Grown { .. } | Line::Closed { .. } | Line::Recognised { .. } => {
                 return Err(setup.refuse("its manifest is that of a followed file"));
             }
         }
@@ -92,6 +93,9 @@ impl Feed for WatchedFolder {
     }
 
     fn find(&self, cursor: &SourceCursor) -> Found {
+        if self.watched.parts().is_forgotten(&cursor.file) {
+            return Found::Removed;
+        }
         let Some(part) = self.watched.parts().get(&cursor.file).map(|taken| self.part(taken)) else {
             return Found::Missing("the manifest of the feed does not know it; was it removed?".to_owned());
         };

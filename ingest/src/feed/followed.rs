@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use store::SourceCursor;
 
 /// A file is recognised by its first bytes, at most this many.
-const HEAD_BYTES: u64 = 4096;
+pub(super) const HEAD_BYTES: u64 = 4096;
 
 /// The manifest is told how far the file was counted whenever so much of its text was added: a start counts less than that.
 const NOTED_BYTES: u64 = 16 << 20;
@@ -64,11 +64,23 @@ struct Counted {
 struct FollowedPart {
     file: Followed,
     closed: bool,
+    /// It is not looked for any more.
+    forgotten: bool,
 }
 
 impl Parts {
     fn index(&self, name: &str) -> Option<usize> {
         self.list.iter().rposition(|part| &*part.file.name == name)
+    }
+
+    /// What was not read of this part is given up, so it grows no more.
+    fn forget(&mut self, name: &str) {
+        for part in self.list.iter_mut().filter(|part| &*part.file.name == name) {
+            if !part.closed {
+                self.characters.add(&std::mem::take(&mut self.counted).characters);
+            }
+            (part.closed, part.forgotten) = (true, true);
+        }
     }
 }
 
@@ -98,7 +110,7 @@ impl FollowedFile {
         for line in lines {
             match line {
                 Line::Followed(file) => {
-                    parts.list.push(FollowedPart { file, closed: false });
+                    parts.list.push(FollowedPart { file, closed: false, forgotten: false });
                     parts.counted = Counted::default();
                 }
                 Line::Grown { bytes, counted, characters, .. } => {
@@ -110,6 +122,11 @@ impl FollowedFile {
                     parts.counted = Counted::default();
                 }
                 Line::Finished { name, source, last_document } => drop(finished.insert((name, source), last_document)),
+                Line::Forgotten { name } => parts.forget(&name),
+                Line::Recognised { name, inode } => {
+                    let copied = parts.list.iter_mut().filter(|part| part.file.name == name);
+                    copied.for_each(|part| part.file.stamp.inode = inode);
+                }
                 Line::Taken(_) | Line::Past { .. } | Line::PastFiles { .. } => {
                     return Err(setup.refuse("its manifest is that of a watched folder"));
                 }
@@ -135,7 +152,7 @@ impl Feed for FollowedFile {
                 None => 0,
                 Some(part) => parts.index(part)? + 1,
             };
-            parts.list.get(index)?.file.clone()
+            parts.list.iter().skip(index).find(|part| !part.forgotten)?.file.clone()
         };
         let path = self.shared.locate(&file).ok().flatten().unwrap_or(file.path);
         Some(Part { name: file.name, path })
@@ -150,6 +167,9 @@ impl Feed for FollowedFile {
             parts.list[index].clone()
         };
         let finished = self.shared.watched.finished_at(cursor);
+        if part.forgotten {
+            return Found::Removed;
+        }
         match self.shared.locate(&part.file) {
             Ok(Some(path)) => Found::Part(Part { name: part.file.name, path }),
             _ if finished && part.closed => Found::Removed,
@@ -353,7 +373,7 @@ impl FileLookout {
         if !self.shared.watched.manifest().append(&[Line::Followed(part.clone())])? {
             return Ok(false); // It is looked at again before long.
         }
-        self.shared.watched.parts().list.push(FollowedPart { file: part.clone(), closed: false });
+        self.shared.watched.parts().list.push(FollowedPart { file: part.clone(), closed: false, forgotten: false });
         self.tail = Some(Tail::new(part, file));
         Ok(true)
     }

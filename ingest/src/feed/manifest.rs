@@ -31,6 +31,10 @@ pub(crate) enum Line {
     /// A source has read a part to its end; its last document begins at `last_document`. If the cursor stands there, the
     /// part may be gone.
     Finished { name: Arc<str>, source: Arc<str>, last_document: u64 },
+    /// The part of that name is not to be looked for any more: what was not read of it is given up.
+    Forgotten { name: Arc<str> },
+    /// The part of that name, which grows or grew, was copied: the copy has this number in the file system.
+    Recognised { name: Arc<str>, inode: u64 },
     /// So many parts came before the first one in this manifest. The log has gone beyond them.
     Past { parts: usize, characters: Characters },
     /// What is still known of their files.
@@ -137,9 +141,14 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
+    /// Where the manifest of `corpus` is.
+    pub(crate) fn path_of(folder: &Path, corpus: &str) -> PathBuf {
+        folder.join(format!("{}.jsonl", crate::quarantine::file_name(corpus)))
+    }
+
     /// Opens the manifest of `corpus` in `folder`, or makes it; returns its lines.
     pub(crate) fn open(folder: &Path, corpus: &str) -> Result<(Self, Vec<Line>), IngestError> {
-        let path = folder.join(format!("{}.jsonl", crate::quarantine::file_name(corpus)));
+        let path = Self::path_of(folder, corpus);
         let failed = |doing: &'static str| {
             let path = path.clone();
             move |source| IngestError::Io { doing, path, source }

@@ -18,6 +18,7 @@ mod folder;
 mod followed;
 mod identity;
 mod manifest;
+pub mod mending;
 mod watched;
 mod watcher;
 

@@ -160,7 +160,9 @@ impl Reports {
             }
         };
         let mode = if watching.recursive { RecursiveMode::Recursive } else { RecursiveMode::NonRecursive };
-        let opened = notify::recommended_watcher(handler).and_then(|mut watcher| {
+        // Neither does a look through the folder go where a link leads.
+        let config = notify::Config::default().with_follow_symlinks(false);
+        let opened = RecommendedWatcher::new(handler, config).and_then(|mut watcher| {
             watcher.watch(&watching.folder, mode)?;
             Ok(watcher)
         });

@@ -2,8 +2,10 @@
 
 use crate::running::run;
 use crate::workshop::{Cursors, Workshop, feed_of, open, prose, records, reopen, skips};
+use ingest::feed::mending;
 use ingest::{CorpusOptions, FeedOptions, Format, Ingest, IngestError, IngestOptions, IngestTeacher, Language};
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -124,6 +126,77 @@ fn a_file_that_is_renamed_into_place_does_not_wait_and_one_that_is_written_does(
         assert!(receiver.iter().all(|group| documents(&group.entries) != ["written.txt@0"]));
     })
     .unwrap();
+}
+
+/// Three files, of which the first is begun when all are known.
+fn begun(workshop: &Workshop, options: &IngestOptions, teachers: &[IngestTeacher]) -> Cursors {
+    for (name, text) in [("a", "menu\n\nrow"), ("b", "menu"), ("c", "menu")] {
+        workshop.write(&format!("in/{name}.txt"), text);
+    }
+    let (mut ingest, start) = (open(options, teachers).unwrap(), Instant::now());
+    let manifest = || fs::read_to_string(options.feeds.join("in.jsonl")).unwrap_or_default();
+    while manifest().matches("\"taken\"").count() < 3 {
+        assert!(start.elapsed() < LIMIT, "{}", manifest());
+        std::thread::yield_now();
+    }
+    let first = next_entries(&mut ingest, 1).remove(0);
+    assert!(documents(std::slice::from_ref(&first)) == ["a.txt@0"] && !manifest().contains("finished"));
+    Cursors::from([(Arc::clone(&first.cursor.source), first.cursor.clone())])
+}
+
+/// A file that is not what it was stops ingestion, until somebody says that it may go on without.
+#[test]
+fn what_is_gone_may_be_forgotten() {
+    let workshop = Workshop::new();
+    let options = options(&workshop, vec![watched(&workshop, "in", Duration::from_millis(1))]);
+    let teachers = [workshop.word_teacher("words", &["en"])];
+    let cursors = begun(&workshop, &options, &teachers);
+    workshop.write("in/a.txt", "another menu\n\nand its row");
+    fs::rename(workshop.path("in/b.txt"), workshop.path("in/renamed.txt")).unwrap();
+    fs::File::options().append(true).open(workshop.path("in/c.txt")).unwrap().write_all(b" that grew").unwrap();
+    for file in ["a.txt", "b.txt", "c.txt"] {
+        let ingest = reopen(&options, &teachers, &cursors, SequenceNumber(1));
+        let error = match ingest {
+            Err(error) => error,
+            Ok(mut ingest) => loop {
+                if let Err(error) = ingest.next_group() {
+                    break error;
+                }
+            },
+        };
+        let (named, text) = (format!("`{file}`"), error.to_string());
+        assert!(text.contains(&named) && text.contains("corpus forget"), "{text}");
+        mending::forget(&options.feeds, "in", file).unwrap();
+    }
+    let mut ingest = reopen(&options, &teachers, &cursors, SequenceNumber(1)).unwrap();
+    let entries = next_entries(&mut ingest, 4);
+    let mut found: Vec<&str> = documents(&entries);
+    found.sort_unstable();
+    assert_eq!(found, ["a.txt~2@0", "a.txt~2@14", "c.txt~2@0", "renamed.txt@0"], "what is there is read, once");
+    drop(ingest);
+    let last = entries.last().unwrap();
+    let cursors = Cursors::from([(Arc::clone(&last.cursor.source), last.cursor.clone())]);
+    workshop.write("in/last.txt", "menu");
+    let mut ingest = reopen(&options, &teachers, &cursors, last.sequence.next()).unwrap();
+    assert_eq!(documents(&next_entries(&mut ingest, 1)), ["last.txt@0"]);
+}
+
+/// A link to a folder is not followed: neither by a look through the folder nor by the kernel's reports.
+#[test]
+fn folders_behind_links_are_not_read() {
+    let workshop = Workshop::new();
+    let options = options(&workshop, vec![watched(&workshop, "in", Duration::from_millis(1))]);
+    let elsewhere = workshop.write("elsewhere/old.txt", "menu");
+    std::os::unix::fs::symlink(elsewhere.parent().unwrap(), workshop.path("in/link")).unwrap();
+    std::os::unix::fs::symlink(workshop.path("in"), workshop.path("in/loop")).unwrap();
+    workshop.write("in/a.txt", "menu");
+    let mut ingest = open(&options, &[workshop.word_teacher("words", &["en"])]).unwrap();
+    assert_eq!(documents(&next_entries(&mut ingest, 1)), ["a.txt@0"]);
+    workshop.write("elsewhere/new.txt", "menu");
+    workshop.write("in/b.txt", "menu");
+    assert_eq!(documents(&next_entries(&mut ingest, 1)), ["b.txt@0"]);
+    workshop.write("in/c.txt", "menu");
+    assert_eq!(documents(&next_entries(&mut ingest, 1)), ["c.txt@0"]);
 }
 
 #[test]

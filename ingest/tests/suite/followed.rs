@@ -2,6 +2,7 @@
 
 use crate::feeds::{check_resume, documents, next_entries, options};
 use crate::workshop::{Cursors, Workshop, feed_of, open, reopen};
+use ingest::feed::mending;
 use ingest::{FeedOptions, Format, IngestError, IngestOptions, IngestTeacher, TextDocuments};
 use std::fs;
 use std::io::Write;
@@ -121,6 +122,47 @@ fn a_rotated_log_that_was_read_may_be_removed() {
     drop(ingest);
     let error = reopen(&log.options, &log.teachers, &Log::cursors(&entries[0]), SequenceNumber(1)).err().unwrap();
     assert!(matches!(&error, IngestError::Changed { file, .. } if file == "app.log"), "{error}");
+}
+
+/// Restored from a backup, a file has another number in the file system: it is the one that was followed if somebody says so.
+#[test]
+fn a_log_that_was_copied_is_recognised_when_somebody_asks_for_it() {
+    let log = Log::new();
+    log.append("menu\nrow\n");
+    let mut ingest = open(&log.options, &log.teachers).unwrap();
+    next_entries(&mut ingest, 2);
+    log.rename("app.log", "app.log.1");
+    log.append("second\nsecond row\n");
+    let last = next_entries(&mut ingest, 1).pop().unwrap();
+    drop(ingest);
+    let copy = |name: &str| {
+        fs::copy(log.workshop.path(&format!("logs/{name}")), log.workshop.path("logs/copy")).unwrap();
+        log.rename("copy", name);
+    };
+    ["app.log", "app.log.1"].into_iter().for_each(copy);
+    let reopened = || reopen(&log.options, &log.teachers, &Log::cursors(&last), SequenceNumber(3));
+    let error = reopened().err().unwrap().to_string();
+    assert!(error.contains("corpus recognise") && error.contains("corpus forget"), "{error}");
+    let recognise = || mending::recognise(&log.options.feeds, "app", &log.workshop.path("logs/app.log"));
+
+    fs::copy(log.workshop.path("logs/app.log"), log.workshop.path("logs/app.log.old")).unwrap();
+    let error = recognise().unwrap_err().to_string();
+    assert!(error.contains("app.log.old all begin as `app.log~2` did"), "{error}");
+    fs::remove_file(log.workshop.path("logs/app.log.old")).unwrap();
+    let names = |found: Vec<(Arc<str>, _)>| found.into_iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(recognise().unwrap()), ["app.log", "app.log~2"]);
+    assert_eq!(names(recognise().unwrap()), [""; 0], "they are known now");
+    assert_eq!(documents(&next_entries(&mut reopened().unwrap(), 1)), ["app.log~2@7"]);
+
+    // One that is shorter than it was, or begins otherwise, is another one.
+    fs::write(log.workshop.path("logs/app.log"), "third\n").unwrap();
+    copy("app.log");
+    let error = recognise().unwrap_err().to_string();
+    assert!(error.contains("no file in") && error.contains("`app.log~2`"), "{error}");
+    mending::forget(&log.options.feeds, "app", "app.log~2").unwrap();
+    assert_eq!(documents(&next_entries(&mut reopened().unwrap(), 1)), ["app.log~3@0"]);
+    let error = mending::forget(&log.options.feeds, "app", "none.log").unwrap_err().to_string();
+    assert!(error.contains("`none.log`") && error.contains("`app.log~3`"), "{error}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! From bytes to a log, and what must hold of it whatever the bytes are.
 
 use crate::memory_disk::MemoryDisk;
-use crate::sample::{DIR, identity, open, options, read, segments, textless, verify};
+use crate::sample::{DIR, float32, identity, open, options, read, segments, textless, verify};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use store::{Entry, LogOptions, LogReader, LogWriter, Payload, Precision, SequenceNumber, SourceCursor, TeacherEntry};
@@ -200,13 +200,15 @@ fn has_long_names(entry: &Entry) -> bool {
 /// A log of these blocks in these segments.
 fn log(precision: Precision, keep_text: bool, segments: &[&[u64]], sealed: bool) -> MemoryDisk {
     let disk = MemoryDisk::default();
-    let options = LogOptions { precision, keep_text, ..options(1 << 30) };
+    let options = LogOptions { precision, keep_text, computed_in: keep_text, ..options(1 << 30) };
     for (number, ends) in segments.iter().enumerate() {
         let (mut log, _) = open(&disk, &options).unwrap();
         for end in *ends {
             let block = crate::sample::block(log.next().0..*end).into_iter();
-            log.append(&block.map(|entry| if keep_text { entry } else { textless(entry) }).collect::<Vec<_>>())
-                .unwrap();
+            log.append(
+                &block.map(|entry| if keep_text { entry } else { float32(textless(entry)) }).collect::<Vec<_>>(),
+            )
+            .unwrap();
             log.sync().unwrap();
         }
         if sealed || number + 1 < segments.len() {

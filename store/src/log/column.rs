@@ -77,6 +77,8 @@ columns! {
     TokenRanks = 15, "token_ranks", Tokens;
     /// Texts of the records that have one.
     Texts = 16, "texts", Texts;
+    /// What each label was computed in, if not all of the block in float32.
+    ComputedIn = 17, "computed_in", Frame;
 }
 
 /// What a column's bytes are counted as.

@@ -2,13 +2,14 @@
 
 use crate::log::error::StoreError;
 use crate::log::new_log::{NewLog, Written, memory_bytes};
-use crate::log::options::{LogOptions, Precision};
+use crate::log::options::{Extras, LogOptions, Precision};
 use crate::log::pass::{Meter, Pass, places};
 use crate::log::reader::{LogReader, read_block};
 use crate::log::salvage::{Loss, Salvage, common_layout};
 use crate::{DurablePosition, Entry, Identity, Payload, SequenceNumber, SourceCursor};
 use serde::Serialize;
 use std::collections::BTreeSet;
+use std::ops::BitOr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -106,12 +107,14 @@ pub fn copy(source: &Path, out: &Path, options: &CopyOptions, pass: &Pass<'_>) -
                 .to_owned();
         return Err(StoreError::Selection { dir: source.to_owned(), what });
     }
+    let extras = input.extras();
     let log_options = LogOptions {
         segment_bytes: options.segment_bytes,
         sync_interval: SYNC_INTERVAL,
         top_k,
         precision,
-        keep_text: input.keeps_text() && !options.without_text,
+        keep_text: extras.text && !options.without_text,
+        computed_in: extras.computed_in,
         ..LogOptions::default()
     };
     let mut output = NewLog::create(out, &with_precision(identity, precision), &log_options, old_precision)?;
@@ -225,13 +228,15 @@ impl Input {
         }
     }
 
-    /// Whether records may have text.
-    pub(crate) fn keeps_text(&self) -> bool {
+    /// What records may hold.
+    pub(crate) fn extras(&self) -> Extras {
         match self {
             Self::Intact { reader, .. } => {
-                reader.state().index.segments().iter().any(|segment| segment.header.keep_text)
+                let state = reader.state();
+                let segments = state.index.segments().iter();
+                segments.map(|segment| segment.header.extras()).fold(Extras::default(), BitOr::bitor)
             }
-            Self::Damaged(salvage) => salvage.keeps_text(),
+            Self::Damaged(salvage) => salvage.extras(),
         }
     }
 

@@ -35,7 +35,7 @@ fn full(identity: &Identity, sequence: u64, record: &Record) -> Value {
     value
 }
 
-/// The four fields of a label are `null` for a copy without one.
+/// The fields of a label are `null` for a copy without one.
 fn copy_json(identity: &Identity, copy: &MaskedCopy) -> Value {
     let teacher = identity.teachers.get(usize::from(copy.teacher));
     let label = copy.label.as_ref();
@@ -48,6 +48,7 @@ fn copy_json(identity: &Identity, copy: &MaskedCopy) -> Value {
         "top_logits": label.map(|label| rows(label, &label.top_logits, |logit| float(*logit))),
         "log_sum_exp": label.map(|label| floats(&label.log_sum_exp)),
         "gold_logits": label.map(|label| floats(&label.gold_logits)),
+        "computed_in": label.map(|label| label.computed_in),
     })
 }
 

@@ -55,6 +55,7 @@ pub(crate) fn encode(entries: &[Entry], compaction: Option<&mut Compaction>) -> 
     put_rows(&rows, columns.get_mut(Column::Copies));
     let stored: Vec<_> = storage_order(&shapes).into_iter().map(|index| copies[index]).collect();
     labels::encode_tokens(&stored, compaction.as_ref().map(|compaction| &compaction.tables), &mut columns);
+    labels::encode_computed_in(&stored, columns.get_mut(Column::ComputedIn));
     match compaction {
         None => labels::encode(&stored, &mut columns),
         Some(compaction) => labels::encode_compactly(&stored, compaction, &mut columns)?,
@@ -145,7 +146,7 @@ pub(crate) fn decode_outlines<E: From<Damage>>(
     let of_records: Vec<_> = (first.0..).zip(kinds).filter(|(_, kind)| is_record(*kind)).collect();
     let records = read_records(&strings, &plain(Column::Records)?, of_records.len())?;
     let copies = records.iter().map(|(_, copies)| *copies).sum();
-    let mut shapes = read_shapes(&plain(Column::Copies)?, copies)?.into_iter();
+    let mut shapes = read_shapes(&plain(Column::Copies)?, &plain(Column::ComputedIn)?, copies)?.into_iter();
     let outlines = of_records.into_iter().zip(records).map(|((sequence, kind), (record, copies))| Outline {
         sequence: SequenceNumber(sequence),
         record,
@@ -301,12 +302,14 @@ fn read_skips(strings: &Strings, bytes: &[u8], count: usize) -> Result<Vec<Skip>
     rows.into_iter().map(|row| Ok(Skip { reason: strings.get(row[0])?, document: strings.get(row[1])? })).collect()
 }
 
-/// Teacher and lengths of the copies of all records, one record after another.
-fn read_shapes(table: &[u8], count: usize) -> Result<Vec<Shape>, Damage> {
+/// Teacher and lengths of the copies of all records, one record after another, and what their labels were computed in.
+fn read_shapes(table: &[u8], computed_in: &[u8], count: usize) -> Result<Vec<Shape>, Damage> {
     let mut wire = Wire::new(table);
     let rows = take_rows::<4>(&mut wire, count)?;
     wire.finish()?;
-    rows.into_iter().map(Shape::from_row).collect()
+    let mut shapes = rows.into_iter().map(Shape::from_row).collect::<Result<Vec<_>, _>>()?;
+    labels::decode_computed_in(computed_in, &mut shapes)?;
+    Ok(shapes)
 }
 
 /// The copies of all records, one record after another.
@@ -316,7 +319,7 @@ fn read_copies<E: From<Damage>>(
     tables: impl FnOnce() -> Result<Arc<Tables>, E>,
     mut column: impl FnMut(Column) -> Result<ColumnBytes, E>,
 ) -> Result<Vec<crate::MaskedCopy>, E> {
-    let shapes = read_shapes(table, count)?;
+    let shapes = read_shapes(table, &column(Column::ComputedIn)?.plain()?, count)?;
     let order = storage_order(&shapes);
     let in_order: Vec<_> = order.iter().map(|index| shapes[*index]).collect();
     // With compact precision tokens are ranks, and positions and labels are entropy-coded.
@@ -395,6 +398,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::ComputedIn;
     use proptest::prelude::*;
 
     proptest! {
@@ -441,6 +445,7 @@ mod tests {
                 top_logits: vec![4.0, 3.0, 2.0, 1.0],
                 log_sum_exp: vec![5.0, 6.0],
                 gold_logits: vec![4.0, -1.0],
+                computed_in: if sequence == 2 { ComputedIn::Bfloat16 } else { ComputedIn::Float32 },
             }),
         };
         let record = Record {

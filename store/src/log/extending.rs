@@ -11,13 +11,13 @@ use crate::log::disk::{Disk, StdDisk};
 use crate::log::error::StoreError;
 use crate::log::index::{BlockPlace, Index, Seal};
 use crate::log::new_log::{discard, measure, name, prepare};
-use crate::log::options::{LogOptions, Precision};
+use crate::log::options::{Extras, LogOptions, Precision};
 use crate::log::pass::{Meter, Pass, places, read_blocks};
 use crate::log::reader::{LogReader, read_block, read_outlines};
 use crate::log::retention;
 use crate::log::segment::UNFINISHED_EXTENSION;
 use crate::log::writer::{LogWriter, create_folder, create_segment, next_header};
-use crate::{DurablePosition, Entry, Identity, Payload, SequenceNumber, SourceCursor, TeacherEntry};
+use crate::{ComputedIn, DurablePosition, Entry, Identity, Payload, SequenceNumber, SourceCursor, TeacherEntry};
 use prometheus::Registry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -70,16 +70,25 @@ impl ExtendedLog {
         teacher: TeacherEntry,
         settings: BTreeMap<String, String>,
         segment_bytes: u64,
+        computed_in: ComputedIn,
     ) -> Result<Self, StoreError> {
         let reader = LogReader::open(source)?;
         let end = reader.durable().end();
         let input = Input::intact(reader.clone(), reader.begin(), end)?;
         let (precision, top_k) = input.layout();
-        let keep_text = input.keeps_text();
+        let extras = input.extras();
         let mut identity = with_teacher(source, reader.identity(), precision, teacher)?;
         identity.settings.extend(settings);
         let sync_interval = SYNC_INTERVAL;
-        let options = LogOptions { segment_bytes, sync_interval, top_k, precision, keep_text, ..LogOptions::default() };
+        let options = LogOptions {
+            segment_bytes,
+            sync_interval,
+            top_k,
+            precision,
+            keep_text: extras.text,
+            computed_in: extras.computed_in || computed_in != ComputedIn::Float32,
+            ..LogOptions::default()
+        };
         let (source, out) = (source.to_owned(), out.to_owned());
         let mut log = Self { source, next: reader.begin(), reader, out, identity, options, end, complete: false };
         match LogReader::open(&log.out) {
@@ -186,7 +195,9 @@ impl ExtendedLog {
         let (wanted, found) = ((&self.identity, self.layout()), begun.state().index.segments().to_vec());
         let alike = found.iter().all(|segment| {
             let header = &segment.header;
-            (&header.identity, (header.precision, header.top_k, header.keep_text)) == wanted
+            let computed_in = self.options.computed_in; // Those that come may be computed in something else than those that are there.
+            let (precision, top_k, extras) = header.layout();
+            (&header.identity, (precision, top_k, Extras { computed_in, ..extras })) == wanted
         });
         if !alike {
             let mut what = "it is a log of other teachers or settings".to_owned();
@@ -212,8 +223,8 @@ impl ExtendedLog {
         Ok(())
     }
 
-    fn layout(&self) -> (Precision, usize, bool) {
-        (self.options.precision, self.options.top_k, self.options.keep_text)
+    fn layout(&self) -> (Precision, usize, Extras) {
+        (self.options.precision, self.options.top_k, self.options.extras())
     }
 
     /// Whether the new log, which ends at `end`, has the old one's cursors there, and its last block the old one's entries.

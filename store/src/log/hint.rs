@@ -1,7 +1,7 @@
 //! The file `POSITION`: who writes the log, and how far it is durable, for readers in other processes.
 //!
 //! The writer holds an exclusive lock on it as long as it lives, and writes both positions into it after each sync.
-//! Nothing in it is needed for recovery.
+//! Nothing in it is needed for recovery. As it is written after each sync, a log that ends before what it says has lost something: `verify` looks.
 
 use crate::SequenceNumber;
 use crate::log::disk::{Access, Disk, DiskFile, Lock, read_exact_at, write_all_at};
@@ -13,7 +13,7 @@ use std::time::Duration;
 use std::{io, thread};
 
 /// Name of the file.
-const NAME: &str = "POSITION";
+pub(crate) const NAME: &str = "POSITION";
 
 const MAGIC: [u8; 4] = *b"MDps";
 const BYTES: usize = 24;
@@ -88,6 +88,12 @@ pub(crate) fn look(disk: &dyn Disk, dir: &Path) -> Result<Presence, StoreError> 
     // A second look, because the writer may have been in the middle of it.
     let read = || read_exact_at(file.as_ref(), 0, BYTES).ok().and_then(|bytes| parse(&bytes));
     Ok(Presence::Live(read().or_else(read)))
+}
+
+/// What the last writer said; `None`: nothing that can be read.
+pub(crate) fn last_said(disk: &dyn Disk, dir: &Path) -> Option<Positions> {
+    let file = disk.open(&dir.join(NAME), Access::Read).ok()?;
+    parse(&read_exact_at(file.as_ref(), 0, BYTES).ok()?)
 }
 
 fn parse(bytes: &[u8]) -> Option<Positions> {

@@ -8,7 +8,7 @@ use crate::log::codec::{self, Coded, Compaction, Streams, Tables};
 use crate::log::column::{Column, ColumnBytes, Columns, MAX_COLUMN_BYTES};
 use crate::log::error::Damage;
 use crate::log::wire::{Wire, put_planes, put_varint, take_planes};
-use crate::{Label, MaskedCopy};
+use crate::{ComputedIn, Label, MaskedCopy};
 
 /// Numbers that say how long a copy's arrays are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub(crate) struct Shape {
     pub(crate) masked: usize,
     /// k; `None`: no label.
     pub(crate) top_k: Option<usize>,
+    /// Of the label, if there is one; the copies table does not say it.
+    pub(crate) computed_in: ComputedIn,
 }
 
 impl Shape {
@@ -27,6 +29,7 @@ impl Shape {
             tokens: copy.token_ids.len(),
             masked: copy.masked_positions.len(),
             top_k: copy.label.as_ref().map(|label| label.top_k),
+            computed_in: copy.label.as_ref().map_or_else(ComputedIn::default, |label| label.computed_in),
         }
     }
 
@@ -48,6 +51,7 @@ impl Shape {
             tokens: count(row[1])?,
             masked: count(row[2])?,
             top_k: row[3].checked_sub(1).map(count).transpose()?,
+            computed_in: ComputedIn::default(),
         })
     }
 }
@@ -85,6 +89,31 @@ pub(crate) fn decode_tokens(bytes: &[u8], tables: Option<&Tables>, shapes: &[Sha
     let tokens = tokens.collect::<Result<_, _>>()?;
     wire.finish()?;
     Ok(tokens)
+}
+
+/// Writes what labels were computed in, of copies in storage order: nothing if all of them are float32.
+pub(crate) fn encode_computed_in(copies: &[&MaskedCopy], column: &mut Vec<u8>) {
+    let labels = || copies.iter().filter_map(|copy| copy.label.as_ref());
+    if labels().any(|label| label.computed_in != ComputedIn::Float32) {
+        column.extend(labels().map(|label| label.computed_in.code()));
+    }
+}
+
+/// Gives shapes, one record after another, what their labels were computed in.
+pub(crate) fn decode_computed_in(column: &[u8], shapes: &mut [Shape]) -> Result<(), Damage> {
+    if column.is_empty() {
+        return Ok(());
+    }
+    let labelled: Vec<usize> =
+        storage_order(shapes).into_iter().filter(|index| shapes[*index].top_k.is_some()).collect();
+    if labelled.len() != column.len() {
+        return Err(Damage::new(format!("what {} of {} labels were computed in", column.len(), labelled.len())));
+    }
+    for (index, code) in labelled.into_iter().zip(column) {
+        let known = ComputedIn::from_code(*code);
+        shapes[index].computed_in = known.ok_or_else(|| Damage::new(format!("a label computed in {code}")))?;
+    }
+    Ok(())
 }
 
 /// Writes masks and labels with compact precision.
@@ -276,7 +305,7 @@ impl Decoder<'_> {
         let masked_positions = self.positions(shape)?;
         let (gold_ids, label) = match shape.top_k {
             None => (self.gold_ids.varints_u32(shape.masked)?, None),
-            Some(top_k) => self.label(shape.masked, top_k).map(|(ids, label)| (ids, Some(label)))?,
+            Some(top_k) => self.label(shape, top_k).map(|(ids, label)| (ids, Some(label)))?,
         };
         Ok(MaskedCopy { teacher: shape.teacher, token_ids, masked_positions, gold_ids, label })
     }
@@ -296,7 +325,8 @@ impl Decoder<'_> {
         Ok(positions)
     }
 
-    fn label(&mut self, masked: usize, top_k: usize) -> Result<(Vec<u32>, Label), Damage> {
+    fn label(&mut self, shape: Shape, top_k: usize) -> Result<(Vec<u32>, Label), Damage> {
+        let Shape { masked, computed_in, .. } = shape;
         let values =
             masked.checked_mul(top_k).ok_or_else(|| Damage::new(format!("{masked} positions of top-{top_k}")))?;
         let top_ids = self.top_ids.varints_u32(values)?;
@@ -310,7 +340,8 @@ impl Decoder<'_> {
             }
         }
         let log_sum_exp = self.log_sum_exp.take(masked)?.iter().map(|bits| f32::from_bits(*bits)).collect();
-        let mut label = Label { top_k, top_ids, top_logits, log_sum_exp, gold_logits: Vec::with_capacity(masked) };
+        let gold_logits = Vec::with_capacity(masked);
+        let mut label = Label { top_k, top_ids, top_logits, log_sum_exp, gold_logits, computed_in };
         let mut gold_ids = Vec::with_capacity(masked);
         for position in 0..masked {
             let (id, logit) = self.gold(&label, position)?;

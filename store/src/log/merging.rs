@@ -3,7 +3,7 @@
 use crate::log::copying::{Input, SYNC_INTERVAL, feed};
 use crate::log::error::StoreError;
 use crate::log::new_log::{NewLog, Written};
-use crate::log::options::{LogOptions, Precision};
+use crate::log::options::{Extras, LogOptions, Precision};
 use crate::log::pass::{Meter, Pass};
 use crate::log::reader::LogReader;
 use crate::{Entry, Identity, Payload, Record, SequenceNumber, SourceCursor, TeacherEntry};
@@ -52,16 +52,17 @@ pub fn merge(out: &Path, dirs: &[PathBuf], segment_bytes: u64, pass: &Pass<'_>) 
     }
     let (identity, layout) = unite(&mut logs)?;
     let (precision, top_k) = layout;
-    let mut keep_text = false;
+    let mut extras = Extras::default();
     for log in &logs {
-        keep_text |= log.input()?.keeps_text();
+        extras = extras | log.input()?.extras();
     }
     let options = LogOptions {
         segment_bytes,
         sync_interval: SYNC_INTERVAL,
         top_k,
         precision,
-        keep_text,
+        keep_text: extras.text,
+        computed_in: extras.computed_in,
         ..LogOptions::default()
     };
     let mut known = Known { shared: shared_sources(&logs)?, first: HashMap::new() };

@@ -265,7 +265,7 @@ impl LogMirror {
             dir: &self.dir,
             identity: &header.identity,
             top_k: header.top_k,
-            keep_text: header.keep_text,
+            extras: header.extras(),
             shared: &self.shared,
         };
         let outcome = self.metrics.observe_retention(|| pass.run(retention, need));

@@ -6,6 +6,7 @@
 
 use crate::log::disk::{Disk, StdDisk};
 use crate::log::error::StoreError;
+use crate::log::hint;
 use crate::log::options::{LogOptions, Precision};
 use crate::log::writer::LogWriter;
 use crate::{Entry, Identity, Payload, SequenceNumber, Skip, SourceCursor};
@@ -178,6 +179,10 @@ pub(crate) fn memory_bytes(entry: &Entry) -> u64 {
 pub(crate) fn prepare(out: &Path) -> Result<PathBuf, StoreError> {
     let unusable = |dir: &Path, what: &str| StoreError::OutputUnusable { dir: dir.to_owned(), what: what.to_owned() };
     let name = out.file_name().ok_or_else(|| unusable(out, "it names no folder"))?;
+    let holds_log = |dir: &&Path| dir.join(hint::NAME).exists();
+    if let Some(dir) = out.ancestors().skip(1).find(holds_log) {
+        return Err(unusable(out, &format!("it would lie in the log in {}; name a folder beside that", dir.display())));
+    }
     let mut partial = name.to_owned();
     partial.push(PARTIAL);
     let partial = out.with_file_name(partial);

@@ -3,6 +3,7 @@
 use crate::SequenceNumber;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::ops::BitOr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -19,8 +20,34 @@ pub struct LogOptions {
     pub precision: Precision,
     /// Whether records may have text.
     pub keep_text: bool,
+    /// Whether labels may have been computed in something else than float32.
+    pub computed_in: bool,
     /// A checkpoint or the journal refers to entries below this number: a log that ends earlier is corrupt.
     pub required: SequenceNumber,
+}
+
+impl LogOptions {
+    /// What records may hold.
+    pub(crate) fn extras(&self) -> Extras {
+        Extras { text: self.keep_text, computed_in: self.computed_in }
+    }
+}
+
+/// What not all logs hold: programs before it cannot read segments that may have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extras {
+    /// Records with text.
+    pub(crate) text: bool,
+    /// Labels computed in something else than float32.
+    pub(crate) computed_in: bool,
+}
+
+impl BitOr for Extras {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self { text: self.text | other.text, computed_in: self.computed_in | other.computed_in }
+    }
 }
 
 impl Default for LogOptions {
@@ -31,6 +58,7 @@ impl Default for LogOptions {
             top_k: 8,
             precision: Precision::Exact,
             keep_text: false,
+            computed_in: false,
             required: SequenceNumber(0),
         }
     }

@@ -20,7 +20,7 @@ use crate::log::block::Link;
 use crate::log::disk::{Access, Disk, read_exact_at, write_all_at};
 use crate::log::error::StoreError;
 use crate::log::index::{Seal, Segment};
-use crate::log::options::{LogOptions, Precision};
+use crate::log::options::{Extras, LogOptions, Precision};
 use crate::log::reader::{LogReader, read_block};
 use crate::log::recovery::{sync_dir, sync_file};
 use crate::log::segment::{file_name, parse_file_name};
@@ -31,6 +31,7 @@ use crate::{Entry, Identity, Payload, SequenceNumber, SourceCursor};
 use prometheus::Registry;
 use std::borrow::Cow;
 use std::io;
+use std::ops::BitOr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
@@ -158,7 +159,7 @@ pub(crate) struct Pass<'a> {
     pub(crate) dir: &'a Path,
     pub(crate) identity: &'a Identity,
     pub(crate) top_k: usize,
-    pub(crate) keep_text: bool,
+    pub(crate) extras: Extras,
     pub(crate) shared: &'a Shared,
 }
 
@@ -228,11 +229,13 @@ impl Pass<'_> {
         if places.is_empty() {
             return Ok(());
         }
+        let extras = segments.iter().map(|segment| segment.header.extras()).fold(self.extras, BitOr::bitor);
         let options = LogOptions {
             segment_bytes: HELD_OUT_SEGMENT_BYTES,
             top_k: self.top_k,
             precision: Precision::Exact,
-            keep_text: self.keep_text || segments.iter().any(|segment| segment.header.keep_text),
+            keep_text: extras.text,
+            computed_in: extras.computed_in,
             ..LogOptions::default()
         };
         // Its metrics are not those of the log.

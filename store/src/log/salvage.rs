@@ -12,13 +12,14 @@ use crate::log::codec::{LastTables, SegmentTables};
 use crate::log::disk::{Access, Disk, DiskFile, StdDisk};
 use crate::log::error::{Damage, Fault, StoreError};
 use crate::log::hint::{Presence, look};
-use crate::log::options::Precision;
+use crate::log::options::{Extras, Precision};
 use crate::log::retention::read_begin;
 use crate::log::segment::{Footer, HeaderFault, SegmentHeader, file_name, parse_file_name};
 use crate::log::survey::evidence;
 use crate::{Entry, Identity, Payload, SequenceNumber, SourceCursor};
 use search::{Magic, find, last_entry};
 use serde::Serialize;
+use std::ops::BitOr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, io};
@@ -202,9 +203,10 @@ impl Salvage {
         common_layout(headers.map(|(header, _)| &**header))
     }
 
-    /// Whether records may have text.
-    pub(crate) fn keeps_text(&self) -> bool {
-        self.segments.iter().filter_map(|segment| segment.header.as_ref().ok()).any(|(header, _)| header.keep_text)
+    /// What records may hold.
+    pub(crate) fn extras(&self) -> Extras {
+        let headers = self.segments.iter().filter_map(|segment| segment.header.as_ref().ok());
+        headers.map(|(header, _)| header.extras()).fold(Extras::default(), BitOr::bitor)
     }
 
     /// States of sources that headers of segments told since this was asked last, from before the latest block.

@@ -5,7 +5,7 @@ use crate::log::codec::Tables;
 use crate::log::column::{Coding, Compressor, decompress};
 use crate::log::disk::{DiskFile, read_exact_at};
 use crate::log::error::{Damage, Fault, StoreError};
-use crate::log::options::Precision;
+use crate::log::options::{Extras, Precision};
 use crate::log::wire::Wire;
 use crate::{Identity, SequenceNumber, SourceCursor};
 use serde::{Deserialize, Serialize};
@@ -16,9 +16,12 @@ use std::path::Path;
 const SEGMENT_MAGIC: [u8; 8] = *b"MDlogseg";
 
 /// The newest format version.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
-/// The format version before texts: what is written where none are kept, so that earlier programs read it.
+/// The format version before labels said what they were computed in: what is written where all are float32, so that earlier programs read it.
+const ALL_FLOAT32: u32 = 3;
+
+/// The format version before texts: what is written where none are kept either.
 const WITHOUT_TEXTS: u32 = 2;
 
 /// The format version before tables.
@@ -71,6 +74,9 @@ pub(crate) struct SegmentHeader {
     /// Whether records may have text.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) keep_text: bool,
+    /// Whether labels may have been computed in something else than float32.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) computed_in: bool,
     pub(crate) identity: Identity,
     /// Every source's state before the first entry.
     pub(crate) cursors: Vec<SourceCursor>,
@@ -105,12 +111,31 @@ impl SegmentHeader {
         Link { next: self.first_sequence, checksum: self.previous.map_or(0, |previous| previous.checksum) }
     }
 
+    /// What its records may hold.
+    pub(crate) fn extras(&self) -> Extras {
+        Extras { text: self.keep_text, computed_in: self.computed_in }
+    }
+
+    /// How it is written: what segments have in common that one writer goes on with.
+    pub(crate) fn layout(&self) -> (Precision, usize, Extras) {
+        (self.precision, self.top_k, self.extras())
+    }
+
+    /// The oldest format version that has what is in the segment.
+    fn version(&self) -> u32 {
+        match (self.computed_in, self.keep_text) {
+            (true, _) => VERSION,
+            (false, true) => ALL_FLOAT32,
+            (false, false) => WITHOUT_TEXTS,
+        }
+    }
+
     /// The header's bytes, with the tables of compact precision behind its fields.
     pub(crate) fn encode(&mut self, tables: &Tables) -> std::io::Result<Vec<u8>> {
         let fields = serde_json::to_vec(self)?;
         let tables = if self.precision == Precision::Compact { tables.encode()? } else { Vec::new() };
         let mut out = SEGMENT_MAGIC.to_vec();
-        out.extend(if self.keep_text { VERSION } else { WITHOUT_TEXTS }.to_le_bytes());
+        out.extend(self.version().to_le_bytes());
         out.extend(((4 + fields.len() + tables.len()) as u32).to_le_bytes());
         out.extend((fields.len() as u32).to_le_bytes());
         out.extend(fields);
@@ -159,6 +184,9 @@ impl SegmentHeader {
         header.checksum = checksum;
         if header.keep_text && version <= WITHOUT_TEXTS {
             return Err(foreign(&format!("format version {version} has no texts")));
+        }
+        if header.computed_in && version <= ALL_FLOAT32 {
+            return Err(foreign(&format!("format version {version} has labels in float32 alone")));
         }
         if header.first_sequence != first || !header.follows_itself() {
             return Err(foreign("the header belongs to another place in a log"));

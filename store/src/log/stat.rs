@@ -11,7 +11,7 @@ use crate::log::labels::Shape;
 use crate::log::options::Precision;
 use crate::log::pass::{Meter, Pass, read_blocks};
 use crate::log::reader::{LogReader, read_outlines};
-use crate::{DurablePosition, Identity, SequenceNumber, SourceCursor};
+use crate::{ComputedIn, DurablePosition, Identity, SequenceNumber, SourceCursor};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -63,12 +63,14 @@ pub struct LogStat {
 }
 
 /// Copies of one teacher.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TeacherStat {
     /// Copies, with a label or without.
     pub copies: u64,
     /// Copies with a label.
     pub labelled: u64,
+    /// The same by what the label was computed in.
+    pub computed_in: BTreeMap<ComputedIn, u64>,
     /// Copies without a label although the teacher labels: it had stalled, and nobody waited for it.
     pub dropped: u64,
     /// Tokens of the copies.
@@ -263,6 +265,7 @@ impl TeacherStat {
         self.add(Self {
             copies: 1,
             labelled: u64::from(copy.top_k.is_some()),
+            computed_in: copy.top_k.map(|_| (copy.computed_in, 1)).into_iter().collect(),
             dropped: 0, // Only the teacher table says whether it was to have one.
             tokens: copy.tokens as u64,
             masked_positions: copy.masked as u64,
@@ -272,6 +275,9 @@ impl TeacherStat {
     fn add(&mut self, other: Self) {
         self.copies += other.copies;
         self.labelled += other.labelled;
+        for (computed_in, labels) in other.computed_in {
+            *self.computed_in.entry(computed_in).or_default() += labels;
+        }
         self.dropped += other.dropped;
         self.tokens += other.tokens;
         self.masked_positions += other.masked_positions;

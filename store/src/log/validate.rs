@@ -1,7 +1,8 @@
 //! What must hold of entries before they get into a log: the encoding relies on it, and so does every reader.
 
 use crate::log::error::StoreError;
-use crate::{Entry, MaskedCopy, Payload, SequenceNumber, Span};
+use crate::log::options::Extras;
+use crate::{ComputedIn, Entry, MaskedCopy, Payload, SequenceNumber, Span};
 
 /// Longest string in an entry, in bytes.
 const MAX_STRING_BYTES: usize = u16::MAX as usize;
@@ -11,20 +12,20 @@ pub(crate) fn validate(
     block: &[Entry],
     next: SequenceNumber,
     teachers: usize,
-    keep_text: bool,
+    extras: Extras,
 ) -> Result<(), StoreError> {
     for (expected, entry) in (next.0..).zip(block) {
         let invalid = |what: String| StoreError::InvalidEntry { sequence: entry.sequence, what };
         if entry.sequence.0 != expected {
             return Err(invalid(format!("the next entry of the log is {expected}")));
         }
-        entry_fault(entry, teachers, keep_text).map_or(Ok(()), |what| Err(invalid(what)))?;
+        entry_fault(entry, teachers, extras).map_or(Ok(()), |what| Err(invalid(what)))?;
     }
     Ok(())
 }
 
 /// What is wrong with an entry.
-fn entry_fault(entry: &Entry, teachers: usize, keep_text: bool) -> Option<String> {
+fn entry_fault(entry: &Entry, teachers: usize, extras: Extras) -> Option<String> {
     let cursor = &entry.cursor;
     let mut strings = vec![&cursor.source, &cursor.language, &cursor.file];
     let mut copies: &[MaskedCopy] = &[];
@@ -36,7 +37,7 @@ fn entry_fault(entry: &Entry, teachers: usize, keep_text: bool) -> Option<String
                 return Some(format!("its span is {}..{}", record.span.first, record.span.end));
             }
             if let Some(text) = &record.text
-                && let Some(fault) = text_fault(text, record.span, keep_text)
+                && let Some(fault) = text_fault(text, record.span, extras.text)
             {
                 return Some(fault);
             }
@@ -47,7 +48,7 @@ fn entry_fault(entry: &Entry, teachers: usize, keep_text: bool) -> Option<String
     if let Some(long) = strings.iter().find(|string| string.len() > MAX_STRING_BYTES) {
         return Some(format!("a name of {} bytes; at most {MAX_STRING_BYTES} are possible", long.len()));
     }
-    copies.iter().find_map(|copy| copy_fault(copy, teachers))
+    copies.iter().find_map(|copy| copy_fault(copy, teachers, extras.computed_in))
 }
 
 /// A text is as long as its span, which says where it ends.
@@ -59,7 +60,7 @@ fn text_fault(text: &str, span: Span, keep_text: bool) -> Option<String> {
     }
 }
 
-fn copy_fault(copy: &MaskedCopy, teachers: usize) -> Option<String> {
+fn copy_fault(copy: &MaskedCopy, teachers: usize, computed_in: bool) -> Option<String> {
     let masked = copy.masked_positions.len();
     let fault = |what: String| Some(format!("the copy of teacher {}: {what}", copy.teacher));
     if usize::from(copy.teacher) >= teachers {
@@ -75,6 +76,9 @@ fn copy_fault(copy: &MaskedCopy, teachers: usize) -> Option<String> {
         return fault(format!("a masked position beyond its {} tokens", copy.token_ids.len()));
     }
     let label = copy.label.as_ref()?;
+    if !computed_in && label.computed_in != ComputedIn::Float32 {
+        return fault(format!("labels in {}, and the log is written for float32 alone", label.computed_in.name()));
+    }
     let lengths = [label.top_ids.len(), label.top_logits.len(), label.log_sum_exp.len(), label.gold_logits.len()];
     let values = masked * label.top_k;
     if lengths != [values, values, masked, masked] {

@@ -3,11 +3,12 @@
 use crate::log::block::summarise;
 use crate::log::disk::{Disk, StdDisk};
 use crate::log::error::StoreError;
+use crate::log::hint::last_said;
 use crate::log::index::{BlockPlace, Seal, Segment};
 use crate::log::pass::{Meter, Pass, read_blocks};
 use crate::log::reader::{LogReader, read_block, read_outlines};
 use crate::log::recovery::Torn;
-use crate::{DurablePosition, Payload, Record, SequenceNumber, SourceCursor, Span};
+use crate::{ComputedIn, DurablePosition, Payload, Record, SequenceNumber, SourceCursor, Span};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,8 +32,10 @@ pub struct Verification {
     pub records: u64,
     /// Everything below is in the log, intact.
     pub durable: DurablePosition,
-    /// The remains of a write that did not finish. The next writer cuts them; nothing durable is lost.
+    /// Bytes behind that. Usually the remains of a write that did not finish; the next writer cuts them.
     pub torn: Option<Torn>,
+    /// The file `POSITION` says that entries before this one were durable, but the log ends earlier.
+    pub said_durable: Option<SequenceNumber>,
     /// Segments whose footer is damaged or missing although the next segment exists; their blocks say the same.
     pub footers_lost: Vec<PathBuf>,
 }
@@ -46,7 +49,18 @@ impl fmt::Display for Verification {
         )?;
         if let Some(torn) = &self.torn {
             let (segment, offset, bytes) = (torn.segment.display(), torn.offset, torn.bytes);
-            write!(f, "\ntorn tail: {segment} from byte {offset} on, {bytes} bytes; nothing that was durable is lost")?;
+            write!(f, "\ntorn tail: {segment} from byte {offset} on, {bytes} bytes")?;
+            if self.said_durable.is_none() {
+                write!(f, "; nothing that was durable is lost")?;
+            }
+        }
+        if let Some(said) = self.said_durable {
+            let missing = said.0 - self.durable.end().0;
+            write!(
+                f,
+                "\nmissing: {missing} entries. POSITION says that the log was durable up to {said}. Restore the file in which they were; if the \
+                 folder was copied while it was written, they came after the copy, and the file POSITION may be deleted"
+            )?;
         }
         for segment in &self.footers_lost {
             write!(f, "\nlost footer: {}; its blocks are intact", segment.display())?;
@@ -71,13 +85,15 @@ pub fn verify_on(disk: Arc<dyn Disk>, dir: &Path) -> Result<Verification, StoreE
 
 /// [`verify`] as `pass` says.
 pub fn verify_with(disk: Arc<dyn Disk>, dir: &Path, pass: &Pass<'_>) -> Result<Verification, StoreError> {
+    let said = last_said(disk.as_ref(), dir);
     let reader = LogReader::open_on(disk, dir)?;
     let (segments, durable) = {
         let state = reader.state();
         (state.index.segments().to_vec(), state.durable)
     };
-    let torn =
-        reader.follower().filter(|follower| follower.live.is_none()).and_then(|follower| Torn::of(&follower.tail));
+    let stopped = reader.follower().filter(|follower| follower.live.is_none());
+    let said = said.filter(|said| stopped.is_some() && said.durable > durable.end());
+    let torn = stopped.and_then(|follower| Torn::of(&follower.tail));
     let reading = Reading { reader, segments, durable };
     let found = pass.on_pool(dir, || reading.check(pass))??;
     let lost = reading.segments.iter().filter(|segment| segment.seal == Seal::Lost);
@@ -89,6 +105,7 @@ pub fn verify_with(disk: Arc<dyn Disk>, dir: &Path, pass: &Pass<'_>) -> Result<V
         records: found.records,
         durable,
         torn,
+        said_durable: said.map(|said| said.durable),
         footers_lost: lost.map(|segment| segment.path.to_path_buf()).collect(),
     })
 }
@@ -196,6 +213,10 @@ impl Reading {
                 }
                 if record.text.is_some() && !segment.header.keep_text {
                     return corrupt("a text in a segment without texts");
+                }
+                let mut labels = record.copies.iter().filter_map(|copy| copy.label.as_ref());
+                if !segment.header.computed_in && labels.any(|label| label.computed_in != ComputedIn::Float32) {
+                    return corrupt("labels in something else than float32 in a segment that has none");
                 }
                 found.hashes.extend(Some(hash(record)).filter(|hash| parts.take(*hash)));
                 found.records += 1;

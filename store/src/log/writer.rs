@@ -120,7 +120,7 @@ impl LogWriter {
     /// when there is room. Every other error stops the writer for good.
     pub fn append(&mut self, block: &[Entry]) -> Result<(), StoreError> {
         self.usable()?;
-        validate(block, self.next(), self.identity.teachers.len(), self.options.keep_text)?;
+        validate(block, self.next(), self.identity.teachers.len(), self.options.extras())?;
         if block.is_empty() {
             return Ok(());
         }
@@ -165,7 +165,7 @@ impl LogWriter {
             dir: &self.dir,
             identity: &self.identity,
             top_k: self.options.top_k,
-            keep_text: self.options.keep_text,
+            extras: self.options.extras(),
             shared: &self.shared,
         };
         let outcome = match self.metrics.observe_retention(|| pass.run(retention, need)) {

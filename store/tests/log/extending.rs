@@ -11,7 +11,8 @@ use std::fs;
 use std::path::Path;
 use store::log::{ExtendedLog, Need, Pass, Retention, Texts};
 use store::{
-    Entry, Identity, LogOptions, LogReader, LogWriter, Payload, Precision, SequenceNumber, StoreError, TeacherEntry,
+    ComputedIn, Entry, Identity, LogOptions, LogReader, LogWriter, Payload, Precision, SequenceNumber, StoreError,
+    TeacherEntry,
 };
 
 fn later() -> TeacherEntry {
@@ -19,7 +20,7 @@ fn later() -> TeacherEntry {
 }
 
 fn extended(folder: &Folder) -> Result<ExtendedLog, StoreError> {
-    ExtendedLog::open(&folder.path("log"), &folder.path("out"), later(), BTreeMap::new(), 1 << 20)
+    ExtendedLog::open(&folder.path("log"), &folder.path("out"), later(), BTreeMap::new(), 1 << 20, ComputedIn::Float32)
 }
 
 /// Adds a copy of teacher 3 to every record that has text.
@@ -74,7 +75,9 @@ fn settings_may_be_others() {
     let folder = Folder::new();
     let source = folder.put("log", &sealed(&[5, 9]));
     let setting = |value: &str| [("run.seed".to_owned(), value.to_owned())].into();
-    let open = |value: &str| ExtendedLog::open(&source, &folder.path("out"), later(), setting(value), 1 << 20);
+    let open = |value: &str| {
+        ExtendedLog::open(&source, &folder.path("out"), later(), setting(value), 1 << 20, ComputedIn::Float32)
+    };
     write(open("1").unwrap()).unwrap();
     assert_eq!(LogReader::open(&folder.path("out")).unwrap().identity().settings["run.seed"], "1");
     assert!(open("1").is_ok());
@@ -193,8 +196,15 @@ fn another_folder_than_its_own_is_refused() {
 
     let folder = Folder::new();
     let source = folder.put("log", &sealed(&[5]));
-    let twice = ExtendedLog::open(&source, &folder.path("out"), identity().teachers[1].clone(), BTreeMap::new(), 1)
-        .unwrap_err();
+    let twice = ExtendedLog::open(
+        &source,
+        &folder.path("out"),
+        identity().teachers[1].clone(),
+        BTreeMap::new(),
+        1,
+        ComputedIn::Float32,
+    )
+    .unwrap_err();
     assert!(matches!(twice, StoreError::Selection { .. }) && twice.to_string().contains("`de` already"), "{twice}");
 }
 

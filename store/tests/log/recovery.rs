@@ -231,13 +231,13 @@ fn row_9_foreign_files_are_corrupt() {
 fn row_10_a_newer_version_is_refused() {
     let disk = unsealed(&[5]);
     let (path, mut bytes) = last_segment(&disk);
-    bytes[8] = 4;
+    bytes[8] = 5;
     let header = 16 + u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
     let checksum = crc32fast::hash(&bytes[..header]).to_le_bytes();
     bytes[header..header + 4].copy_from_slice(&checksum);
     disk.put(&path, bytes);
     for failure in [open(&disk, &options(1)).map(|_| ()), read(&disk).map(|_| ())] {
-        assert!(matches!(failure, Err(StoreError::NewerVersion { version: 4, supported: 3, .. })));
+        assert!(matches!(failure, Err(StoreError::NewerVersion { version: 5, supported: 4, .. })));
     }
 }
 

@@ -3,10 +3,13 @@
 use crate::memory_disk::MemoryDisk;
 use crate::sample::{DIR, append_blocks, block, durable, entry, identity, open, options, sealed, segments, verify};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use store::log::{Need, Pass, PrecisionRange, Retention, TeacherStat, stat_with, verify_with};
-use store::{Entry, LanguageStat, LogOptions, LogStat, Payload, Precision, Record, SequenceNumber, StoreError};
+use store::{
+    ComputedIn, Entry, LanguageStat, LogOptions, LogStat, Payload, Precision, Record, SequenceNumber, StoreError,
+};
 
 fn stat(disk: &MemoryDisk) -> LogStat {
     store::log::stat_on(Arc::new(disk.clone()), Path::new(DIR)).unwrap()
@@ -57,12 +60,20 @@ fn stat_counts_teachers_and_languages() {
         let expected = TeacherStat {
             copies: of_teacher().count() as u64,
             labelled: of_teacher().filter(|copy| copy.label.is_some()).count() as u64,
+            computed_in: of_teacher().filter_map(|copy| copy.label.as_ref()).fold(
+                BTreeMap::new(),
+                |mut counts, label| {
+                    *counts.entry(label.computed_in).or_default() += 1;
+                    counts
+                },
+            ),
             dropped: if name == "fi" { 0 } else { of_teacher().filter(|copy| copy.label.is_none()).count() as u64 },
             tokens: of_teacher().map(|copy| copy.token_ids.len() as u64).sum(),
             masked_positions: of_teacher().map(|copy| copy.gold_ids.len() as u64).sum(),
         };
         assert_eq!(stat.teachers[name], expected, "{name}");
         assert_eq!((expected.labelled == 0, expected.copies > 0), (name == "fi", true));
+        assert_eq!(expected.computed_in.len(), if name == "fi" { 0 } else { 3 }, "{expected:?}");
     }
     for name in ["en", "de"] {
         let of_language = || records(&entries).filter(|record| &*record.language == name);
@@ -160,6 +171,28 @@ fn verify_needs_neither_many_threads_nor_much_memory() {
 }
 
 /// Of several damaged blocks the first is named, whichever thread finds it first.
+/// A log that ends in a block's end looks whole; but its last writer said how far it was durable.
+#[test]
+fn verify_notices_that_what_was_durable_is_missing() {
+    let whole = sealed(&[5, 9, 12]);
+    assert_eq!(verify(&whole).unwrap().said_durable, None);
+    let last = segments(&whole).pop().unwrap();
+    let bytes = whole.files(Path::new(DIR)).remove(&last).unwrap();
+    // The segment, its only block, or a piece of that.
+    for left in [None, Some(bytes.len() / 2), Some(bytes.len() * 3 / 4)] {
+        let disk = whole.copy();
+        disk.delete(&last);
+        left.into_iter().for_each(|length| disk.put(&last, bytes[..length].to_vec()));
+        let verification = verify(&disk).unwrap();
+        assert_eq!((verification.durable, verification.said_durable), (durable(9), Some(SequenceNumber(12))));
+        let text = verification.to_string();
+        assert!(text.contains("missing: 3 entries") && !text.contains("is lost"), "{text}");
+        // Who goes on with the log says anew how far it is.
+        drop(open(&disk, &options(1)).unwrap());
+        assert_eq!(verify(&disk).unwrap().said_durable, None);
+    }
+}
+
 #[test]
 fn verify_names_the_first_damage() {
     let disk = sealed(&[5, 9, 13, 30]);
@@ -232,16 +265,18 @@ fn dump_has_the_promised_shape() {
     label.top_logits = vec![9.5, 8.25, 0.1, 3.5, 2.5, -1.0];
     label.log_sum_exp = vec![11.25, 12.5];
     label.gold_logits = vec![9.5, -3.0];
+    label.computed_in = ComputedIn::Bfloat16;
     for copy in &mut record.copies {
         copy.token_ids = vec![2, 10, 4, 11, 4, 3];
         copy.masked_positions = vec![2, 4];
         copy.gold_ids = vec![17, 18];
     }
-    let copy = |teacher: &str, label: [Value; 4]| {
-        let [top_ids, top_logits, log_sum_exp, gold_logits] = label;
+    let copy = |teacher: &str, label: [Value; 5]| {
+        let [top_ids, top_logits, log_sum_exp, gold_logits, computed_in] = label;
         json!({
             "teacher": teacher, "token_ids": [2, 10, 4, 11, 4, 3], "masked_positions": [2, 4], "gold_ids": [17, 18],
             "top_ids": top_ids, "top_logits": top_logits, "log_sum_exp": log_sum_exp, "gold_logits": gold_logits,
+            "computed_in": computed_in,
         })
     };
     let labelled = [
@@ -249,6 +284,7 @@ fn dump_has_the_promised_shape() {
         json!([[9.5, 8.25, 0.1], [3.5, 2.5, -1.0]]),
         json!([11.25, 12.5]),
         json!([9.5, -3.0]),
+        json!("bfloat16"),
     ];
     let mut expected = json!({
         "seq": 0, "source": "en", "document": "text/en.txt@0", "span": [0, 100], "language": "en", "round": 0,

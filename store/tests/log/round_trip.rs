@@ -1,15 +1,17 @@
 //! What is appended comes back.
 
 use crate::memory_disk::MemoryDisk;
-use crate::sample::{DIR, block, check_content, durable, entry, open, options, read, segments, textless, verify};
+use crate::sample::{
+    DIR, block, check_content, durable, entry, float32, open, options, read, segments, textless, verify,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use store::{
-    Entry, Label, LogOptions, MaskedCopy, Payload, Precision, Record, SequenceNumber, Skip, SourceCursor, Span,
-    StoreError,
+    ComputedIn, Entry, Label, LogOptions, MaskedCopy, Payload, Precision, Record, SequenceNumber, Skip, SourceCursor,
+    Span, StoreError,
 };
 
 fn name() -> impl Strategy<Value = Arc<str>> {
@@ -47,7 +49,8 @@ fn label(masked: usize, gold_ids: Vec<u32>) -> impl Strategy<Value = Label> {
                         gold_logits[position] = top_logits[first];
                     }
                 }
-                Label { top_k, top_ids, top_logits, log_sum_exp, gold_logits }
+                let computed_in = ComputedIn::from_code(choice / 64).unwrap_or_default();
+                Label { top_k, top_ids, top_logits, log_sum_exp, gold_logits, computed_in }
             },
         )
     })
@@ -306,7 +309,9 @@ fn versions(disk: &MemoryDisk) -> Vec<u8> {
 #[test]
 fn text_is_kept_from_where_that_is_switched_on() {
     let disk = MemoryDisk::default();
-    let plain = LogOptions { keep_text: false, ..options(1 << 20) };
+    let [plain, texts] =
+        [false, true].map(|keep_text| LogOptions { keep_text, computed_in: false, ..options(1 << 20) });
+    let (block, entry) = (|range| block(range).into_iter().map(float32).collect::<Vec<_>>(), |at| float32(entry(at)));
     let (mut log, _) = open(&disk, &plain).unwrap();
     let refused = log.append(&block(0..5)).unwrap_err();
     assert!(matches!(refused, StoreError::InvalidEntry { .. }), "{refused}");
@@ -318,7 +323,7 @@ fn text_is_kept_from_where_that_is_switched_on() {
     let bytes = disk.files(Path::new(DIR)).remove(&segments(&disk)[0]).unwrap();
     assert!(!bytes.windows(9).any(|window| window == b"keep_text"), "the header has a field more");
 
-    let (mut log, _) = open(&disk, &options(1 << 20)).unwrap();
+    let (mut log, _) = open(&disk, &texts).unwrap();
     log.append(&block(5..12)).unwrap();
     drop(log);
     let (mut log, _) = open(&disk, &plain).unwrap();
@@ -333,14 +338,59 @@ fn text_is_kept_from_where_that_is_switched_on() {
     assert_eq!(verify(&disk).unwrap().entries, 13);
 }
 
+/// The same of labels that were computed in something else than float32.
+#[test]
+fn a_log_says_what_labels_were_computed_in_from_where_they_may_differ() {
+    for precision in [Precision::Exact, Precision::Compact] {
+        let disk = MemoryDisk::default();
+        let [plain, narrow] =
+            [false, true].map(|computed_in| LogOptions { computed_in, precision, ..options(1 << 20) });
+        let (mut log, _) = open(&disk, &plain).unwrap();
+        let refused = log.append(&block(0..5)).unwrap_err();
+        assert!(matches!(refused, StoreError::InvalidEntry { .. }), "{refused}");
+        assert!(refused.to_string().contains("labels in bfloat16, and the log is written for float32"), "{refused}");
+        let before: Vec<_> = block(0..5).into_iter().map(float32).collect();
+        log.append(&before).unwrap();
+        drop(log);
+        let bytes = disk.files(Path::new(DIR)).remove(&segments(&disk)[0]).unwrap();
+        assert!(!bytes.windows(11).any(|window| window == b"computed_in"), "the header has a field more");
+        let (mut log, _) = open(&disk, &narrow).unwrap();
+        log.append(&block(5..12)).unwrap();
+        let all_float32: Vec<_> = block(12..15).into_iter().map(float32).collect();
+        log.append(&all_float32).unwrap();
+        drop(log);
+        let (mut log, _) = open(&disk, &plain).unwrap();
+        log.append(&[float32(entry(15))]).unwrap();
+        log.seal().unwrap();
+        assert_eq!(versions(&disk), [3, 4, 3]);
+        assert_eq!(verify(&disk).unwrap().entries, 16);
+        let reader = read(&disk).unwrap();
+        let expected = before.into_iter().chain(block(5..12)).chain(all_float32).chain([float32(entry(15))]);
+        for entry in expected {
+            let computed_in = |entry: &Entry| match &entry.payload {
+                Payload::Record(record) => {
+                    record.copies.iter().map(|copy| copy.label.as_ref().map(|label| label.computed_in)).collect()
+                }
+                _ => Vec::new(),
+            };
+            assert_eq!(
+                computed_in(&reader.entry(entry.sequence).unwrap()),
+                computed_in(&entry),
+                "{}",
+                entry.sequence.0
+            );
+        }
+    }
+}
+
 /// An empty log takes the new setting at once.
 #[test]
 fn a_log_without_entries_is_begun_again_with_texts() {
     let disk = MemoryDisk::default();
-    drop(open(&disk, &LogOptions { keep_text: false, ..options(1 << 20) }).unwrap());
+    drop(open(&disk, &LogOptions { keep_text: false, computed_in: false, ..options(1 << 20) }).unwrap());
     let (mut log, _) = open(&disk, &options(1 << 20)).unwrap();
     log.append(&block(0..5)).unwrap();
     log.sync().unwrap();
-    assert_eq!(versions(&disk), [3]);
+    assert_eq!(versions(&disk), [4]);
     assert_eq!(check_content(&read(&disk).unwrap()), 5);
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use store::{
-    DurablePosition, Entry, Identity, Label, LogOptions, LogReader, LogWriter, MaskedCopy, Payload, Precision, Record,
-    Recovery, SequenceNumber, Skip, SourceCursor, Span, StoreError, TeacherEntry,
+    ComputedIn, DurablePosition, Entry, Identity, Label, LogOptions, LogReader, LogWriter, MaskedCopy, Payload,
+    Precision, Record, Recovery, SequenceNumber, Skip, SourceCursor, Span, StoreError, TeacherEntry,
 };
 
 pub(crate) const DIR: &str = "/state/log";
@@ -31,7 +31,7 @@ pub(crate) fn identity() -> Identity {
 
 pub(crate) fn options(segment_bytes: u64) -> LogOptions {
     let sync_interval = Duration::from_secs(3600);
-    LogOptions { segment_bytes, sync_interval, top_k: 3, keep_text: true, ..LogOptions::default() }
+    LogOptions { segment_bytes, sync_interval, top_k: 3, keep_text: true, computed_in: true, ..LogOptions::default() }
 }
 
 pub(crate) fn open(disk: &MemoryDisk, options: &LogOptions) -> Result<(LogWriter, Recovery), StoreError> {
@@ -104,6 +104,15 @@ fn text(sequence: u64) -> Arc<str> {
     text.into()
 }
 
+/// The entry with labels in float32 alone.
+pub(crate) fn float32(mut entry: Entry) -> Entry {
+    if let Payload::Record(record) = &mut entry.payload {
+        let labels = record.copies.iter_mut().filter_map(|copy| copy.label.as_mut());
+        labels.for_each(|label| label.computed_in = ComputedIn::Float32);
+    }
+    entry
+}
+
 /// The entry without its text.
 pub(crate) fn textless(mut entry: Entry) -> Entry {
     if let Payload::Record(record) = &mut entry.payload {
@@ -124,6 +133,7 @@ fn copy(sequence: u64, teacher: u16) -> MaskedCopy {
         top_logits: (0..6).map(|at| 9.5 - at as f32 * 1.37 - (number(at + 200) % 1000) as f32 / 3000.0).collect(),
         log_sum_exp: vec![11.25, 12.0 + (number(300) % 100) as f32 / 7.0],
         gold_logits: vec![9.5 - (number(200) % 1000) as f32 / 3000.0, -3.0],
+        computed_in: ComputedIn::ALL[[0, 0, 1, 2][(sequence % 4) as usize]],
     });
     MaskedCopy { teacher, token_ids, masked_positions, gold_ids, label }
 }

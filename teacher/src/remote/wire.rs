@@ -3,10 +3,10 @@
 //! Numbers are little-endian; lists are preceded by their length. All that comes in is checked: a message may be anybody's.
 
 use sha2::{Digest, Sha256};
-use store::{Label, MaskedCopy, SequenceNumber};
+use store::{ComputedIn, Label, MaskedCopy, SequenceNumber};
 
 /// Version of the messages. Both sides have the same, or do not talk.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
 const LEVEL: i32 = 1;
 /// No batch's labels come in more parts.
 const MOST_PARTS: u32 = 1 << 16;
@@ -197,6 +197,7 @@ impl Writer {
         self.floats(&label.top_logits);
         self.floats(&label.log_sum_exp);
         self.floats(&label.gold_logits);
+        self.number(u32::from(label.computed_in.code()));
     }
 
     fn pack(self) -> Vec<u8> {
@@ -284,6 +285,11 @@ impl Reader<'_> {
         if sound { Ok(copy) } else { Err(WireError("a copy's lists do not fit each other")) }
     }
 
+    fn computed_in(&mut self) -> Result<ComputedIn, WireError> {
+        let code = u8::try_from(self.number()?).ok();
+        code.and_then(ComputedIn::from_code).ok_or(WireError("what a label was computed in is not known"))
+    }
+
     fn label(&mut self) -> Result<Label, WireError> {
         let label = Label {
             top_k: self.number()? as usize,
@@ -291,6 +297,7 @@ impl Reader<'_> {
             top_logits: self.floats()?,
             log_sum_exp: self.floats()?,
             gold_logits: self.floats()?,
+            computed_in: self.computed_in()?,
         };
         let positions = label.log_sum_exp.len();
         let sound = label.top_k > 0
@@ -330,6 +337,7 @@ mod tests {
             top_logits: vec![3.5, -0.0, f32::MIN_POSITIVE, -7.25],
             log_sum_exp: vec![4.0, 5.0],
             gold_logits: vec![0.5, -1.5],
+            computed_in: ComputedIn::Float16,
         }
     }
 

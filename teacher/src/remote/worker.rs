@@ -513,7 +513,8 @@ mod tests {
             let ids = (0..80).map(|at| first.wrapping_mul(0x9e37_79b9).rotate_left(at) % 90_000);
             let top_ids: Vec<u32> = ids.collect();
             let top_logits = top_ids.iter().map(|id| *id as f32 * 1.37).collect();
-            Label { top_k: 8, top_ids, top_logits, log_sum_exp: vec![1.5; 10], gold_logits: vec![2.5; 10] }
+            let (log_sum_exp, gold_logits) = (vec![1.5; 10], vec![2.5; 10]);
+            Label { top_k: 8, top_ids, top_logits, log_sum_exp, gold_logits, ..Label::default() }
         };
         let labels: Vec<Label> = (0..21).map(label).collect();
         let whole = messages(key, "w", Ok(labels.clone()), 1 << 20);

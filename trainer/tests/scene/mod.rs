@@ -261,6 +261,7 @@ fn copy(teacher: u16, sequence: u64, poisoned: bool) -> MaskedCopy {
         top_logits: [gold_logit, 2.0, 1.0].repeat(2),
         log_sum_exp: vec![gold_logit + TEACHER_LOSS; 2],
         gold_logits: vec![gold_logit; 2],
+        ..Label::default()
     };
     MaskedCopy { teacher, token_ids, masked_positions, gold_ids, label: Some(label) }
 }

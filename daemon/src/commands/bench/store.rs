@@ -120,6 +120,7 @@ fn measure(args: &BenchStoreArgs) -> Result<StoreFigures, Failure> {
         top_k: records.top_k,
         precision: args.precision,
         keep_text: records.keep_text,
+        computed_in: true,
         ..LogOptions::default()
     };
     let encode = rate(args, records.positions, || encode(&records, &options, MemoryDisk::default()))?;

@@ -33,12 +33,12 @@ struct Sum {
 /// Sends the documents of a file, in as many requests as it takes. While the daemon is busy or its inbox full, waits.
 pub fn push(args: &PushArgs, socket: &Path, as_json: bool) -> Result<(), Failure> {
     let path = &args.file;
-    let form = form(args);
     let key = args.key.clone().unwrap_or_else(own_key);
     let mut input: Box<dyn BufRead> = match path.as_os_str() == "-" {
         true => Box::new(io::stdin().lock()),
         false => Box::new(BufReader::new(File::open(path).map_err(|error| Failure::io("open", path, &error))?)),
     };
+    let form = form(args, input.as_mut()).map_err(|error| Failure::io("read", path, &error))?;
     let mut sum = Sum::default();
     loop {
         let (body, lines) =
@@ -133,13 +133,20 @@ fn next_request(input: &mut dyn BufRead, form: PushForm, least_bytes: usize) -> 
     }
 }
 
-fn form(args: &PushArgs) -> PushForm {
+fn form(args: &PushArgs, input: &mut dyn BufRead) -> io::Result<PushForm> {
     let named = args.file.extension().is_some_and(|extension| extension == "jsonl" || extension == "ndjson");
-    match args.format.as_deref() {
+    Ok(match args.format.as_deref() {
         Some("jsonl") => PushForm::JsonLines,
-        None if named => PushForm::JsonLines,
-        _ => PushForm::Text,
-    }
+        Some(_) => PushForm::Text,
+        None if named || begins_with_an_object(input.fill_buf()?) => PushForm::JsonLines,
+        None => PushForm::Text,
+    })
+}
+
+/// Whether the first line is one of JSON: labelled as text, braces and quotes would go into the student.
+fn begins_with_an_object(bytes: &[u8]) -> bool {
+    let mut visible = bytes.iter().filter(|byte| !byte.is_ascii_whitespace());
+    visible.next() == Some(&b'{') && matches!(visible.next(), Some(b'"' | b'}'))
 }
 
 /// A key that no other call has.
@@ -164,6 +171,15 @@ mod tests {
         }
         let expected: Vec<_> = expected.iter().map(|(body, lines)| ((*body).to_owned(), *lines)).collect();
         assert_eq!(requests, expected);
+    }
+
+    #[test]
+    fn json_is_known_by_its_beginning() {
+        for (text, expected) in
+            [("{\"text\": 1}", true), ("\n { \"a", true), ("{}", true), ("{ text }", false), ("", false)]
+        {
+            assert_eq!(begins_with_an_object(text.as_bytes()), expected, "{text}");
+        }
     }
 
     #[test]

@@ -5,11 +5,12 @@ use super::{log_progress, print_json, print_line, write_predictions, write_whole
 use crate::cli::FinetuneArgs;
 use crate::failure::{ExitCode, Failure};
 use crate::threads::cores;
-use model::{Encoder, RolePool, Tokenizer, fingerprint_weights};
+use model::{Encoder, RolePool, Tokenizer, check_weights, fingerprint_weights};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use trainer::downstream::table::{self, Setting, Table};
@@ -65,6 +66,7 @@ pub(super) fn suite(args: &FinetuneArgs, path: &Path) -> Result<(), Failure> {
     for folder in [Some(out), args.predictions.as_ref()].into_iter().flatten() {
         std::fs::create_dir_all(folder).map_err(|error| Failure::io("create", folder, &error))?;
     }
+    look_at_inputs(&suite)?;
     let pool = RolePool::alone("finetune", args.threads.unwrap_or_else(cores)).map_err(of_model)?;
     let (mut tables, mut diverged) = (Vec::new(), Vec::new());
     for task in &suite.tasks {
@@ -102,6 +104,19 @@ pub(super) fn suite(args: &FinetuneArgs, path: &Path) -> Result<(), Failure> {
             Err(Failure::new(ExitCode::DataError, reason))
         }
     }
+}
+
+/// What the last run needs is missed before the first.
+fn look_at_inputs(suite: &Suite) -> Result<(), Failure> {
+    for model in &suite.models {
+        check_weights(&model.path).map_err(of_model)?;
+        let languages = suite.tasks.iter().flat_map(|task| task.files.keys());
+        let tokenizers: BTreeSet<&Path> = languages.map(|language| model.tokenizer(language)).collect();
+        tokenizers.into_iter().try_for_each(|folder| Tokenizer::load(folder).map(drop)).map_err(of_model)?;
+    }
+    let files = suite.tasks.iter().flat_map(|task| task.files.values());
+    let mut paths = files.flat_map(|files| [&files.train, &files.dev, &files.test]).flatten();
+    paths.try_for_each(|path| File::open(path).map(drop).map_err(|error| Failure::io("read", path, &error)))
 }
 
 /// Whether a model is fine-tuned on a language: for itself, or to be tested in others.

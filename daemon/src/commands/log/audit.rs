@@ -12,12 +12,12 @@ use super::{model_failure, open_tokenizer};
 use crate::cli::LogAuditArgs;
 use crate::failure::{ExitCode, Failure};
 use comparison::{Recomputed, Tally};
-use draw::{Drawn, draw};
-use model::device::Precision as Numbers;
+use draw::{Drawn, Wanted, draw};
 use model::{RolePool, Tokenizer};
 use serde::Serialize;
-use store::{Identity, Label, LogReader, MaskedCopy, Precision, TeacherEntry};
-use teacher::{Runner, RunnerOptions};
+use std::collections::BTreeMap;
+use store::{ComputedIn, Identity, Label, LogReader, MaskedCopy, Precision, TeacherEntry};
+use teacher::{Runner, RunnerOptions, computed_in};
 
 /// Float32 labels of one copy differ by less than this from batch to batch, in nats.
 const FLOAT_TOLERANCE: f64 = 1e-3;
@@ -54,6 +54,8 @@ struct Report {
     precision: Precision,
     /// Drawn.
     records: usize,
+    /// What their labels were computed in.
+    computed_in: BTreeMap<&'static str, usize>,
     /// Masked positions of the drawn copies.
     positions: u64,
     /// Stored top-k entries at these positions.
@@ -92,12 +94,15 @@ pub(super) fn audit(args: &LogAuditArgs) -> Result<(), Failure> {
     let log = LogReader::open(&args.log.dir)?;
     let tokenizer = open_tokenizer(&args.teacher)?;
     let (index, entry) = find_teacher(log.identity(), args, &tokenizer)?;
-    let mut drawn = draw(&log, index, args.sample, args.seed)?;
+    let wanted = Wanted { teacher: index, computed_in: args.computed_in.map(computed_in) };
+    let mut drawn = draw(&log, wanted, args.sample, args.seed)?;
     if drawn.is_empty() {
-        let message = format!("the log in {} holds no labels of teacher `{}`", args.log.dir.display(), entry.name);
+        let of =
+            wanted.computed_in.map_or(String::new(), |numbers| format!(" that were computed in {}", numbers.name()));
+        let message = format!("the log in {} holds no labels of teacher `{}`{of}", args.log.dir.display(), entry.name);
         return Err(Failure::new(ExitCode::NoInput, message));
     }
-    let records = drawn.len();
+    let made: Vec<ComputedIn> = drawn.iter().map(|drawn| drawn.label.computed_in).collect();
     let samples = log.identity().tail_samples();
     for drawn in drawn.iter_mut().filter(|_| samples > 0) {
         drawn.label = drawn.label.head(drawn.label.top_k.saturating_sub(samples));
@@ -107,20 +112,13 @@ pub(super) fn audit(args: &LogAuditArgs) -> Result<(), Failure> {
     let place = args.place.placement()?;
     let options = RunnerOptions { name: entry.name.clone(), index, top_k, tail: None, on: place.on_device() };
     let tally = pool.install(|| compare(Runner::load(&args.teacher, &tokenizer, options)?, drawn))?;
-    let numbers = [place.precision, args.labelled_in.unwrap_or(Numbers::F32)];
-    let report = Report::new(entry, log.precision(), numbers, records, tally);
+    let report = Report::new(entry, log.precision(), computed_in(place.precision), &made, tally);
     report.print(args.log.json)?;
     if report.within_bounds {
         return Ok(());
     }
-    let by_gpu = match numbers {
-        [Numbers::F32, Numbers::F32] => {
-            " (if a GPU made them in fewer bits, say so: --labelled-in bfloat16, or float16)"
-        }
-        _ => "",
-    };
     let message = format!(
-        "labels of teacher `{}` in {} differ by more than precision `{}` allows: label again, or verify the log{by_gpu}",
+        "labels of teacher `{}` in {} differ by more than precision `{}` allows: label again, or verify the log",
         report.teacher,
         args.log.dir.display(),
         report.precision
@@ -241,14 +239,17 @@ fn recompute(runner: &Runner, batch: &[Drawn], rows: usize) -> Result<Vec<Recomp
 }
 
 impl Report {
-    /// `numbers`: what the labels were made in, the first time and again.
-    fn new(entry: &TeacherEntry, precision: Precision, numbers: [Numbers; 2], records: usize, tally: Tally) -> Self {
-        let (tolerance, divergence) = numbers
-            .into_iter()
+    /// `made` says what each record's label was computed in, `again` what all are now: the bounds are those of the coarsest.
+    fn new(entry: &TeacherEntry, precision: Precision, again: ComputedIn, made: &[ComputedIn], tally: Tally) -> Self {
+        let mut computed_in = BTreeMap::new();
+        made.iter().for_each(|numbers| *computed_in.entry(numbers.name()).or_default() += 1);
+        let (tolerance, divergence) = made
+            .iter()
+            .chain([&again])
             .map(|numbers| match numbers {
-                Numbers::F32 => (FLOAT_TOLERANCE, FLOAT_DIVERGENCE),
-                Numbers::Bf16 => (BF16_TOLERANCE, BF16_DIVERGENCE),
-                Numbers::F16 => (F16_TOLERANCE, F16_DIVERGENCE),
+                ComputedIn::Float32 => (FLOAT_TOLERANCE, FLOAT_DIVERGENCE),
+                ComputedIn::Bfloat16 => (BF16_TOLERANCE, BF16_DIVERGENCE),
+                ComputedIn::Float16 => (F16_TOLERANCE, F16_DIVERGENCE),
             })
             .fold((0.0, 0.0), |(a, b), (c, d)| (f64::max(a, c), f64::max(b, d)));
         let (bound, kl_bound) = match precision == Precision::Exact {
@@ -267,7 +268,8 @@ impl Report {
         Self {
             teacher: entry.name.clone(),
             precision,
-            records,
+            records: made.len(),
+            computed_in,
             positions: tally.positions,
             entries: tally.entries,
             id_sets_differ: tally.id_sets_differ,
@@ -290,6 +292,9 @@ impl Report {
         print_line(&format!(
             "teacher `{teacher}`, precision {precision}: {records} records, {positions} positions, {entries} entries"
         ))?;
+        let computed_in: Vec<String> =
+            self.computed_in.iter().map(|(numbers, records)| format!("{records} in {numbers}")).collect();
+        print_line(&format!("labels computed in: {}", computed_in.join(", ")))?;
         print_line(&format!("{:<28}{:>11}{:>11}{:>11}{:>11}", "nats", "mean", "p99", "max", "bound"))?;
         let rows = [
             ("|Δ log p|, entries", &self.log_p),

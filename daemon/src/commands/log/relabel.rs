@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::log::{ExtendedLog, Pass, Progress};
 use store::{Entry, Identity, LogReader, SequenceNumber, TeacherEntry};
-use teacher::{Runner, RunnerOptions, TailOptions};
+use teacher::{Runner, RunnerOptions, TailOptions, computed_in};
 
 /// Between two lines about the progress, where there is no terminal.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
@@ -65,13 +65,15 @@ pub(super) fn relabel(args: &LogRelabelArgs) -> Result<(), Failure> {
         weights_fingerprint: model::fingerprint_weights(&args.teacher).map_err(model_failure)?,
     };
     let length = (SEQUENCE_LENGTH_KEY.to_owned(), settings.max_sequence_length.to_string());
-    let log = ExtendedLog::open(&args.dir, &args.out, entry, [length].into(), args.segment_bytes)?;
+    let place = args.place.placement()?;
+    let computed_in = computed_in(place.precision);
+    let log = ExtendedLog::open(&args.dir, &args.out, entry, [length].into(), args.segment_bytes, computed_in)?;
     let others = others(args, reader.identity(), &settings, &languages)?;
     let labelled: BTreeSet<String> = languages.iter().cloned().collect();
     check_texts(args, &log, &labelled)?;
     let pool = RolePool::alone("relabel", args.threads.unwrap_or_else(crate::threads::cores)).map_err(model_failure)?;
     let tail = TailOptions::of(reader.identity().tail_samples(), settings.masking.seed);
-    let on = args.place.placement()?.on_device();
+    let on = place.on_device();
     let options = RunnerOptions { name: name.clone(), index: log.teacher(), top_k: log.top_k(), tail, on };
     let runner = pool.install(|| Runner::load(&args.teacher, &tokenizer, options))?;
     let positions = runner.configuration().max_position_embeddings;

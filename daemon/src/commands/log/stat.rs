@@ -4,6 +4,7 @@ use super::aligned;
 use crate::cli::LogArgs;
 use crate::commands::{print_json, print_line};
 use crate::failure::Failure;
+use store::log::TeacherStat;
 use store::{LanguageStat, LogStat};
 
 /// Counts and sizes.
@@ -59,12 +60,25 @@ fn columns(stat: &LogStat) -> Vec<Vec<String>> {
 }
 
 fn teachers(stat: &LogStat) -> Vec<Vec<String>> {
-    let headings = ["teacher", "copies", "labelled", "dropped", "tokens", "masked positions"];
+    let headings = ["teacher", "copies", "labelled", "dropped", "tokens", "masked positions", "computed in"];
     let lines = stat.teachers.iter().map(|(name, teacher)| {
         let numbers = [teacher.copies, teacher.labelled, teacher.dropped, teacher.tokens, teacher.masked_positions];
-        [name.clone()].into_iter().chain(numbers.map(|number| number.to_string())).collect()
+        let cells = [name.clone()].into_iter().chain(numbers.map(|number| number.to_string()));
+        cells.chain([computed_in(teacher)]).collect()
     });
     [row(headings.map(str::to_owned))].into_iter().chain(lines).collect()
+}
+
+/// How many labels were computed in what, or in what all were.
+fn computed_in(teacher: &TeacherStat) -> String {
+    match teacher.computed_in.len() {
+        0 => "–".to_owned(),
+        1 => teacher.computed_in.keys().map(|numbers| numbers.name()).collect(),
+        _ => {
+            let parts = teacher.computed_in.iter().map(|(numbers, labels)| format!("{labels} {}", numbers.name()));
+            parts.collect::<Vec<_>>().join(", ")
+        }
+    }
 }
 
 fn languages(stat: &LogStat) -> Vec<Vec<String>> {

@@ -32,7 +32,7 @@ fn refuse_full(out: &Path) -> Result<(), Failure> {
 /// Writes the union of the teachers' vocabularies, and the maps into it.
 fn union(out: &Path, teachers: &[PathBuf], as_json: bool) -> Result<(), Failure> {
     refuse_full(out)?;
-    let failed = |error: model::ModelError| Failure::new(ExitCode::DataError, error);
+    let failed = |error: model::ModelError| Failure::new(ExitCode::of_model(&error), error);
     let tokenizers: Vec<Tokenizer> =
         teachers.iter().map(|path| Tokenizer::load(path)).collect::<Result<_, _>>().map_err(failed)?;
     let names: Vec<String> = teachers.iter().map(|path| path.display().to_string()).collect();

@@ -132,6 +132,8 @@ impl FolderLookout {
         let files: Vec<PastFile> = parts.past_files().copied().collect();
         lines.extend(files.chunks(PAST_FILES_OF_A_LINE).map(|files| Line::PastFiles { files: files.to_vec() }));
         lines.extend(parts.list.iter().cloned().map(Line::Taken));
+        let forgotten = parts.list.iter().filter(|taken| parts.is_forgotten(&taken.name));
+        lines.extend(forgotten.map(|taken| Line::Forgotten { name: Arc::clone(&taken.name) }));
         lines.extend(finished.iter().map(|((name, source), last_document)| {
             let (name, source) = (Arc::clone(name), Arc::clone(source));
             Line::Finished { name, source, last_document: *last_document }
@@ -246,11 +248,14 @@ impl FolderLookout {
         Ok(Some(Taken { name, path: inside(&self.folder, path), identity, characters }))
     }
 
-    /// What the file at `path` was when it last became a part, and whether every source has read that.
+    /// What the file at `path` was when it last became a part, and whether every source has read that; `None`: it was none, or one that was given up.
     fn previous(&self, path: &Path) -> Option<(Earlier, bool)> {
         let inside = inside(&self.folder, path);
         let parts = self.watched.parts();
         let Some(taken) = parts.latest_at(&inside) else { return parts.past_at(&inside).map(|past| (past, true)) };
+        if parts.is_forgotten(&taken.name) {
+            return None;
+        }
         let finished = self.watched.finished();
         let read = |source: &Arc<str>| finished.contains_key(&(Arc::clone(&taken.name), Arc::clone(source)));
         Some((Earlier::of(&taken.identity), self.sources.iter().all(read)))

@@ -7,7 +7,7 @@
 use super::super::identity::{Identity, Stamp};
 use super::super::manifest::{Characters, PastFile, Taken};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,6 +25,8 @@ pub(super) struct Parts {
     past: HashMap<u64, PastFile>,
     /// Place of a part before which nothing is read again.
     reached: usize,
+    /// Those whose files are not looked for any more.
+    forgotten: BTreeSet<Arc<str>>,
     /// Of all parts.
     pub(super) characters: Characters,
 }
@@ -43,6 +45,15 @@ impl Parts {
         self.by_path.insert(taken.path.clone(), self.count());
         self.characters.add(&taken.characters);
         self.list.push_back(taken);
+    }
+
+    /// What was not read of this part is given up.
+    pub(super) fn forget(&mut self, name: Arc<str>) {
+        self.forgotten.insert(name);
+    }
+
+    pub(super) fn is_forgotten(&self, name: &str) -> bool {
+        self.forgotten.contains(name)
     }
 
     /// Parts that were read in earlier runs: how many, with how many characters.
@@ -74,13 +85,13 @@ impl Parts {
         self.list.get_mut(index)
     }
 
-    /// The part after the one named, or the first one.
+    /// The part after the one named, or the first one; forgotten ones are passed over.
     pub(super) fn following(&self, part: Option<&str>) -> Option<&Taken> {
         let index = match part {
             None => 0,
             Some(part) => self.index(part)? + 1,
         };
-        self.list.get(index)
+        self.list.iter().skip(index).find(|taken| !self.is_forgotten(&taken.name))
     }
 
     fn index(&self, name: &str) -> Option<usize> {
@@ -102,6 +113,7 @@ impl Parts {
         }
         let taken = self.list.pop_front()?;
         self.by_name.remove(&taken.name);
+        self.forgotten.remove(&taken.name);
         if self.by_path.get(&taken.path) == Some(&self.first) {
             self.by_path.remove(&taken.path);
         }

@@ -332,7 +332,8 @@ impl Accelerator for Cuda {
             if self.pool.busy_bytes() > AHEAD_BYTES {
                 self.stream.synchronize().map_err(|error| self.of_driver(error))?;
             }
-            let mut piece = self.pool.take(from.len()).map_err(|error| self.of_room(error, from.len()))?;
+            // No room in the processor's memory is none that smaller batches would give back.
+            let mut piece = self.pool.take(from.len()).map_err(|error| self.of_driver(error))?;
             piece.first(from.len()).copy_from_slice(from);
             // SAFETY: the caller's; the piece is not used again before the GPU is done with it.
             let copied = unsafe { driver::memcpy_htod_async(to, piece.first(from.len()), stream) };
@@ -346,7 +347,7 @@ impl Accelerator for Cuda {
     unsafe fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Arrival>, DeviceError> {
         self.bind()?;
         let stream = self.stream.cu_stream();
-        let mut piece = self.pool.take(bytes).map_err(|error| self.of_room(error, bytes))?;
+        let mut piece = self.pool.take(bytes).map_err(|error| self.of_driver(error))?;
         // SAFETY: the caller's; the piece is the arrival's until the GPU is done with it.
         let copied = unsafe { driver::memcpy_dtoh_async(piece.first(bytes), from, stream) };
         let recorded = copied.and_then(|()| piece.record(stream));
@@ -358,8 +359,8 @@ impl Accelerator for Cuda {
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
         let Launch { kernel, precision, blocks: [x, y, z], threads, shared_bytes, arguments } = *launch;
+        self.bind()?; // A kernel is looked up in the thread's context too.
         let function = self.function(precision, kernel)?;
-        self.bind()?;
         let mut words: Vec<u64> = arguments.iter().map(Argument::bits).collect();
         let mut places: Vec<*mut c_void> = words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
         let stream = self.stream.cu_stream();

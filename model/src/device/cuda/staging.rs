@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 /// The most bytes of a piece: larger copies go in several.
 pub(super) const PIECE_BYTES: usize = super::super::FETCH_BYTES;
 const SMALLEST_BYTES: usize = 64 << 10;
+/// No larger piece serves than so many times what is asked for: the pieces of large copies stay free for those.
+const TOO_LARGE: usize = 4;
 
 /// A piece of it, and when the GPU is done with it.
 #[derive(Debug)]
@@ -69,12 +71,12 @@ impl Pool {
         let mut pieces = lock(&self.pieces);
         let Pieces { free, busy } = &mut *pieces;
         free.extend(busy.extract_if(.., |piece| piece.is_done()));
-        let smallest =
-            free.iter().enumerate().filter(|(_, piece)| piece.bytes >= bytes).min_by_key(|(_, piece)| piece.bytes);
-        if let Some((number, _)) = smallest {
+        let asked = bytes.next_power_of_two().max(SMALLEST_BYTES);
+        let fitting = free.iter().enumerate().filter(|(_, piece)| (bytes..=TOO_LARGE * asked).contains(&piece.bytes));
+        if let Some((number, _)) = fitting.min_by_key(|(_, piece)| piece.bytes) {
             return Ok(free.swap_remove(number));
         }
-        let bytes = bytes.next_power_of_two().max(SMALLEST_BYTES);
+        let bytes = asked;
         // Who waits for it leaves the core to others.
         let flags =
             sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 | sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;

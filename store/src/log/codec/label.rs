@@ -3,7 +3,7 @@
 use super::labels::Numbers;
 use super::quantise::{Fineness, STEP, middle, number_of};
 use crate::log::error::Damage;
-use crate::{Label, MaskedCopy};
+use crate::{ComputedIn, Label, MaskedCopy};
 
 /// No stored log-probability or log-sum-exp is further from the teacher's.
 pub(crate) const ERROR_MAX: f64 = 1.0 / 32.0;
@@ -136,6 +136,7 @@ pub(crate) fn label_of(numbers: &Numbers, top_k: usize) -> Label {
         top_logits: Vec::with_capacity(positions * top_k),
         log_sum_exp: Vec::with_capacity(positions),
         gold_logits: Vec::with_capacity(positions),
+        computed_in: ComputedIn::Float32,
     };
     for (position, steps) in numbers.log_sum_exp.iter().enumerate() {
         let top = position * top_k..(position + 1) * top_k;

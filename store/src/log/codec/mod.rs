@@ -125,7 +125,10 @@ pub(crate) fn decode(
         for (shape, token_ids) in shapes.iter().zip(&mut tokens) {
             models.copy(&mut streams, *shape, &token_ids, &mut numbers)?;
             let mut label = shape.top_k.map(|top_k| label::label_of(&numbers, top_k));
-            label.iter_mut().for_each(|label| label.top_ids = std::mem::take(&mut numbers.top_ids));
+            if let Some(label) = &mut label {
+                label.top_ids = std::mem::take(&mut numbers.top_ids);
+                label.computed_in = shape.computed_in;
+            }
             copies.push(MaskedCopy {
                 teacher: shape.teacher,
                 token_ids,
@@ -173,7 +176,7 @@ fn level_of(copies: &[&MaskedCopy], distributions: &[Distribution], numbers: &mu
             label::refine(distribution, *level, numbers);
             copy.label.as_ref().is_none_or(|label| {
                 let stored = label::label_of(numbers, label.top_k);
-                *label == Label { top_ids: label.top_ids.clone(), ..stored }
+                *label == Label { top_ids: label.top_ids.clone(), computed_in: label.computed_in, ..stored }
             })
         })
     })

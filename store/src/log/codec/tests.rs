@@ -179,6 +179,7 @@ fn divergence_is_bounded_where_probability_is_concentrated() {
                     _ => -20.0,
                 })
                 .collect(),
+            ..Label::default()
         });
         copies.push(copy);
     }

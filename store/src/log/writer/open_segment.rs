@@ -70,6 +70,7 @@ pub(crate) fn next_header(
         precision: options.precision,
         top_k: options.top_k,
         keep_text: options.keep_text,
+        computed_in: options.computed_in,
         identity: identity.clone(),
         cursors: cursors.values().cloned().collect(),
     }
@@ -89,10 +90,7 @@ pub(super) fn first_segment(
     if let Some(last) = index.segments().last().filter(|last| last.seal == Seal::Open) {
         let path = last.path.to_path_buf();
         let file = disk.open(&path, Access::Write).map_err(|error| StoreError::io("opening", &path, error))?;
-        let same = |old: &SegmentHeader| {
-            let layout = |header: &SegmentHeader| (header.top_k, header.precision, header.keep_text);
-            old.identity == header.identity && layout(old) == layout(&header)
-        };
+        let same = |old: &SegmentHeader| old.identity == header.identity && old.layout() == header.layout();
         if same(&last.header) {
             let compaction = compaction(&header, tables);
             let bytes_max = if compaction.is_some() { bytes_max(index, 2) } else { u64::MAX };

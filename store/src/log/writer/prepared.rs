@@ -41,7 +41,7 @@ impl LogWriter {
     /// [`StoreError::InvalidEntry`] if the block is empty, not well-formed, or has other numbers.
     pub fn prepare(&mut self, block: &[Entry], first: SequenceNumber) -> Result<PreparedBlock, StoreError> {
         self.usable()?;
-        validate(block, first, self.identity.teachers.len(), self.options.keep_text)?;
+        validate(block, first, self.identity.teachers.len(), self.options.extras())?;
         if block.is_empty() {
             return Err(StoreError::InvalidEntry { sequence: first, what: "a block without entries".to_owned() });
         }

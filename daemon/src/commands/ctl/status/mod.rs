@@ -153,7 +153,7 @@ mod tests {
              └─日本語  paused     ja
     Workers: ├─gpu-1/17  en      16,561 tokens/s, 120 batches, 2 in hand
              └─gpu-2/4   日本語  0 tokens/s, 7 batches, 0 in hand, silent
-    Corpora: └─wiki  en  reading  share 0.250 (set)  898 documents, 9,625 characters of 39,625 there, 3 quarantined
+    Corpora: └─wiki  en  reading  share 0.250 (set)  898 documents, 9,625 characters since the start, 39,625 there, 3 quarantined
      Scores: ├─step 200
              └─en  en  student loss 6.100, top-1 0.100; teacher 5.700, 0.200; RDT -50.0 %
 

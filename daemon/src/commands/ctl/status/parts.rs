@@ -194,7 +194,7 @@ fn corpus_line(corpus: &Value, widths: [usize; 3], languages: &Value) -> String 
     let share = number(&corpus["share"]);
     let documents = figure("documents");
     format!(
-        "{name}  {language}  {state}  share {share:.3}{set}  {documents} documents, {consumed} characters of {available} there{quarantined}"
+        "{name}  {language}  {state}  share {share:.3}{set}  {documents} documents, {consumed} characters since the start, {available} there{quarantined}"
     )
 }
 

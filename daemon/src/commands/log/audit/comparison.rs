@@ -154,6 +154,7 @@ mod tests {
             top_logits: vec![3.0, 2.0, 5.0, 4.0],
             log_sum_exp: LOGITS.iter().map(|logits| log_sum_exp(logits)).collect(),
             gold_logits: (0..2).map(|at| LOGITS[at][GOLDS[at]]).collect(),
+            ..Label::default()
         }
     }
 

@@ -6,7 +6,7 @@
 use crate::failure::Failure;
 use model::random::Philox;
 use std::collections::{BTreeSet, BinaryHeap};
-use store::{Entry, Label, LogReader, MaskedCopy, Payload, SequenceNumber, StoreError};
+use store::{ComputedIn, Entry, Label, LogReader, MaskedCopy, Payload, SequenceNumber, StoreError};
 
 /// So many entries are drawn per record that is wanted, before all are read.
 const DRAWS_PER_RECORD: u64 = 16;
@@ -28,11 +28,27 @@ pub(super) struct Drawn {
     pub(super) label: Label,
 }
 
+/// Which labels are drawn from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    /// Whose they are.
+    pub(super) teacher: u16,
+    /// What they were computed in; `None`: whatever it was.
+    pub(super) computed_in: Option<ComputedIn>,
+}
+
+impl Wanted {
+    fn is(self, copy: &MaskedCopy, label: &Label) -> bool {
+        copy.teacher == self.teacher && self.computed_in.is_none_or(|computed_in| label.computed_in == computed_in)
+    }
+}
+
 impl Drawn {
-    fn of(entry: &Entry, teacher: u16) -> Option<Self> {
+    fn of(entry: &Entry, wanted: Wanted) -> Option<Self> {
         let Payload::Record(record) = &entry.payload else { return None };
-        let mut copies = record.copies.iter().filter(|copy| copy.teacher == teacher);
-        let (mut copy, label) = copies.find_map(|copy| Some((copy.clone(), copy.label.clone()?)))?;
+        let mut labelled = record.copies.iter().filter_map(|copy| Some((copy, copy.label.as_ref()?)));
+        let (copy, label) = labelled.find(|(copy, label)| wanted.is(copy, label))?;
+        let (mut copy, label) = (copy.clone(), label.clone());
         copy.label = None;
         Some(Self { sequence: entry.sequence, copy, label })
     }
@@ -52,25 +68,25 @@ impl Drawn {
     }
 }
 
-/// Draws `count` records that hold a labelled copy of the teacher; all, if there are no more.
+/// Draws `count` records that hold such a label; all, if there are no more.
 ///
 /// # Errors
 /// When the log cannot be read.
-pub(super) fn draw(log: &LogReader, teacher: u16, count: usize, seed: u64) -> Result<Vec<Drawn>, Failure> {
+pub(super) fn draw(log: &LogReader, wanted: Wanted, count: usize, seed: u64) -> Result<Vec<Drawn>, Failure> {
     let random = Philox::new(seed, "audit", &[]);
     let most = DRAWS_PER_RECORD.saturating_mul(count as u64);
     if log.durable().end().0 - log.begin().0 > most
-        && let Some(drawn) = by_number(log, teacher, count, most, &random)?
+        && let Some(drawn) = by_number(log, wanted, count, most, &random)?
     {
         return Ok(drawn);
     }
-    by_key(log, teacher, count, &random)
+    by_key(log, wanted, count, &random)
 }
 
 /// Draws entries until `count` of them are such records; `None` if `most` were not enough.
 fn by_number(
     log: &LogReader,
-    teacher: u16,
+    wanted: Wanted,
     count: usize,
     most: u64,
     random: &Philox,
@@ -91,17 +107,17 @@ fn by_number(
             return Ok(None);
         }
         for sequence in round {
-            drawn.extend(read(log, sequence, teacher)?);
+            drawn.extend(read(log, sequence, wanted)?);
         }
     }
     Ok(Some(drawn))
 }
 
 /// Reads all entries and takes the records with the smallest keys.
-fn by_key(log: &LogReader, teacher: u16, count: usize, random: &Philox) -> Result<Vec<Drawn>, Failure> {
+fn by_key(log: &LogReader, wanted: Wanted, count: usize, random: &Philox) -> Result<Vec<Drawn>, Failure> {
     let mut smallest = BinaryHeap::new();
     for sequence in log.begin().0..log.durable().end().0 {
-        if read(log, sequence, teacher)?.is_some() {
+        if read(log, sequence, wanted)?.is_some() {
             smallest.push((random.bits(sequence, purpose::KEY), sequence));
             if smallest.len() > count {
                 smallest.pop();
@@ -111,16 +127,16 @@ fn by_key(log: &LogReader, teacher: u16, count: usize, random: &Philox) -> Resul
     let sequences: BTreeSet<u64> = smallest.into_iter().map(|(_, sequence)| sequence).collect();
     let mut drawn = Vec::new();
     for sequence in sequences {
-        drawn.extend(read(log, sequence, teacher)?);
+        drawn.extend(read(log, sequence, wanted)?);
     }
     Ok(drawn)
 }
 
 /// The copy, if the entry is such a record, and retention has not removed it in the meantime.
-fn read(log: &LogReader, sequence: u64, teacher: u16) -> Result<Option<Drawn>, Failure> {
+fn read(log: &LogReader, sequence: u64, wanted: Wanted) -> Result<Option<Drawn>, Failure> {
     match log.entry(SequenceNumber(sequence)) {
         Err(StoreError::Removed { .. }) => Ok(None),
-        entry => Ok(Drawn::of(entry?.as_ref(), teacher)),
+        entry => Ok(Drawn::of(entry?.as_ref(), wanted)),
     }
 }
 
@@ -147,6 +163,7 @@ mod tests {
                 top_logits: vec![1.0],
                 log_sum_exp: vec![2.0],
                 gold_logits: vec![0.5],
+                ..Label::default()
             }),
         };
         let name: Arc<str> = "en".into();
@@ -185,6 +202,10 @@ mod tests {
         (dir, reader)
     }
 
+    fn of(teacher: u16) -> Wanted {
+        Wanted { teacher, computed_in: None }
+    }
+
     fn sequences(drawn: &[Drawn]) -> Vec<u64> {
         drawn.iter().map(|drawn| drawn.sequence.0).collect()
     }
@@ -193,16 +214,16 @@ mod tests {
     fn no_record_is_drawn_twice_and_none_without_a_label() {
         let (_dir, log) = log();
         for count in [1, 2, 3, 10, 20, 500] {
-            let drawn = draw(&log, 1, count, 4).unwrap();
+            let drawn = draw(&log, of(1), count, 4).unwrap();
             let mut numbers = sequences(&drawn);
-            assert_eq!(numbers, sequences(&draw(&log, 1, count, 4).unwrap()), "the same seed draws the same");
+            assert_eq!(numbers, sequences(&draw(&log, of(1), count, 4).unwrap()), "the same seed draws the same");
             numbers.sort_unstable();
             numbers.dedup();
             assert_eq!(numbers.len(), count.min(20), "{count}");
             assert!(drawn.iter().all(|drawn| drawn.sequence.0.is_multiple_of(3) && drawn.copy.teacher == 1));
             assert!(drawn.iter().all(|drawn| drawn.copy.label.is_none() && drawn.label.top_ids == [7]));
         }
-        assert!(draw(&log, 2, 5, 0).unwrap().is_empty());
+        assert!(draw(&log, of(2), 5, 0).unwrap().is_empty());
     }
 
     #[test]
@@ -212,7 +233,9 @@ mod tests {
         for (count, seeds) in [(1, 2000), (10, 200)] {
             let mut times = [0_i32; ENTRIES as usize];
             for seed in 0..seeds {
-                sequences(&draw(&log, 1, count, seed).unwrap()).iter().for_each(|number| times[*number as usize] += 1);
+                sequences(&draw(&log, of(1), count, seed).unwrap())
+                    .iter()
+                    .for_each(|number| times[*number as usize] += 1);
             }
             let expected = seeds as i32 * count as i32 / 20;
             for times in times.iter().step_by(3) {

@@ -48,6 +48,7 @@ message copy {
     optional group log_sum_exp (LIST) { repeated group list { required float element; } }
     optional group gold_logits (LIST) { repeated group list { required float element; } }
     optional binary text (STRING);
+    optional binary computed_in (STRING);
 }";
 
 /// Definition level of an empty list in a column of lists; a value is one deeper.
@@ -107,6 +108,7 @@ pub(super) struct Rows {
     log_sum_exp: Nested<f32>,
     gold_logits: Nested<f32>,
     text: Nested<ByteArray>,
+    computed_in: Nested<ByteArray>,
     /// Of all columns, about.
     bytes: usize,
 }
@@ -134,6 +136,10 @@ impl Rows {
         match &record.text {
             Some(text) => self.text.value(text.as_bytes().to_vec().into()),
             None => self.text.null(),
+        }
+        match &copy.label {
+            Some(label) => self.computed_in.value(label.computed_in.name().into()),
+            None => self.computed_in.null(),
         }
         let label_values = copy.label.as_ref().map_or(0, |label| 2 * (label.top_ids.len() + label.positions()));
         let values = copy.token_ids.len() + 2 * copy.masked_positions.len() + label_values;
@@ -189,7 +195,9 @@ impl Rows {
         for lists in [&rows.top_logits, &rows.log_sum_exp, &rows.gold_logits] {
             lists.put::<FloatType, _>(&mut group)?;
         }
-        put::<ByteArrayType, _>(&mut group, &rows.text.values, Some(&rows.text.definitions), None)?;
+        for strings in [&rows.text, &rows.computed_in] {
+            put::<ByteArrayType, _>(&mut group, &strings.values, Some(&strings.definitions), None)?;
+        }
         group.close()?;
         Ok(())
     }
