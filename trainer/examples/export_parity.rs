@@ -53,13 +53,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         });
         write_known_teachers(&exported, &known.collect::<Result<Vec<_>, StripPrefixError>>()?)?;
         let folder = out.join("student");
-        trainer::export::export(&folder, &bert, &exported, 0, &[])?;
+        trainer::export::export(&folder, &bert, &exported, 0, None, &[])?;
         write_logits(&out, &bert, None)?;
         write_ids(&out, &folder, &lines)?;
         println!("{kind}: {} tokens in the union → {}", vocabulary.size(), folder.display());
         let out = out.with_file_name(format!("{kind}-cut"));
         let folder = out.join("student");
-        let cut = trainer::export::export(&folder, &bert, &exported, 0, &names[..1])?;
+        let cut = trainer::export::export(&folder, &bert, &exported, 0, None, &names[..1])?;
         write_logits(&out, &bert, Some(&kept_rows(&vocabulary)?))?;
         write_ids(&out, &folder, &lines)?;
         println!("{kind}: cut to {} tokens → {}", cut.tokens, folder.display());

@@ -4,8 +4,11 @@
 //! complete: it is put aside as `.<name>.replaced`, and put back if a crash or an error came in between.
 
 use crate::checkpoint::Checkpoints;
+use crate::evaluate::EvaluationReport;
 use crate::language_cut::LanguageCut;
-use crate::state_folder::{checkpoints_path, tokenizers_path};
+use crate::model_card::{Made, write_model_card};
+use crate::run_log::last_evaluation;
+use crate::state_folder::{checkpoints_path, metrics_path, tokenizers_path};
 use crate::{TrainerError, durable};
 use model::Bert;
 use serde::Serialize;
@@ -35,8 +38,8 @@ pub struct Exported {
     pub full_bytes: u64,
 }
 
-/// Writes `bert` after `step` steps to `out`, with the tokenizer files in `tokenizers` (see [`crate::tokenizer_export`]); cut to
-/// `languages` unless there are none (see [`crate::language_cut`]).
+/// Writes `bert` after `step` steps to `out`, with the tokenizer files in `tokenizers` (see [`crate::tokenizer_export`]) and a model card, which tells of
+/// `evaluation`; cut to `languages` unless there are none (see [`crate::language_cut`]).
 ///
 /// # Errors
 /// [`TrainerError::ExportTarget`] if `out` (or one of the hidden folders beside it) holds anything but an export;
@@ -46,6 +49,7 @@ pub fn export(
     bert: &Bert,
     tokenizers: &Path,
     step: u64,
+    evaluation: Option<&EvaluationReport>,
     languages: &[String],
 ) -> Result<Exported, TrainerError> {
     let exported = |cut: &Bert| Exported {
@@ -56,10 +60,12 @@ pub fn export(
         full_tokens: bert.configuration.vocabulary_size,
         full_bytes: 4 * bert.parameters.count() as u64,
     };
+    let made = Made { by: MADE_BY, step, evaluation };
     if languages.is_empty() {
         put_in_place(out, |partial| {
             write_marker(partial, &json!({"made_by": MADE_BY, "step": step}))?;
             copy_files(tokenizers, partial)?;
+            write_model_card(partial, &bert.configuration, &made)?;
             write_student(partial, bert)
         })?;
         return Ok(exported(bert));
@@ -70,6 +76,7 @@ pub fn export(
     put_in_place(out, |partial| {
         write_marker(partial, &json!({"made_by": MADE_BY, "step": step, "languages": languages}))?;
         cut.write_tokenizers(tokenizers, partial)?;
+        write_model_card(partial, &student.configuration, &made)?;
         write_student(partial, &student)
     })?;
     Ok(exported(&student))
@@ -120,7 +127,9 @@ pub fn export_languages(state_dir: &Path, out: &Path, languages: &[String]) -> R
         return Err(TrainerError::NoCheckpoint { path: folder });
     };
     let bert = Bert { configuration: loaded.configuration, parameters: loaded.parameters };
-    export(out, &bert, &tokenizers_path(state_dir), loaded.state.step, languages)
+    let step = loaded.state.step;
+    let evaluation = last_evaluation(&metrics_path(state_dir), step)?;
+    export(out, &bert, &tokenizers_path(state_dir), step, evaluation.as_ref(), languages)
 }
 
 /// Whether there is something at `out`, which may be replaced then.

@@ -65,7 +65,7 @@ impl Scene {
     fn export(&self, languages: &[&str]) -> Result<(PathBuf, Exported), TrainerError> {
         let out = self.folder.path().join("out");
         let languages: Vec<String> = languages.iter().map(|language| (*language).to_owned()).collect();
-        let exported = export(&out, &self.student, &self.folder.path().join("tokenizers"), 7, &languages)?;
+        let exported = export(&out, &self.student, &self.folder.path().join("tokenizers"), 7, None, &languages)?;
         Ok((out, exported))
     }
 }
@@ -175,7 +175,7 @@ fn a_cut_can_be_cut_again() {
     let (out, _) = scene.export(&["de", "fi"]).unwrap();
     let cut = Bert::load(&out, &Device::Cpu).unwrap();
     let again = scene.folder.path().join("again");
-    let exported = export(&again, &cut, &out, 7, &["fi".to_owned()]).unwrap();
+    let exported = export(&again, &cut, &out, 7, None, &["fi".to_owned()]).unwrap();
     let (once, _) = scene.export(&["fi"]).unwrap();
     assert_eq!(exported.tokens, 5 + 4);
     for file in ["vocab.txt", TOKENIZER, "model.safetensors", "teachers.json"] {

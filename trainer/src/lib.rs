@@ -53,6 +53,7 @@ mod growth;
 mod initial;
 mod inputs;
 mod metrics;
+mod model_card;
 mod need;
 mod newest;
 mod resume;

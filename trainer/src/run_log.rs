@@ -10,8 +10,11 @@ use crate::{TrainerError, durable};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+
+/// Where the last evaluation is looked for: the file of a long run is large, and evaluations are not rare.
+const LATEST_BYTES: u64 = 16 << 20;
 
 /// The file, open for appending.
 pub(crate) struct RunLog {
@@ -66,7 +69,12 @@ impl RunLog {
         self
     }
 
-    /// The last evaluation that was in the file when it was opened.
+    /// Notes the last evaluation.
+    pub(crate) fn has_evaluated(&mut self, report: &EvaluationReport) {
+        self.evaluation = Some(report.clone());
+    }
+
+    /// The last evaluation: that which was in the file when it was opened, or was noted since.
     pub(crate) fn evaluation(&self) -> Option<&EvaluationReport> {
         self.evaluation.as_ref()
     }
@@ -106,6 +114,28 @@ fn look(path: &Path, step: u64, evaluated: Option<u64>) -> io::Result<Found> {
         Ok(())
     })?;
     Ok(found)
+}
+
+/// The last evaluation until `step`, if there is one among the latest lines.
+pub(crate) fn last_evaluation(path: &Path, step: u64) -> Result<Option<EvaluationReport>, TrainerError> {
+    let read = || {
+        let mut file = File::open(path)?;
+        let first = file.metadata()?.len().saturating_sub(LATEST_BYTES);
+        file.seek(SeekFrom::Start(first))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map(|_| bytes)
+    };
+    let bytes = match read() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(TrainerError::io("read", path))?,
+    };
+    // A line that is cut at its beginning is not JSON.
+    let lines = bytes.split_inclusive(|byte| *byte == b'\n').rev();
+    let mut evaluations = lines.filter_map(|line| {
+        let line = kept(line, step, Some(step))?;
+        EvaluationReport::deserialize(line.get("evaluation")?).ok()
+    });
+    Ok(evaluations.next())
 }
 
 /// Passes each line, with its end, and the offset at which it begins.

@@ -378,6 +378,7 @@ impl Trainer {
         let Some(report) = report else { return Ok(false) };
         self.state.evaluated = Some(step);
         self.run_log.append(&EvaluationLine { step, evaluation: &report })?;
+        self.run_log.has_evaluated(&report);
         self.metrics.has_evaluated(&report, started);
         desk.report(Event::Evaluation(report));
         Ok(true)
@@ -436,7 +437,9 @@ impl Trainer {
                 let tokenizers = tokenizers_path(&self.options.state_dir);
                 let bert = self.learner.settle().and_then(|()| self.learner.student.to_bert());
                 let step = self.state.step;
-                let exported = bert.and_then(|bert| export::export(&out, &bert, &tokenizers, step, &languages));
+                let evaluation = self.run_log.evaluation();
+                let exported =
+                    bert.and_then(|bert| export::export(&out, &bert, &tokenizers, step, evaluation, &languages));
                 drop(send(&reply, exported.map(|exported| exported.path)));
             }
             Request::Change { settings, evaluation, ticket, reply } => {

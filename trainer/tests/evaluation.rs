@@ -232,6 +232,11 @@ fn an_export_is_the_student_and_replaces_only_exports() {
         {
             assert!(out.join(file).is_file(), "{file}");
         }
+        let card = fs::read_to_string(out.join("README.md")).unwrap();
+        assert!(card.starts_with("---\nlanguage:\n- \""), "{card}");
+        for word in ["| first |", "| second |", "`tokenizers/first`", ": step 9.", "## Beside its teachers"] {
+            assert!(card.contains(word), "`{word}`: {card}");
+        }
         fs::remove_file(out.join("mergedistill.json")).unwrap();
         let error = trainer::export_newest(&options.state_dir, &out).unwrap_err();
         assert!(matches!(error, TrainerError::ExportTarget { .. }), "{error}");

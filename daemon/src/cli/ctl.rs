@@ -49,7 +49,7 @@ pub enum CtlAction {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
         /// Cut it to the tokens of the teachers of these languages, separated by commas.
-        #[arg(long, value_name = "LANGUAGE", value_delimiter = ',')]
+        #[arg(long, value_name = "LANGUAGE", value_delimiter = ',', value_parser = super::trimmed)]
         languages: Vec<String>,
     },
     /// Train a cool-down from the newest checkpoint, beside the training that goes on, and export its student.
