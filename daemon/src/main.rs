@@ -66,7 +66,7 @@ fn main() -> std::process::ExitCode {
             // Nobody may be reading any more.
             let _ = writeln!(std::io::stderr(), "{}", journal::error_text(&visible::visible_lines(&message)));
             if cli.json {
-                let _ = commands::print_failure(&failure);
+                commands::print_failure(&failure);
             }
             (failure.code as u8).into()
         }

@@ -55,6 +55,14 @@ struct OpenPart {
     last_passed: u64,
 }
 
+/// What stands where a source goes on.
+pub(crate) enum Reopened {
+    /// This document; `None`: its part held none, or was removed when it was done with.
+    At(Option<Document>),
+    /// Nothing that is to be looked for: the rest of the part was given up, in the middle of a document or not.
+    Forgotten,
+}
+
 impl Documents {
     pub(crate) fn new(source: Arc<Source>, feed: Arc<dyn Feed>) -> Self {
         Self { source, feed, part: None, behind: None }
@@ -80,14 +88,18 @@ impl Documents {
     }
 
     /// Goes on behind the document at `cursor`, which is returned unless its part was removed when it was done with.
-    pub(crate) fn reopen(&mut self, cursor: &SourceCursor) -> Result<Option<Document>, IngestError> {
+    pub(crate) fn reopen(&mut self, cursor: &SourceCursor) -> Result<Reopened, IngestError> {
         let offset_bytes = cursor.document_offset_bytes;
         let changed = |problem: &str| self.changed(&cursor.file, offset_bytes, problem);
         let part = match self.feed.find(cursor) {
             Found::Part(part) => part,
             Found::Removed => {
                 self.go_behind(cursor);
-                return Ok(None);
+                return Ok(Reopened::At(None));
+            }
+            Found::Forgotten => {
+                self.go_behind(cursor);
+                return Ok(Reopened::Forgotten);
             }
             Found::Missing(problem) => return Err(changed(&problem)),
         };
@@ -105,7 +117,7 @@ impl Documents {
         let mut open = OpenPart::new(part, Some(reader), !growing);
         open.used = true;
         self.part = Some(open);
-        Ok(document)
+        Ok(Reopened::At(document))
     }
 
     /// What comes next; `cursor` is the source's, which is told to the feed at the end of a part.

@@ -36,7 +36,8 @@ pub enum IngestError {
     /// A corpus is no longer what it was when the log was written.
     #[error(
         "corpus `{corpus}`: file `{file}` was read up to byte {offset_bytes} before, but {problem}; \
-         restore the file; or, to go on without the rest of it: mergedistill corpus forget; or give the corpus a new name to read it from its start"
+         restore the file (or, of a watched folder or a followed file, go on without the rest of it: mergedistill corpus forget), or give the corpus a new name \
+         to read it from its start"
     )]
     Changed {
         /// Name of the corpus.

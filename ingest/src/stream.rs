@@ -2,7 +2,7 @@
 
 use crate::IngestError;
 use crate::corpus::Source;
-use crate::documents::{Documents, Next};
+use crate::documents::{Documents, Next, Reopened};
 use crate::duplicates::SeenTexts;
 use crate::example::{Example, Segmenter};
 use crate::feed::Feed;
@@ -321,9 +321,11 @@ impl CorpusStream {
             return Ok(());
         }
         if !self.cursor.file.is_empty() {
-            let document = self.documents.reopen(&self.cursor)?;
-            if self.cursor.next_byte != SourceCursor::DOCUMENT_DONE {
-                self.skip_covered(document)?;
+            match self.documents.reopen(&self.cursor)? {
+                Reopened::At(document) if self.cursor.next_byte != SourceCursor::DOCUMENT_DONE => {
+                    self.skip_covered(document)?;
+                }
+                Reopened::At(_) | Reopened::Forgotten => {}
             }
         }
         if ended {

@@ -19,9 +19,9 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
         return super::plan::plan(&configuration, &inputs, args.seconds, args.json);
     }
     refusals::compare(&configuration, &mut inputs)?;
-    ops::check_socket_path(&configuration.ops.socket)?;
-    if !StateFolder::is_in_use(&configuration.run.state_dir) {
-        // Whoever runs there listens itself.
+    // A service manager may listen for the daemon; and whoever is at work there listens itself.
+    if std::env::var_os("INVOCATION_ID").is_none() && !StateFolder::is_in_use(&configuration.run.state_dir) {
+        ops::check_socket_path(&configuration.ops.socket)?;
         Activated::default().try_http(configuration.ops.http)?;
     }
     if args.json {

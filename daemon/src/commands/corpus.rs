@@ -7,7 +7,9 @@ use crate::failure::{ExitCode, Failure};
 use crate::state_folder::StateFolder;
 use ingest::feed::mending;
 use serde_json::json;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use store::LogReader;
 
 /// Changes what a run reads that does not run now.
 pub fn corpus(command: &CorpusCommand) -> Result<(), Failure> {
@@ -46,7 +48,9 @@ fn recognise(config: &Path, name: &str, as_json: bool) -> Result<(), Failure> {
         );
         return Err(Failure::new(ExitCode::Usage, message));
     };
-    let found = mending::recognise(&stopped.manifests(), name, file)?;
+    let was_read = stopped.was_read()?;
+    let found =
+        mending::recognise(&stopped.manifests(), name, file, |part| was_read.get(part).copied().unwrap_or_default())?;
     if as_json {
         let found: Vec<_> = found.iter().map(|(part, path)| json!({ "file": part, "path": path })).collect();
         return print_json(&json!({ "corpus": name, "recognised": found }));
@@ -54,7 +58,10 @@ fn recognise(config: &Path, name: &str, as_json: bool) -> Result<(), Failure> {
     if found.is_empty() {
         return print_line(&format!("corpus {name}: every file is the one that was followed"));
     }
-    found.iter().try_for_each(|(part, path)| print_line(&format!("`{part}` is {}", path.display())))
+    found.iter().try_for_each(|(part, path)| {
+        let bytes = was_read.get(&**part).copied().unwrap_or_default();
+        print_line(&format!("`{part}` is {}; the log stands at byte {bytes} of it", path.display()))
+    })
 }
 
 /// A run that nobody is at work on, and one of its corpora.
@@ -83,7 +90,18 @@ impl Stopped {
         Ok(Self { configuration, corpus, _state: state })
     }
 
-    fn manifests(&self) -> std::path::PathBuf {
+    /// Where the log stands in the files of the corpus: where the last document of it begins, by the file's name.
+    fn was_read(&self) -> Result<BTreeMap<String, u64>, Failure> {
+        let log = LogReader::open(&self.configuration.store.path)?;
+        let cursors = log.cursors(log.durable())?;
+        let own = |source: &str| {
+            source.strip_prefix(&self.corpus.name).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+        };
+        let places = cursors.values().filter(|cursor| own(&cursor.source));
+        Ok(places.map(|cursor| (cursor.file.to_string(), cursor.document_offset_bytes)).collect())
+    }
+
+    fn manifests(&self) -> PathBuf {
         self.configuration.run.state_dir.join("feeds")
     }
 }

@@ -45,10 +45,11 @@ pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
 }
 
 /// Prints a failure as the one JSON document on standard output, unless something was printed there before.
-pub fn print_failure(failure: &Failure) -> Result<(), Failure> {
-    match PRINTED.load(Ordering::Relaxed) {
-        true => Ok(()),
-        false => print_json(&json!({ "error": failure.message, "exit_code": failure.code as u8 })),
+pub fn print_failure(failure: &Failure) {
+    if !PRINTED.load(Ordering::Relaxed) {
+        let document = json!({ "error": failure.message, "exit_code": failure.code as u8 });
+        // Nobody may be reading any more; the exit code says it too.
+        let _ = writeln!(std::io::stdout().lock(), "{}", visible_json(&format!("{document:#}")));
     }
 }
 

@@ -304,7 +304,9 @@ impl Configuration {
             let watched = corpus.watch.as_ref().and_then(|folder| std::path::absolute(folder).ok());
             let inside = |path: &&PathBuf| {
                 let (Some(folder), Ok(path)) = (&watched, std::path::absolute(path)) else { return false };
-                path.starts_with(folder)
+                // Hidden folders are not read.
+                let is_hidden = |part: &Path| part.iter().any(|name| name.to_string_lossy().starts_with('.'));
+                path.strip_prefix(folder).is_ok_and(|inside| !is_hidden(inside))
             };
             if let Some((what, path)) = own.iter().find(|(_, path)| inside(path)) {
                 let message =

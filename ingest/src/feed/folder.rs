@@ -94,7 +94,7 @@ impl Feed for WatchedFolder {
 
     fn find(&self, cursor: &SourceCursor) -> Found {
         if self.watched.parts().is_forgotten(&cursor.file) {
-            return Found::Removed;
+            return Found::Forgotten;
         }
         let Some(part) = self.watched.parts().get(&cursor.file).map(|taken| self.part(taken)) else {
             return Found::Missing("the manifest of the feed does not know it; was it removed?".to_owned());

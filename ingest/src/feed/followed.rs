@@ -168,7 +168,7 @@ impl Feed for FollowedFile {
         };
         let finished = self.shared.watched.finished_at(cursor);
         if part.forgotten {
-            return Found::Removed;
+            return Found::Forgotten;
         }
         match self.shared.locate(&part.file) {
             Ok(Some(path)) => Found::Part(Part { name: part.file.name, path }),

@@ -4,7 +4,7 @@ use super::followed::HEAD_BYTES;
 use super::identity::{Stamp, fingerprint};
 use super::manifest::{Followed, Line, Manifest};
 use crate::IngestError;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,37 +34,55 @@ pub fn forget(manifests: &Path, corpus: &str, file: &str) -> Result<(), IngestEr
 }
 
 /// Finds the parts of a followed file that were copied, and have another number in the file system now, by their first bytes: each must be at
-/// least as long as when it was seen last, and be in the file's folder once. Gives names and places of those that were found.
+/// least as long as when it was seen last, and as far as it `was_read`, and be in the file's folder once. Gives names and places of those that were found.
 ///
 /// # Errors
-/// When a part has two copies there, or none; nothing is written down then.
-pub fn recognise(manifests: &Path, corpus: &str, file: &Path) -> Result<Vec<(Arc<str>, PathBuf)>, IngestError> {
+/// When a part that is still to be read has two copies there, or none; nothing is written down then.
+pub fn recognise(
+    manifests: &Path,
+    corpus: &str,
+    file: &Path,
+    was_read: impl Fn(&str) -> u64,
+) -> Result<Vec<(Arc<str>, PathBuf)>, IngestError> {
     let (mut manifest, lines) = open(manifests, corpus)?;
     let failed = |source| IngestError::Io { doing: "look for copies of", path: file.to_owned(), source };
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut found = Vec::new();
-    for part in parts(lines) {
+    let mut known = Vec::new();
+    for mut part in parts(lines) {
+        part.bytes = part.bytes.max(was_read(&part.file.name));
         let copies = copies(&part, folder).map_err(failed)?;
-        if copies.iter().any(|(_, stamp)| stamp.inode == part.file.stamp.inode) {
-            continue;
-        }
-        match copies.as_slice() {
-            [(path, stamp)] => found.push((Arc::clone(&part.file.name), path.clone(), stamp.inode)),
-            [] if part.finished => {} // Nobody asks for it any more.
-            [] => {
-                let (name, bytes, folder) = (&part.file.name, part.bytes, folder.display());
-                let what = format!(
-                    "no file in {folder} begins as `{name}` did, with {bytes} bytes or more; put it back, or forget it"
-                );
-                return Err(IngestError::Options(format!("corpus `{corpus}`: {what}")));
+        known.push((part, copies));
+    }
+    let in_place = |(part, copies): &(Known, Vec<(PathBuf, Stamp)>)| {
+        copies.iter().any(|(_, stamp)| stamp.inode == part.file.stamp.inode)
+    };
+    let mut taken: BTreeSet<u64> =
+        known.iter().filter(|known| in_place(known)).map(|(part, _)| part.file.stamp.inode).collect();
+    known.retain(|known| !in_place(known));
+    // Those that are still to be read choose first: a file that begins alike may be what is left of another one.
+    known.sort_by_key(|(part, _)| part.finished);
+    let mut found = Vec::new();
+    for (part, mut copies) in known {
+        copies.retain(|(_, stamp)| !taken.contains(&stamp.inode));
+        let what = match copies.as_slice() {
+            [(path, stamp)] => {
+                taken.insert(stamp.inode);
+                found.push((Arc::clone(&part.file.name), path.clone(), stamp.inode));
+                continue;
             }
+            _ if part.finished => continue, // Nobody asks for it any more.
+            [] => format!(
+                "no file in {} begins as `{}` did, with {} bytes or more; put it back, or forget it",
+                folder.display(),
+                part.file.name,
+                part.bytes
+            ),
             several => {
                 let paths: Vec<String> = several.iter().map(|(path, _)| path.display().to_string()).collect();
-                let what =
-                    format!("{} all begin as `{}` did; leave one of them there", paths.join(" and "), part.file.name);
-                return Err(IngestError::Options(format!("corpus `{corpus}`: {what}")));
+                format!("{} all begin as `{}` did; leave one of them there", paths.join(" and "), part.file.name)
             }
-        }
+        };
+        return Err(IngestError::Options(format!("corpus `{corpus}`: {what}")));
     }
     let lines: Vec<Line> =
         found.iter().map(|(name, _, inode)| Line::Recognised { name: Arc::clone(name), inode: *inode }).collect();

@@ -214,6 +214,8 @@ pub enum Found {
     Part(Part),
     /// At the end of a part that was removed since; go on with the one that follows.
     Removed,
+    /// Anywhere in a part of which the rest was given up; go on with the one that follows.
+    Forgotten,
     /// In a part that is not there, although it was not read to its end; says why.
     Missing(String),
 }

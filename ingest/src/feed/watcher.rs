@@ -163,7 +163,8 @@ impl Reports {
         // Neither does a look through the folder go where a link leads.
         let config = notify::Config::default().with_follow_symlinks(false);
         let opened = RecommendedWatcher::new(handler, config).and_then(|mut watcher| {
-            watcher.watch(&watching.folder, mode)?;
+            // What is behind the folder's own name is watched, a link or not.
+            watcher.watch(&watching.folder.join("."), mode)?;
             Ok(watcher)
         });
         match opened {

@@ -106,7 +106,12 @@ fn files_are_taken_when_they_are_complete_and_in_the_order_of_their_dates() {
 #[test]
 fn a_file_that_is_renamed_into_place_does_not_wait_and_one_that_is_written_does() {
     let workshop = Workshop::new();
-    let options = options(&workshop, vec![watched(&workshop, "in", Duration::from_secs(3600))]);
+    let mut corpus = watched(&workshop, "in", Duration::from_secs(3600));
+    // The watched folder itself may be a link.
+    std::os::unix::fs::symlink(workshop.path("in"), workshop.path("link")).unwrap();
+    let (folder, settle, poll) = (workshop.path("link"), Duration::from_secs(3600), Duration::from_secs(3600));
+    corpus.feed = FeedOptions::Watch { folder, settle, poll };
+    let options = options(&workshop, vec![corpus]);
     let ingest = open(&options, &[workshop.word_teacher("words", &["en"])]).unwrap();
     workshop.write("in/written.txt", "row");
     let control = StageControl::default();
@@ -179,6 +184,26 @@ fn what_is_gone_may_be_forgotten() {
     workshop.write("in/last.txt", "menu");
     let mut ingest = reopen(&options, &teachers, &cursors, last.sequence.next()).unwrap();
     assert_eq!(documents(&next_entries(&mut ingest, 1)), ["last.txt@0"]);
+}
+
+/// What is given up may be the rest of a document.
+#[test]
+fn a_file_may_be_forgotten_in_the_middle_of_a_document() {
+    let workshop = Workshop::new();
+    let options = options(&workshop, vec![watched(&workshop, "in", Duration::from_millis(1))]);
+    let teachers = [workshop.word_teacher("words", &["en"])];
+    workshop.write("in/long.txt", "the menu and its row ".repeat(100));
+    let mut ingest = open(&options, &teachers).unwrap();
+    let first = next_entries(&mut ingest, 1).remove(0);
+    assert_ne!(first.cursor.next_byte, store::SourceCursor::DOCUMENT_DONE, "a document of several examples");
+    drop(ingest);
+    fs::remove_file(workshop.path("in/long.txt")).unwrap();
+    workshop.write("in/next.txt", "menu");
+    let cursors = Cursors::from([(Arc::clone(&first.cursor.source), first.cursor.clone())]);
+    assert!(reopen(&options, &teachers, &cursors, SequenceNumber(1)).is_err());
+    mending::forget(&options.feeds, "in", "long.txt").unwrap();
+    let mut ingest = reopen(&options, &teachers, &cursors, SequenceNumber(1)).unwrap();
+    assert_eq!(documents(&next_entries(&mut ingest, 1)), ["next.txt@0"]);
 }
 
 /// A link to a folder is not followed: neither by a look through the folder nor by the kernel's reports.

@@ -143,14 +143,16 @@ fn a_log_that_was_copied_is_recognised_when_somebody_asks_for_it() {
     let reopened = || reopen(&log.options, &log.teachers, &Log::cursors(&last), SequenceNumber(3));
     let error = reopened().err().unwrap().to_string();
     assert!(error.contains("corpus recognise") && error.contains("corpus forget"), "{error}");
-    let recognise = || mending::recognise(&log.options.feeds, "app", &log.workshop.path("logs/app.log"));
+    let recognise = || mending::recognise(&log.options.feeds, "app", &log.workshop.path("logs/app.log"), |_| 0);
 
     fs::copy(log.workshop.path("logs/app.log"), log.workshop.path("logs/app.log.old")).unwrap();
     let error = recognise().unwrap_err().to_string();
     assert!(error.contains("app.log.old all begin as `app.log~2` did"), "{error}");
     fs::remove_file(log.workshop.path("logs/app.log.old")).unwrap();
     let names = |found: Vec<(Arc<str>, _)>| found.into_iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>();
-    assert_eq!(names(recognise().unwrap()), ["app.log", "app.log~2"]);
+    let far = mending::recognise(&log.options.feeds, "app", &log.workshop.path("logs/app.log"), |_| 1000);
+    assert!(far.unwrap_err().to_string().contains("with 1000 bytes or more"), "it was read further than the copy goes");
+    assert_eq!(names(recognise().unwrap()), ["app.log~2", "app.log"]);
     assert_eq!(names(recognise().unwrap()), [""; 0], "they are known now");
     assert_eq!(documents(&next_entries(&mut reopened().unwrap(), 1)), ["app.log~2@7"]);
 

@@ -10,7 +10,7 @@ use crate::log::copying::{Input, PRECISION_SETTING, SYNC_INTERVAL, feed};
 use crate::log::disk::{Disk, StdDisk};
 use crate::log::error::StoreError;
 use crate::log::index::{BlockPlace, Index, Seal};
-use crate::log::new_log::{discard, measure, name, prepare};
+use crate::log::new_log::{discard, measure, name, prepare, refuse_inside_log};
 use crate::log::options::{Extras, LogOptions, Precision};
 use crate::log::pass::{Meter, Pass, places, read_blocks};
 use crate::log::reader::{LogReader, read_block, read_outlines};
@@ -259,6 +259,7 @@ impl ExtendedLog {
 
     /// A folder without a log may hold what a writer makes before the first segment, and nothing else.
     fn check_room(&self) -> Result<(), StoreError> {
+        refuse_inside_log(&self.out)?;
         let names = match fs::read_dir(&self.out) {
             Ok(names) => names,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

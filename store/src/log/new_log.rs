@@ -175,14 +175,25 @@ pub(crate) fn memory_bytes(entry: &Entry) -> u64 {
     400 + record.text.as_ref().map_or(0, |text| text.len() as u64) + record.copies.iter().map(of_copy).sum::<u64>()
 }
 
+/// Refuses a folder inside a log: that one's reader would take it for damage, and a copy of it for its own.
+pub(crate) fn refuse_inside_log(out: &Path) -> Result<(), StoreError> {
+    // Only what is there says what `..` and links mean.
+    let parents = out.ancestors().skip(1).map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+    let Some(above) = parents.into_iter().find_map(|dir| dir.canonicalize().ok()) else { return Ok(()) };
+    match above.ancestors().find(|dir| dir.join(hint::NAME).exists()) {
+        None => Ok(()),
+        Some(dir) => {
+            let what = format!("it would lie in the log in {}; name a folder beside that", dir.display());
+            Err(StoreError::OutputUnusable { dir: out.to_owned(), what })
+        }
+    }
+}
+
 /// Refuses a folder in which something is; gives the one in which the log is to grow.
 pub(crate) fn prepare(out: &Path) -> Result<PathBuf, StoreError> {
     let unusable = |dir: &Path, what: &str| StoreError::OutputUnusable { dir: dir.to_owned(), what: what.to_owned() };
     let name = out.file_name().ok_or_else(|| unusable(out, "it names no folder"))?;
-    let holds_log = |dir: &&Path| dir.join(hint::NAME).exists();
-    if let Some(dir) = out.ancestors().skip(1).find(holds_log) {
-        return Err(unusable(out, &format!("it would lie in the log in {}; name a folder beside that", dir.display())));
-    }
+    refuse_inside_log(out)?;
     let mut partial = name.to_owned();
     partial.push(PARTIAL);
     let partial = out.with_file_name(partial);

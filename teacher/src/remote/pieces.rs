@@ -1,8 +1,11 @@
 //! Pieces of a log as messages. A piece that is larger than the server takes goes in several parts.
 
-use super::wire::{PROTOCOL, WireError};
+use super::wire::WireError;
 use store::SequenceNumber;
 use store::log::{Piece, Place};
+
+/// Version of the messages. Streams of earlier versions are read on, so it changes only with their form.
+const VERSION: u32 = 1;
 
 /// Bytes of a message before its part of the piece.
 const HEAD_BYTES: usize = 48;
@@ -44,7 +47,7 @@ impl Part {
     pub(super) fn encode(&self) -> Vec<u8> {
         let Piece { at, previous, bytes, end } = &self.piece;
         let mut message = Vec::with_capacity(HEAD_BYTES + bytes.len());
-        message.extend(PROTOCOL.to_le_bytes());
+        message.extend(VERSION.to_le_bytes());
         message.extend(previous.to_le_bytes());
         for number in [at.segment.0, at.offset, end.0, self.total_bytes, self.from] {
             message.extend(number.to_le_bytes());
@@ -61,7 +64,7 @@ impl Part {
         let (head, bytes) = message.split_first_chunk::<HEAD_BYTES>().ok_or(WireError("it is too short"))?;
         let small = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let large = |at: usize| u64::from(small(at)) | u64::from(small(at + 4)) << 32;
-        if small(0) != PROTOCOL {
+        if small(0) != VERSION {
             return Err(WireError("another version"));
         }
         let at = Place { segment: SequenceNumber(large(8)), offset: large(16) };

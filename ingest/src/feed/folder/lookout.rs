@@ -354,6 +354,28 @@ mod tests {
     }
 
     #[test]
+    fn what_takes_the_place_of_a_file_that_was_given_up_is_taken_however_late() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("in/a.txt");
+        fs::create_dir(root.path().join("in")).unwrap();
+        fs::write(&path, "one").unwrap();
+        fs::write(root.path().join("in/z.txt"), "two").unwrap();
+        let mut lookout = lookout(root.path(), Duration::ZERO);
+        look(&mut lookout);
+        assert_eq!(names(&lookout), ["a.txt", "z.txt"]);
+        lookout.watched.parts().forget("a.txt".into());
+        lookout.watched.parts().reach("z.txt");
+        look(&mut lookout);
+        look(&mut lookout);
+        assert_eq!(names(&lookout), ["z.txt"], "nobody has touched the file itself");
+        // It begins as the one that was given up.
+        fs::write(&path, "one and more").unwrap();
+        look(&mut lookout);
+        look(&mut lookout);
+        assert_eq!(names(&lookout), ["z.txt", "a.txt~2"]);
+    }
+
+    #[test]
     fn a_file_that_changes_is_never_taken_whether_or_not_the_kernel_reports_it() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("in/a.txt");

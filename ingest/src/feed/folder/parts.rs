@@ -113,7 +113,7 @@ impl Parts {
         }
         let taken = self.list.pop_front()?;
         self.by_name.remove(&taken.name);
-        self.forgotten.remove(&taken.name);
+        let given_up = self.forgotten.remove(&taken.name);
         if self.by_path.get(&taken.path) == Some(&self.first) {
             self.by_path.remove(&taken.path);
         }
@@ -122,7 +122,9 @@ impl Parts {
         let names = number(&taken).max(self.past.get(&path).map_or(0, |past| past.names));
         let seen = stamp_hash(&stamp(&taken).unwrap_or(identity.stamp));
         let earlier = Earlier::of(identity);
-        let file = PastFile { path, names, stamp: seen, bytes: earlier.bytes, content: earlier.content };
+        // Of a file that was given up whatever comes in its place is another one, but the file itself if nobody has touched it.
+        let bytes = if given_up { u64::MAX } else { earlier.bytes };
+        let file = PastFile { path, names, stamp: seen, bytes, content: earlier.content };
         self.past.insert(path, file);
         Some(taken)
     }
