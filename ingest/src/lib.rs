@@ -13,7 +13,8 @@
 //! - Sequence numbers are contiguous, and every entry carries the cursor of its source after that entry.
 //! - Every draw of the sampler makes one entry: an example, a skipped document, or the end of the source.
 //! - Shares follow the characters that are available, never those consumed; a source that has nothing now is not drawn.
-//! - The spans of a document's entries tile it: no byte is left out, none is covered twice.
+//! - The spans of a document's entries tile it: no byte is left out, none is covered twice; but for a file of which somebody gave up the rest
+//!   ([`feed::mending`]).
 //! - A copy's ids are those of tokenising the example's text alone; no copy exceeds the longest sequence.
 //! - Bad input never stops the stream: it becomes a skip entry, a counter and a file in the quarantine folder. A file that
 //!   was replaced, cut or removed before it was read does: nobody else would notice what was lost.

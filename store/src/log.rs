@@ -21,7 +21,7 @@
 //! ```text
 //! <first sequence number, 20 digits>.seg      a segment
 //! <first sequence number, 20 digits>.seg.tmp  a segment whose header is being written; removed by recovery
-//! POSITION                                    how far the live writer is; locked by it; not needed for recovery
+//! POSITION                                    how far the writer is, or came; locked while it lives; not needed for recovery
 //! RETAINED                                    where the log begins, once retention has removed segments
 //! RETAINED.tmp                                the same, being written; removed by recovery
 //! torn/<segment>@<offset>[.<n>]               tails that recovery cut

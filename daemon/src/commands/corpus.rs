@@ -90,15 +90,19 @@ impl Stopped {
         Ok(Self { configuration, corpus, _state: state })
     }
 
-    /// Where the log stands in the files of the corpus: where the last document of it begins, by the file's name.
+    /// Where the log stands in the files of the corpus: where the last document begins that a source of it has read, by the file's name.
     fn was_read(&self) -> Result<BTreeMap<String, u64>, Failure> {
         let log = LogReader::open(&self.configuration.store.path)?;
         let cursors = log.cursors(log.durable())?;
         let own = |source: &str| {
             source.strip_prefix(&self.corpus.name).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
         };
-        let places = cursors.values().filter(|cursor| own(&cursor.source));
-        Ok(places.map(|cursor| (cursor.file.to_string(), cursor.document_offset_bytes)).collect())
+        let mut places = BTreeMap::new();
+        for cursor in cursors.values().filter(|cursor| own(&cursor.source)) {
+            let bytes: &mut u64 = places.entry(cursor.file.to_string()).or_default();
+            *bytes = cursor.document_offset_bytes.max(*bytes);
+        }
+        Ok(places)
     }
 
     fn manifests(&self) -> PathBuf {
